@@ -1,0 +1,23 @@
+//! The wire contracts of Cofferdam and their generated types. No logic lives here.
+//!
+//! - [`cri`] (feature `cri`): the Kubernetes Container Runtime Interface v1, over gRPC. Source: `proto/cri.proto`.
+//! - [`shim`] (feature `shim`): what our own shim serves beside containerd's Task service, over ttrpc. Source:
+//!   `proto/shim.proto`.
+
+/// The Kubernetes Container Runtime Interface, version v1.
+#[cfg(feature = "cri")]
+#[allow(clippy::all, clippy::too_many_lines, missing_docs)]
+pub mod cri {
+    tonic::include_proto!("runtime.v1");
+}
+
+/// The extension of our shim.
+#[cfg(feature = "shim")]
+#[allow(clippy::all, clippy::too_many_lines, missing_docs)]
+pub mod shim {
+    mod generated {
+        include!(concat!(env!("OUT_DIR"), "/shim_mod.rs"));
+    }
+    pub use generated::shim::*;
+    pub use generated::shim_ttrpc::*;
+}
