@@ -6,7 +6,7 @@ use std::path::PathBuf;
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     if std::env::var_os("CARGO_FEATURE_CRI").is_some() {
-        let descriptors = protox::compile(["proto/cri.proto"], ["proto"])?;
+        let descriptors = protox::compile(["proto/cri.proto", "proto/admin.proto"], ["proto"])?;
         tonic_prost_build::configure().compile_fds(descriptors)?;
     }
     if std::env::var_os("CARGO_FEATURE_SHIM").is_some() {

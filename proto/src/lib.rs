@@ -1,6 +1,8 @@
 //! The wire contracts of Cofferdam and their generated types. No logic lives here.
 //!
 //! - [`cri`] (feature `cri`): the Kubernetes Container Runtime Interface v1, over gRPC. Source: `proto/cri.proto`.
+//! - [`admin`] (feature `cri`): what the operator's commands ask of the daemon beyond the CRI. Source:
+//!   `proto/admin.proto`.
 //! - [`shim`] (feature `shim`): what our own shim serves beside containerd's Task service, over ttrpc. Source:
 //!   `proto/shim.proto`.
 
@@ -9,6 +11,13 @@
 #[allow(clippy::all, clippy::too_many_lines, missing_docs)]
 pub mod cri {
     tonic::include_proto!("runtime.v1");
+}
+
+/// What the operator's commands ask of the daemon beyond the CRI.
+#[cfg(feature = "cri")]
+#[allow(clippy::all, clippy::too_many_lines, missing_docs)]
+pub mod admin {
+    tonic::include_proto!("cofferdam.admin.v1");
 }
 
 /// The extension of our shim.
