@@ -1,0 +1,39 @@
+//! What the domain works with: everything below sandboxes and containers, wired once.
+
+use std::sync::Arc;
+
+use tokio_util::task::TaskTracker;
+
+use crate::cgroup::Cgroups;
+use crate::image::ImageService;
+use crate::network::Network;
+use crate::places::Places;
+use crate::runtime::{HandlerTable, Launcher};
+use crate::snapshot::Snapshots;
+use crate::spec::Defaults;
+use crate::spec::host::NodeFacts;
+use crate::store::Store;
+
+/// The parts that sandboxes and containers are made with.
+pub struct Ports {
+    pub places: Places,
+    pub store: Arc<Store>,
+    pub handlers: HandlerTable,
+    pub launcher: Launcher,
+    pub network: Network,
+    pub images: Arc<ImageService>,
+    pub snapshots: Arc<Snapshots>,
+    pub cgroups: Cgroups,
+    /// What the node allows a spec to ask for.
+    pub facts: NodeFacts,
+    pub spec_defaults: Defaults,
+    /// Owns every task of the domain; the daemon waits for them when it ends.
+    pub tracker: TaskTracker,
+}
+
+/// Nanoseconds since the epoch, the CRI's time.
+#[must_use]
+pub fn now() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |d| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX))
+}

@@ -1,0 +1,221 @@
+//! RunPodSandbox: from the kubelet's request to a pause process with a network.
+//!
+//! The record is stored before the first effect. Every effect is taken back by the same idempotent teardown that
+//! StopPodSandbox uses, so a failure at any step leaves nothing; if even the teardown fails, the sandbox stays as
+//! NotReady, for the kubelet to stop and remove.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use cofferdam_proto::cri;
+
+use super::record::{SandboxRecord, SandboxState, SandboxStatus};
+use super::{Sandbox, SandboxError, Sandboxes, Shared, files};
+use crate::model::SandboxId;
+use crate::network::{AttachResult, Dns, PodAttachment, PortMapping, netns};
+use crate::operation::Stage;
+use crate::ports::{Ports, now};
+use crate::runtime::{CreateTask, Handler, Shim};
+use crate::spec::{SandboxInput, namespaces::PodNamespaces, sandbox_spec};
+use crate::store::Table;
+
+/// The namespace of tasks in shims: the one that other tools know for Kubernetes.
+pub const TASK_NAMESPACE: &str = "k8s.io";
+
+impl Sandboxes {
+    /// Runs a sandbox, or joins the run of the same pod and attempt that is under way.
+    ///
+    /// # Errors
+    /// When the request is wrong or a step fails; then nothing of the sandbox is left.
+    pub async fn run(self: &Arc<Self>, config: cri::PodSandboxConfig, handler: String) -> Shared<SandboxId> {
+        let key = validate(&config).map_err(Arc::new)?;
+        let sandboxes = Arc::clone(self);
+        let begin = |stage| async move { sandboxes.make(config, handler, &stage).await.map_err(Arc::new) };
+        self.runs.join(&key, begin).await.map_err(|lost| Arc::new(lost.into()))?
+    }
+
+    async fn make(
+        self: &Arc<Self>,
+        config: cri::PodSandboxConfig,
+        requested_handler: String,
+        stage: &Stage,
+    ) -> Result<SandboxId, SandboxError> {
+        let handler = self.ports.handlers.handler(&requested_handler)?.clone();
+        if let Some(existing) = self.same_pod(&config) {
+            if existing.is_ready() && *existing.config() == config {
+                return Ok(existing.id().clone());
+            }
+            let state = existing.status().state.name();
+            return Err(SandboxError::Exists { id: existing.id().clone(), state });
+        }
+        let options = security(&config).and_then(|s| s.namespace_options.as_ref());
+        let namespaces = PodNamespaces::of(options)?;
+        let record = SandboxRecord {
+            id: SandboxId::generate().map_err(|source| SandboxError::File {
+                operation: "id from",
+                path: "/dev/urandom".into(),
+                source,
+            })?,
+            config,
+            handler: handler.name.clone(),
+            requested_handler,
+            created_at: now(),
+            own_network: namespaces.network,
+            status: SandboxStatus {
+                state: SandboxState::Creating,
+                ips: Vec::new(),
+                attached: namespaces.network,
+            },
+        };
+        stage.set("recording");
+        self.ports.store.put(Table::Sandboxes, record.id.as_str(), &record).await?;
+        let sandbox = Sandbox::new(record);
+        self.all.insert(sandbox.id().as_str(), Arc::clone(&sandbox));
+        match self.build(&sandbox, &handler, namespaces, stage).await {
+            Ok(()) => Ok(sandbox.id().clone()),
+            Err(error) => {
+                stage.set("undoing");
+                self.undo(&sandbox).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// The sandbox of the same pod and attempt, if there is one.
+    fn same_pod(&self, config: &cri::PodSandboxConfig) -> Option<Arc<Sandbox>> {
+        let metadata = config.metadata.as_ref()?;
+        self.all().into_iter().find(|s| s.config().metadata.as_ref() == Some(metadata))
+    }
+
+    /// A sandbox that failed half-way goes away; when that fails too it stays, not ready.
+    async fn undo(&self, sandbox: &Arc<Sandbox>) {
+        if let Err(error) = self.take_away(sandbox).await {
+            tracing::warn!(sandbox = %sandbox.id(), error = %crate::report::chain(&error),
+                "the sandbox could not be undone; it stays, not ready, until it is removed");
+            let ended = |s: &SandboxStatus| {
+                Ok::<_, SandboxError>(SandboxStatus { state: s.state.ended(), ..s.clone() })
+            };
+            if let Err(error) = sandbox.change(&self.ports, ended).await {
+                tracing::error!(sandbox = %sandbox.id(), error = %crate::report::chain(&error), "record");
+            }
+        }
+    }
+
+    async fn build(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        handler: &Handler,
+        namespaces: PodNamespaces,
+        stage: &Stage,
+    ) -> Result<(), SandboxError> {
+        stage.set("making files");
+        let ports = &self.ports;
+        let shared = files::create(ports, sandbox, namespaces).await?;
+        stage.set("attaching the network and starting the shim");
+        // Neither waits for the other; both are waited for, so that an undo finds them finished.
+        let (network, shim) = tokio::join!(
+            self.connect(sandbox, namespaces),
+            ports.launcher.start(handler, sandbox.id().as_str(), TASK_NAMESPACE, &shared.bundle)
+        );
+        let shim = Arc::new(shim?);
+        sandbox.shim.store(Some(Arc::clone(&shim)));
+        let ips = network?.map(|n| n.ips).unwrap_or_default();
+        files::write_hosts(&shared, sandbox.config(), &ips)?;
+        stage.set("starting the pause process");
+        let pid = self.start_pause(sandbox, handler, &shared, &shim).await?;
+        stage.set("recording");
+        let built = |s: &SandboxStatus| {
+            Ok::<_, SandboxError>(SandboxStatus { state: s.state.built(pid)?, ips, attached: s.attached })
+        };
+        sandbox.change(ports, built).await?;
+        self.supervise(sandbox, shim);
+        Ok(())
+    }
+
+    async fn connect(
+        &self,
+        sandbox: &Sandbox,
+        namespaces: PodNamespaces,
+    ) -> Result<Option<AttachResult>, SandboxError> {
+        if !namespaces.network {
+            return Ok(None);
+        }
+        let attachment = full_attachment(&self.ports, sandbox)?;
+        netns::create(self.ports.places.state(), sandbox.id(), &[]).await?;
+        Ok(Some(self.ports.network.attach(&attachment).await?))
+    }
+
+    async fn start_pause(
+        &self,
+        sandbox: &Sandbox,
+        handler: &Handler,
+        shared: &files::SandboxFiles,
+        shim: &Shim,
+    ) -> Result<u32, SandboxError> {
+        let ports = &self.ports;
+        let netns = sandbox.made.own_network.then(|| netns_path(ports, sandbox.id()));
+        let parent = files::cgroup_parent(sandbox.config());
+        ports.cgroups.ensure_parent(&parent)?;
+        let spec = sandbox_spec(&SandboxInput {
+            id: sandbox.id().as_str(),
+            config: sandbox.config(),
+            netns: netns.as_deref(),
+            pause_binary: &ports.launcher.pause_binary()?,
+            hostname: &files::host_name(sandbox.config()),
+            shm: shared.shm.as_deref(),
+            cgroups_path: ports.cgroups.path_for(&parent, sandbox.id().as_str()),
+            facts: &ports.facts,
+            defaults: &ports.spec_defaults,
+        })?;
+        spec.save(shared.bundle.join("config.json")).map_err(SandboxError::SpecFile)?;
+        let task = CreateTask {
+            id: sandbox.id().as_str().to_owned(),
+            bundle: shared.bundle.clone(),
+            options: handler.options.clone(),
+            ..CreateTask::default()
+        };
+        shim.create(task).await?;
+        Ok(shim.start("").await?)
+    }
+}
+
+/// The pinned network namespace of a sandbox.
+pub(super) fn netns_path(ports: &Ports, id: &SandboxId) -> PathBuf {
+    netns::path(ports.places.state(), id)
+}
+
+fn full_attachment(ports: &Ports, sandbox: &Sandbox) -> Result<PodAttachment, SandboxError> {
+    let config = sandbox.config();
+    let mut pod = sandbox.attachment(ports);
+    pod.port_mappings = PortMapping::from_cri(&config.port_mappings)?;
+    pod.annotations = config.annotations.clone().into_iter().collect();
+    if let Some(dns) = &config.dns_config {
+        pod.dns =
+            Dns { servers: dns.servers.clone(), searches: dns.searches.clone(), options: dns.options.clone() };
+    }
+    pod.cgroup_parent = config.linux.as_ref().map(|l| l.cgroup_parent.clone()).unwrap_or_default();
+    Ok(pod)
+}
+
+pub(super) fn security(config: &cri::PodSandboxConfig) -> Option<&cri::LinuxSandboxSecurityContext> {
+    config.linux.as_ref()?.security_context.as_ref()
+}
+
+/// Checks what every step relies on; answers the key that retries of the same request share.
+fn validate(config: &cri::PodSandboxConfig) -> Result<String, SandboxError> {
+    let invalid = |text: &str| Err(SandboxError::Invalid(text.to_owned()));
+    let Some(metadata) = &config.metadata else { return invalid("metadata is missing") };
+    if metadata.name.is_empty() {
+        return invalid("metadata.name is empty");
+    }
+    if metadata.namespace.is_empty() {
+        return invalid("metadata.namespace is empty");
+    }
+    if config.hostname.len() > 64 {
+        return invalid("hostname is longer than 64 bytes, the kernel's limit (sethostname(2))");
+    }
+    if !config.log_directory.is_empty() && !config.log_directory.starts_with('/') {
+        return invalid("log_directory is not an absolute path");
+    }
+    Ok(format!("{}/{}/{}/{}", metadata.namespace, metadata.name, metadata.uid, metadata.attempt))
+}
