@@ -105,6 +105,18 @@ impl<T: Clone + Send + Sync + 'static> Operations<T> {
         value.clone().ok_or(lost)
     }
 
+    /// Waits for the end of the operation `key`, if one is under way.
+    pub async fn ended(&self, key: &str) {
+        let result = {
+            let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+            running.get(key).map(|entry| entry.result.clone())
+        };
+        if let Some(mut result) = result {
+            // An operation without a result has ended as well.
+            let _ = result.wait_for(Option::is_some).await;
+        }
+    }
+
     fn spawn<F>(&self, key: String, operation: F) -> watch::Receiver<Option<T>>
     where
         F: Future<Output = T> + Send + 'static,

@@ -2,16 +2,17 @@
 
 use std::sync::Arc;
 
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::cgroup::Cgroups;
 use crate::image::ImageService;
 use crate::network::Network;
+use crate::node::Features;
 use crate::places::Places;
-use crate::runtime::{HandlerTable, Launcher};
+use crate::runtime::{ExecRunner, HandlerTable, Launcher};
 use crate::snapshot::Snapshots;
 use crate::spec::Defaults;
-use crate::spec::host::NodeFacts;
 use crate::store::Store;
 
 /// The parts that sandboxes and containers are made with.
@@ -20,15 +21,18 @@ pub struct Ports {
     pub store: Arc<Store>,
     pub handlers: HandlerTable,
     pub launcher: Launcher,
+    pub exec: ExecRunner,
     pub network: Network,
     pub images: Arc<ImageService>,
     pub snapshots: Arc<Snapshots>,
     pub cgroups: Cgroups,
     /// What the node allows a spec to ask for.
-    pub facts: NodeFacts,
+    pub features: Features,
     pub spec_defaults: Defaults,
     /// Owns every task of the domain; the daemon waits for them when it ends.
     pub tracker: TaskTracker,
+    /// Cancelled when the daemon ends: what only watches ends then, what changes something is waited for.
+    pub stopping: CancellationToken,
 }
 
 /// Nanoseconds since the epoch, the CRI's time.

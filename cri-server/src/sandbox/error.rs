@@ -10,6 +10,7 @@ use crate::operation::Lost;
 use crate::runtime::{RuntimeError, UnknownHandler};
 use crate::spec::SpecError;
 use crate::store::StoreError;
+use crate::task::TaskError;
 
 use super::record::Refused;
 
@@ -36,6 +37,8 @@ pub enum SandboxError {
     Runtime(#[from] RuntimeError),
     #[error("pod sandbox's cgroup")]
     Cgroup(#[from] CgroupError),
+    #[error("pod sandbox's task")]
+    Task(#[from] TaskError),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]

@@ -15,12 +15,10 @@ use crate::model::SandboxId;
 use crate::network::{AttachResult, Dns, PodAttachment, PortMapping, netns};
 use crate::operation::Stage;
 use crate::ports::{Ports, now};
-use crate::runtime::{CreateTask, Handler, Shim};
+use crate::runtime::{CreateTask, Handler};
 use crate::spec::{SandboxInput, namespaces::PodNamespaces, sandbox_spec};
 use crate::store::Table;
-
-/// The namespace of tasks in shims: the one that other tools know for Kubernetes.
-pub const TASK_NAMESPACE: &str = "k8s.io";
+use crate::task;
 
 impl Sandboxes {
     /// Runs a sandbox, or joins the run of the same pod and attempt that is under way.
@@ -40,7 +38,7 @@ impl Sandboxes {
         requested_handler: String,
         stage: &Stage,
     ) -> Result<SandboxId, SandboxError> {
-        let handler = self.ports.handlers.handler(&requested_handler)?.clone();
+        let handler = self.ports.handlers.handler(&requested_handler)?;
         if let Some(existing) = self.same_pod(&config) {
             if existing.is_ready() && *existing.config() == config {
                 return Ok(existing.id().clone());
@@ -71,7 +69,7 @@ impl Sandboxes {
         self.ports.store.put(Table::Sandboxes, record.id.as_str(), &record).await?;
         let sandbox = Sandbox::new(record);
         self.all.insert(sandbox.id().as_str(), Arc::clone(&sandbox));
-        match self.build(&sandbox, &handler, namespaces, stage).await {
+        match self.build(&sandbox, handler, namespaces, stage).await {
             Ok(()) => Ok(sandbox.id().clone()),
             Err(error) => {
                 stage.set("undoing");
@@ -92,10 +90,7 @@ impl Sandboxes {
         if let Err(error) = self.take_away(sandbox).await {
             tracing::warn!(sandbox = %sandbox.id(), error = %crate::report::chain(&error),
                 "the sandbox could not be undone; it stays, not ready, until it is removed");
-            let ended = |s: &SandboxStatus| {
-                Ok::<_, SandboxError>(SandboxStatus { state: s.state.ended(), ..s.clone() })
-            };
-            if let Err(error) = sandbox.change(&self.ports, ended).await {
+            if let Err(error) = self.mark_ended(sandbox).await {
                 tracing::error!(sandbox = %sandbox.id(), error = %crate::report::chain(&error), "record");
             }
         }
@@ -111,18 +106,21 @@ impl Sandboxes {
         stage.set("making files");
         let ports = &self.ports;
         let shared = files::create(ports, sandbox, namespaces).await?;
+        self.write_spec(sandbox, handler, &shared)?;
         stage.set("attaching the network and starting the shim");
         // Neither waits for the other; both are waited for, so that an undo finds them finished.
         let (network, shim) = tokio::join!(
             self.connect(sandbox, namespaces),
-            ports.launcher.start(handler, sandbox.id().as_str(), TASK_NAMESPACE, &shared.bundle)
+            ports.launcher.start(handler, sandbox.id().as_str(), task::NAMESPACE, &shared.bundle)
         );
         let shim = Arc::new(shim?);
         sandbox.shim.store(Some(Arc::clone(&shim)));
         let ips = network?.map(|n| n.ips).unwrap_or_default();
         files::write_hosts(&shared, sandbox.config(), &ips)?;
         stage.set("starting the pause process");
-        let pid = self.start_pause(sandbox, handler, &shared, &shim).await?;
+        let bundle = shared.bundle.clone();
+        shim.create(CreateTask { bundle, options: handler.options.clone(), ..CreateTask::default() }).await?;
+        let pid = shim.start("").await?;
         stage.set("recording");
         let built = |s: &SandboxStatus| {
             Ok::<_, SandboxError>(SandboxStatus { state: s.state.built(pid)?, ips, attached: s.attached })
@@ -145,13 +143,12 @@ impl Sandboxes {
         Ok(Some(self.ports.network.attach(&attachment).await?))
     }
 
-    async fn start_pause(
+    fn write_spec(
         &self,
         sandbox: &Sandbox,
         handler: &Handler,
         shared: &files::SandboxFiles,
-        shim: &Shim,
-    ) -> Result<u32, SandboxError> {
+    ) -> Result<(), SandboxError> {
         let ports = &self.ports;
         let netns = sandbox.made.own_network.then(|| netns_path(ports, sandbox.id()));
         let parent = files::cgroup_parent(sandbox.config());
@@ -163,20 +160,18 @@ impl Sandboxes {
             pause_binary: &ports.launcher.pause_binary()?,
             hostname: &files::host_name(sandbox.config()),
             shm: shared.shm.as_deref(),
-            cgroups_path: ports.cgroups.path_for(&parent, sandbox.id().as_str()),
+            cgroups_path: cgroups_path(ports, handler, sandbox),
             facts: &ports.facts,
             defaults: &ports.spec_defaults,
         })?;
-        spec.save(shared.bundle.join("config.json")).map_err(SandboxError::SpecFile)?;
-        let task = CreateTask {
-            id: sandbox.id().as_str().to_owned(),
-            bundle: shared.bundle.clone(),
-            options: handler.options.clone(),
-            ..CreateTask::default()
-        };
-        shim.create(task).await?;
-        Ok(shim.start("").await?)
+        spec.save(shared.bundle.join("config.json")).map_err(SandboxError::SpecFile)
     }
+}
+
+/// Where the pause container's cgroup is, as its spec names it.
+pub(super) fn cgroups_path(ports: &Ports, handler: &Handler, sandbox: &Sandbox) -> String {
+    let parent = files::cgroup_parent(sandbox.config());
+    ports.cgroups.path_for(handler.systemd_cgroup, &parent, sandbox.id().as_str())
 }
 
 /// The pinned network namespace of a sandbox.

@@ -2,12 +2,36 @@
 //!
 //! Invariant: a failed step does not keep the others from being tried, and what is absent counts as done.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::record::SandboxStatus;
-use super::{Sandbox, SandboxError, Sandboxes, Shared, files};
+use super::{Sandbox, SandboxError, Sandboxes, Shared, files, run};
+use crate::model::SandboxId;
 use crate::network::netns;
+use crate::runtime::{Handler, Shim};
 use crate::task;
+
+/// The task of a pause process, with what [`task::Ending`] borrows.
+pub(super) struct PauseTask<'a> {
+    id: SandboxId,
+    bundle: PathBuf,
+    handler: &'a Handler,
+    shim: Option<Arc<Shim>>,
+    cgroups_path: String,
+}
+
+impl PauseTask<'_> {
+    pub(super) fn ending(&self) -> task::Ending<'_> {
+        task::Ending {
+            id: self.id.as_str(),
+            bundle: &self.bundle,
+            handler: self.handler,
+            shim: self.shim.clone(),
+            cgroups_path: &self.cgroups_path,
+        }
+    }
+}
 
 impl Sandboxes {
     /// Ends the pause process, detaches the network and unmounts what the pod shared. Its containers must be gone.
@@ -22,10 +46,15 @@ impl Sandboxes {
     }
 
     async fn halt(&self, sandbox: &Arc<Sandbox>) -> Result<(), SandboxError> {
+        self.mark_ended(sandbox).await?;
+        self.tear_down(sandbox).await
+    }
+
+    /// Records that the sandbox is not ready any more.
+    pub(super) async fn mark_ended(&self, sandbox: &Sandbox) -> Result<(), SandboxError> {
         let ended =
             |s: &SandboxStatus| Ok::<_, SandboxError>(SandboxStatus { state: s.state.ended(), ..s.clone() });
-        sandbox.change(&self.ports, ended).await?;
-        self.tear_down(sandbox).await
+        sandbox.change(&self.ports, ended).await
     }
 
     /// Takes back all that [`Sandboxes::run`] made, but the folder and the record.
@@ -37,20 +66,24 @@ impl Sandboxes {
         SandboxError::collect(failures)
     }
 
-    async fn end_pause(&self, sandbox: &Sandbox) -> Result<(), SandboxError> {
-        let ports = &self.ports;
-        let handler = ports.handlers.handler(&sandbox.made.handler)?;
-        let parent = files::cgroup_parent(sandbox.config());
-        let ending = task::Ending {
-            id: sandbox.id().as_str(),
-            bundle: &ports.places.sandbox(sandbox.id()),
-            handler,
-            shim: sandbox.shim.load_full(),
-            cgroups_path: &ports.cgroups.path_for(&parent, sandbox.id().as_str()),
-        };
-        task::end(ports, ending).await?;
+    pub(super) async fn end_pause(&self, sandbox: &Sandbox) -> Result<(), SandboxError> {
+        let pause = self.ending(sandbox)?;
+        task::end(&self.ports, pause.ending()).await?;
         sandbox.shim.store(None);
         Ok(())
+    }
+
+    /// What ending or watching the pause task needs.
+    pub(super) fn ending(&self, sandbox: &Sandbox) -> Result<PauseTask<'_>, SandboxError> {
+        let ports = &self.ports;
+        let handler = ports.handlers.handler(&sandbox.made.handler)?;
+        Ok(PauseTask {
+            id: sandbox.id().clone(),
+            bundle: ports.places.sandbox(sandbox.id()),
+            handler,
+            shim: sandbox.shim.load_full(),
+            cgroups_path: run::cgroups_path(ports, handler, sandbox),
+        })
     }
 
     async fn disconnect(&self, sandbox: &Sandbox) -> Result<(), SandboxError> {

@@ -2,25 +2,30 @@
 
 use std::sync::Arc;
 
-use super::record::SandboxStatus;
 use super::{Sandbox, SandboxError, Sandboxes};
 use crate::runtime::Shim;
+use crate::task::{self, End};
 
 impl Sandboxes {
-    /// Watches until the pause process has ended. The task ends with the shim's connection at the latest.
+    /// Watches until the pause process has ended; the daemon's end ends the task.
     pub(super) fn supervise(self: &Arc<Self>, sandbox: &Arc<Sandbox>, shim: Arc<Shim>) {
         let (sandboxes, sandbox) = (Arc::clone(self), Arc::clone(sandbox));
         self.ports.tracker.spawn(async move {
-            let end = shim.wait("").await;
-            if sandbox.is_ready() {
-                tracing::warn!(sandbox = %sandbox.id(), exit = ?end, "the pause process ended; the pod is not ready");
-            }
-            let ended = |s: &SandboxStatus| {
-                Ok::<_, SandboxError>(SandboxStatus { state: s.state.ended(), ..s.clone() })
-            };
-            if let Err(error) = sandbox.change(&sandboxes.ports, ended).await {
-                tracing::error!(sandbox = %sandbox.id(), error = %crate::report::chain(&error), "record");
+            let stopping = sandboxes.ports.stopping.clone();
+            let watched = stopping.run_until_cancelled(sandboxes.see_off(&sandbox, shim)).await;
+            if let Some(Err(error)) = watched {
+                tracing::error!(sandbox = %sandbox.id(), error = %crate::report::chain(&error), "end of the pause process");
             }
         });
+    }
+
+    async fn see_off(&self, sandbox: &Arc<Sandbox>, shim: Arc<Shim>) -> Result<(), SandboxError> {
+        let places = self.ending(sandbox)?;
+        let end = task::wait(&self.ports, task::Ending { shim: Some(shim), ..places.ending() }).await?;
+        if sandbox.is_ready() {
+            let shim_died = matches!(end, End::ShimDead(_));
+            tracing::warn!(sandbox = %sandbox.id(), shim_died, "the pause process ended: the pod is not ready");
+        }
+        self.mark_ended(sandbox).await
     }
 }
