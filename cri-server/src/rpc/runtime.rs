@@ -138,7 +138,7 @@ impl RuntimeService for Runtime {
     }
 
     async fn status(&self, request: Request<cri::StatusRequest>) -> Result<Response<cri::StatusResponse>, Status> {
-        node::status(&self.0, request.into_inner()).await.map(Response::new)
+        node::status_call(&self.0, request.into_inner()).await.map(Response::new)
     }
 
     async fn checkpoint_container(&self, _: Request<cri::CheckpointContainerRequest>) -> Result<Response<cri::CheckpointContainerResponse>, Status> {
