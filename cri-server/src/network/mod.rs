@@ -25,6 +25,11 @@ mod provide;
 mod result;
 mod watch;
 
+#[cfg(test)]
+mod fake_plugins_test;
+#[cfg(test)]
+mod privileged_test;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -155,7 +155,7 @@ fn sysctl_file(key: &str, pin: &Path) -> Result<PathBuf, NetworkError> {
 }
 
 /// Sets the loopback interface up, by one rtnetlink request.
-fn raise_loopback() -> io::Result<()> {
+pub(super) fn raise_loopback() -> io::Result<()> {
     const RTM_NEWLINK: u16 = 16;
     const REQUEST_AND_ACK: u16 = 0x1 | 0x4;
     const NLMSG_ERROR: u16 = 2;
