@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use oci_spec::runtime::Process;
+use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
@@ -75,8 +76,14 @@ impl ExecRunner {
     ) -> Result<ExecOutput, ExecError> {
         let run = Run { shim: shim.clone(), bundle: bundle.to_owned(), exec_id: random_id()?, timeout };
         let span = tracing::info_span!("exec", task = shim.id(), exec = run.exec_id);
-        let work = self.tasks.spawn(async move { run.execute(process).await }.instrument(span));
-        work.await.unwrap_or(Err(ExecError::Abandoned))
+        let (answer, answered) = oneshot::channel();
+        let work = async move {
+            // The caller may have gone away; the shim has to forget the process all the same, which can take long.
+            let _ = answer.send(run.execute(process).await);
+            run.forget().await;
+        };
+        self.tasks.spawn(work.instrument(span));
+        answered.await.unwrap_or(Err(ExecError::Abandoned))
     }
 
     /// Waits until every command has ended or was killed.
@@ -101,7 +108,7 @@ struct Run {
 }
 
 impl Run {
-    async fn execute(self, process: Process) -> Result<ExecOutput, ExecError> {
+    async fn execute(&self, process: Process) -> Result<ExecOutput, ExecError> {
         let capture = ExecCapture::make(&self.bundle, &self.exec_id, LIMIT).map_err(ExecError::Io)?;
         let exec = ExecProcess {
             exec_id: self.exec_id.clone(),
@@ -122,12 +129,10 @@ impl Run {
         match ended {
             Ok(exit) => {
                 let (stdout, stderr) = capture.finish(DRAIN).await;
-                self.forget().await;
                 Ok(output(exit, stdout, stderr))
             }
             Err(error) => {
                 self.kill().await;
-                self.forget().await;
                 Err(error)
             }
         }

@@ -1,6 +1,7 @@
 //! Real shims run a real container: Debian's of the older generation, a newer one and our own where they are built.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use cofferdam::runtime::events::{Event, Sink};
@@ -37,6 +38,12 @@ impl Node {
         let exe = folder.path().join("cofferdam");
         let (sink, events) = Sink::bind(folder.path()).await.unwrap();
         let launcher = Launcher::new(folder.path(), &exe, sink.path());
+        let mut config = config;
+        if config.binary.is_some() {
+            // The OCI runtime's records go with the folder.
+            let root = folder.path().join("runc").display().to_string();
+            config.options.insert("Root".to_owned(), root.into());
+        }
         let handler = Handler::new("test", &config, &exe).unwrap();
         Self { folder, handler, launcher, events, sink: Some(sink) }
     }
@@ -86,19 +93,38 @@ impl Node {
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         let here = self.folder.path().to_str().unwrap();
         assert!(!mounts.contains(here), "mounts are left under {here}");
-        assert_eq!(processes_of(here), Vec::<String>::new(), "processes are left");
+        assert_eq!(processes_of(here), Vec::new(), "processes are left");
     }
 }
 
-/// Command lines of processes that name `text`.
-fn processes_of(text: &str) -> Vec<String> {
-    let own = std::process::id().to_string();
+impl Drop for Node {
+    /// After a failed test: shims name the folder in their arguments, and their children are the containers.
+    fn drop(&mut self) {
+        let mut doomed: Vec<u32> =
+            processes_of(self.folder.path().to_str().unwrap()).into_iter().map(|p| p.0).collect();
+        let mut next = 0;
+        while let Some(&pid) = doomed.get(next) {
+            let children =
+                std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+            doomed.extend(children.split_whitespace().filter_map(|child| child.parse::<u32>().ok()));
+            next += 1;
+        }
+        for pid in doomed {
+            let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap());
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+}
+
+/// Processes whose command lines name `text`.
+fn processes_of(text: &str) -> Vec<(u32, String)> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let Ok(pid) = entry.file_name().to_string_lossy().parse() else { continue };
         let Ok(line) = std::fs::read(entry.path().join("cmdline")) else { continue };
         let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        if line.contains(text) && entry.file_name().to_string_lossy() != own {
-            found.push(line);
+        if line.contains(text) && pid != std::process::id() {
+            found.push((pid, line));
         }
     }
     found
@@ -156,9 +182,10 @@ fn own() -> RuntimeConfig {
     }
 }
 
-/// A name that no other run uses.
+/// A name that no other test uses.
 fn unique(name: &str) -> String {
-    format!("{name}{}", std::process::id())
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    format!("{name}{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// Create, start, exec, kill, wait, delete, shut down: everything is answered and reported.
@@ -182,7 +209,9 @@ async fn life_of_a_container(config: RuntimeConfig) {
         (&b"out\n"[..], &b"err\n"[..], 7)
     );
     assert!(!output.truncated);
-    let again = shim.create(CreateTask { bundle: bundle.clone(), ..Default::default() }).await;
+    let twice =
+        CreateTask { bundle: bundle.clone(), options: node.handler.options.clone(), ..Default::default() };
+    let again = shim.create(twice).await;
     assert!(again.is_err(), "the same task twice");
     assert!(shim.state("nope").await.unwrap_err().is_not_found());
     assert!(shim.pids().await.unwrap().len() == 1);
@@ -269,7 +298,16 @@ async fn a_killed_shim_is_cleaned_up(config: RuntimeConfig) {
     tokio::time::timeout(Duration::from_secs(5), shim.closed()).await.expect("noticed");
     assert!(matches!(waiting.await.unwrap(), Err(RuntimeError::ConnectionLost { .. })));
     let endpoint = Launcher::recorded(&bundle).unwrap();
-    assert!(node.launcher.connect(&id, &endpoint, &bundle).await.unwrap_err().is_shim_lost());
+    // A dying process may lose its connections a moment before its listener.
+    let refused = async {
+        loop {
+            match node.launcher.connect(&id, &endpoint, &bundle).await {
+                Err(error) => return error,
+                Ok(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        }
+    };
+    assert!(tokio::time::timeout(Duration::from_secs(5), refused).await.expect("refused").is_shim_lost());
     let exit = node.launcher.delete(&node.handler, &id, "k8s.io", &bundle).await.unwrap();
     assert_eq!(exit.status, 137);
     let gone = async {
