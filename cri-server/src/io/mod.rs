@@ -19,7 +19,7 @@ pub struct IoError {
 }
 
 impl IoError {
-    fn at(operation: &'static str, path: &Path, source: std::io::Error) -> Self {
+    pub(crate) fn at(operation: &'static str, path: &Path, source: std::io::Error) -> Self {
         Self { operation, path: path.to_owned(), source }
     }
 }

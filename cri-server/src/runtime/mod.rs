@@ -8,6 +8,7 @@ mod bootstrap;
 mod connection;
 mod error;
 pub mod events;
+mod exec_sync;
 mod handler;
 mod launcher;
 mod log_pipe;
@@ -16,6 +17,7 @@ mod shim;
 
 pub use bootstrap::{AnswerError, Endpoint};
 pub use error::RuntimeError;
+pub use exec_sync::{ExecError, ExecOutput, ExecRunner};
 pub use handler::{
     Handler, HandlerError, HandlerTable, OWN_BINARY, OWN_TYPE, RuntimeConfig, ShimKind, UnknownHandler,
 };
