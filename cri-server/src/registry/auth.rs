@@ -116,9 +116,7 @@ impl Registry {
             (_, _, Secret::Registry { .. }) => None,
             (Some(bearer), _, _) => Some(self.token_answer(host, ask, secret, bearer).await?),
             (None, Some(_), Secret::Password { username, password }) => {
-                let problem = "its user name contains a colon, which basic logins cannot carry";
-                let header =
-                    basic_header(username, password).ok_or(RegistryError::Credentials { problem })?;
+                let header = basic_header(username, password)?;
                 Some(Answer { header, life: BASIC_LIFE })
             }
             (None, _, _) => None,
@@ -163,10 +161,10 @@ impl Registry {
                     return Ok(answer);
                 }
                 // Services without the OAuth form take the identity token as a password.
-                self.token_by_get(host, service, basic_header(username, token)).await
+                self.token_by_get(host, service, Some(basic_header(username, token)?)).await
             }
             Secret::Password { username, password } => {
-                self.token_by_get(host, service, basic_header(username, password)).await
+                self.token_by_get(host, service, Some(basic_header(username, password)?)).await
             }
             Secret::Anonymous | Secret::Registry { .. } => self.token_by_get(host, service, None).await,
         }

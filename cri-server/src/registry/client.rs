@@ -15,7 +15,7 @@ use reqwest::{Client, Response, StatusCode, Url};
 
 use super::auth::AuthCache;
 use super::challenge;
-use super::credentials::{Credentials, Secret};
+use super::credentials::{Credentials, normalise};
 use super::error::{Detail, Failures, RegistryError};
 use super::hosts::{self, Host, Transport, authority};
 use super::reference::{Digest, Reference};
@@ -178,7 +178,7 @@ impl Registry {
                 }
             }
             round += 1;
-            if round >= self.config().rounds || !failures.any_transient() {
+            if round >= self.config().rounds || !failures.worth_another_round() {
                 return Err(failures.into_error(reference.to_string()));
             }
             tokio::time::sleep(self.wait(round, failures.retry_after())).await;
@@ -260,7 +260,7 @@ impl Registry {
                 };
                 answer
             }
-            Err(error @ (RegistryError::Protocol { .. } | RegistryError::Unreachable { .. })) if known => {
+            Err(error @ (RegistryError::Status { .. } | RegistryError::Unreachable { .. })) if known => {
                 // It may speak TLS from now on: find out next time.
                 self.plain_hosts().remove(host.base.as_str());
                 Err(error)
@@ -289,7 +289,7 @@ impl Registry {
         if response.status() == StatusCode::UNAUTHORIZED && response.url().origin() == url.origin() {
             let challenges = challenges(&response);
             match self.answer(host, ask, secret, &challenges).await? {
-                Some(header) if Some(&header) != sent.as_ref() || *secret == Secret::Anonymous => {
+                Some(header) if Some(&header) != sent.as_ref() => {
                     response = self.travel(host, journey(Some(header))).await?;
                 }
                 _ => {}
@@ -343,7 +343,9 @@ impl Registry {
         if url.origin() == host.base.origin() {
             return self.shared.clients.get(&host.transport, url, timeout);
         }
-        let transport = Transport { client: None, ..host.transport.clone() };
+        // Where certificates are not checked only because it is loopback, elsewhere they are.
+        let skip_verify = host.transport.skip_verify && !host.plain_fallback;
+        let transport = Transport { client: None, skip_verify, ..host.transport.clone() };
         self.shared.clients.get(&transport, url, timeout)
     }
 
@@ -364,10 +366,7 @@ impl Registry {
             status if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT => {
                 RegistryError::Unavailable { host, status: status.as_u16(), retry_after, detail }
             }
-            status => {
-                let problem = format!("unexpected HTTP status {}{detail}", status.as_u16());
-                RegistryError::Protocol { host, problem }
-            }
+            status => RegistryError::Status { host, status: status.as_u16(), detail },
         }
     }
 
@@ -404,9 +403,9 @@ fn ask_url(host: &Host, ask: &Ask<'_>) -> Result<Url, RegistryError> {
         format!("{}/{}/{}", host.base.as_str().trim_end_matches('/'), ask.reference.repository(), ask.path);
     let mut url = Url::parse(&text)
         .map_err(|error| RegistryError::Protocol { host: host.name(), problem: error.to_string() })?;
-    let (name, domain) = (host.name(), ask.reference.domain());
+    let domain = ask.reference.domain();
     // A mirror of several registries is told which one is meant.
-    if name != domain && !(domain == "docker.io" && name == "registry-1.docker.io") {
+    if normalise(host.base.as_str()) != normalise(domain) {
         url.query_pairs_mut().append_pair("ns", domain);
     }
     Ok(url)

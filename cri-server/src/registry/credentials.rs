@@ -145,12 +145,14 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// `Authorization: Basic …`; `None` when the user name cannot be sent that way.
-pub(super) fn basic_header(username: &str, password: &str) -> Option<HeaderValue> {
-    if username.contains(':') {
-        return None;
-    }
-    authorization("Basic", &BASE64.encode(format!("{username}:{password}")))
+/// `Authorization: Basic …`.
+///
+/// # Errors
+/// When the user name cannot be sent that way.
+pub(super) fn basic_header(username: &str, password: &str) -> Result<HeaderValue, RegistryError> {
+    let problem = "its user name contains a colon, which a basic login cannot carry";
+    let encoded = (!username.contains(':')).then(|| BASE64.encode(format!("{username}:{password}")));
+    encoded.and_then(|text| authorization("Basic", &text)).ok_or(RegistryError::Credentials { problem })
 }
 
 /// `Authorization: Bearer …`; `None` when the token has characters that a header cannot carry.
@@ -182,7 +184,7 @@ fn decode(auth: &str) -> Result<Secret, RegistryError> {
 }
 
 /// `host[:port]` in lower case, without a scheme's own port; all names of Docker Hub are one.
-fn normalise(address: &str) -> String {
+pub(super) fn normalise(address: &str) -> String {
     let (scheme, rest) = address.split_once("://").unwrap_or(("", address));
     let host = rest.split('/').next().unwrap_or_default().to_ascii_lowercase();
     let host = match scheme {

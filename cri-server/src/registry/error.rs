@@ -27,7 +27,7 @@ pub enum RegistryError {
     NoCapability { registry: String, capability: &'static str, file: PathBuf },
     #[error("{host} does not have it{detail}")]
     Missing { host: String, detail: Detail },
-    #[error("{host} asks for a login{detail}; check the pull secret, its user name and password")]
+    #[error("{host} wants a valid login{detail}; check the image's name and the pull secret")]
     Unauthorized { host: String, detail: Detail },
     #[error(
         "{host} refuses access{detail}; the account lacks the right to pull, or the repository does not exist"
@@ -74,6 +74,8 @@ pub enum RegistryError {
     MediaType { host: String, media_type: String },
     #[error("{host} does not speak the registry protocol: {problem}")]
     Protocol { host: String, problem: String },
+    #[error("{host} answers with the unexpected HTTP status {status}{detail}; is it a registry?")]
+    Status { host: String, status: u16, detail: Detail },
     #[error("{host} redirects more than {limit} times")]
     Redirects { host: String, limit: usize },
     #[error("the login at {service} for {host} failed")]
@@ -199,8 +201,13 @@ impl Failures {
         self.0.push((host.to_owned(), error));
     }
 
-    pub(super) fn any_transient(&self) -> bool {
-        self.0.iter().any(|(_, error)| error.is_transient())
+    /// Whether to ask the hosts again: when the registry itself may do better, or a mirror is only busy. A dead
+    /// mirror must not hold up a clear answer of the registry.
+    pub(super) fn worth_another_round(&self) -> bool {
+        let busy = |error: &RegistryError| {
+            matches!(error.decisive(), RegistryError::RateLimited { .. } | RegistryError::Unavailable { .. })
+        };
+        self.0.last().is_some_and(|(_, error)| error.is_transient()) || self.0.iter().any(|(_, e)| busy(e))
     }
 
     /// The shortest wait that any host asked for: the first of them may help.

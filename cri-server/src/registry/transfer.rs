@@ -4,6 +4,7 @@
 //! descriptor's size. Whether they are the right bytes is for the reader's digest to say.
 
 use std::pin::Pin;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::Stream;
@@ -19,6 +20,11 @@ use super::transport;
 
 /// A connection that breaks only after this much has helped: the count of failures starts again.
 const PROGRESS: u64 = 256 << 10;
+
+/// Less than this within one idle time-out is a trickle.
+const TRICKLE: u64 = 1 << 10;
+/// How long to wait for the end of an answer whose bytes are all there.
+const END_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A blob that is being read.
 pub struct Blob {
@@ -43,6 +49,28 @@ struct Connection {
     response: Response,
     /// Bytes to drop because the server began further back than it was asked to.
     skip: u64,
+    /// What came since the last check of the speed, and how long we waited for it.
+    received: u64,
+    waited: Duration,
+}
+
+impl Connection {
+    /// The next bytes. A server that lets only a trickle through is as good as a dead one.
+    async fn next(&mut self, timeout: Duration) -> Result<Option<Bytes>, RegistryError> {
+        let before = Instant::now();
+        let chunk = transport::next_chunk(&mut self.response, timeout).await?;
+        // Only our own waiting counts: a slow reader is not the server's fault.
+        self.waited += before.elapsed();
+        self.received += chunk.as_ref().map_or(0, |bytes| bytes.len() as u64);
+        if self.waited >= timeout {
+            if self.received < TRICKLE && chunk.is_some() {
+                let (host, what) = (authority(self.response.url()), "send more than a trickle");
+                return Err(RegistryError::Timeout { host, what, after: self.waited });
+            }
+            (self.received, self.waited) = (0, Duration::ZERO);
+        }
+        Ok(chunk)
+    }
 }
 
 impl Registry {
@@ -111,7 +139,7 @@ impl Blob {
         let Some(connection) = &mut self.connection else { return Ok(None) };
         let timeout = self.registry.config().idle_timeout;
         let host = authority(connection.response.url());
-        let Some(mut bytes) = transport::next_chunk(&mut connection.response, timeout).await? else {
+        let Some(mut bytes) = connection.next(timeout).await? else {
             let (digest, expected, actual) = (
                 self.descriptor.digest.clone(),
                 self.descriptor.size,
@@ -137,8 +165,7 @@ impl Blob {
     /// After the last byte nothing may follow. Waiting for the end also frees the connection for the next blob.
     async fn finish(&mut self) -> Result<Option<Bytes>, RegistryError> {
         let Some(mut connection) = self.connection.take() else { return Ok(None) };
-        let timeout = self.registry.config().idle_timeout.min(std::time::Duration::from_secs(1));
-        match transport::next_chunk(&mut connection.response, timeout).await {
+        match transport::next_chunk(&mut connection.response, END_TIMEOUT).await {
             Ok(Some(more)) if !more.is_empty() => Err(self.too_large(authority(connection.response.url()))),
             // All bytes are there; how the connection ends does not matter.
             Ok(_) | Err(_) => Ok(None),
@@ -187,7 +214,7 @@ impl Blob {
                 }
             }
             self.failures += 1;
-            if self.failures >= self.registry.config().rounds || !failures.any_transient() {
+            if self.failures >= self.registry.config().rounds || !failures.worth_another_round() {
                 let what = format!("{} of {}", self.descriptor.digest, self.reference.name());
                 return Err(failures.into_error(what));
             }
@@ -199,7 +226,7 @@ impl Blob {
         let from = if self.ignore_range { 0 } else { self.position };
         let response = match self.registry.get(host, &self.ask(from)).await {
             // "Range not satisfiable": take it from the start.
-            Err(RegistryError::Protocol { problem, .. }) if from > 0 && problem.contains("416") => {
+            Err(RegistryError::Status { status: 416, .. }) if from > 0 => {
                 self.ignore_range = true;
                 self.registry.get(host, &self.ask(0)).await?
             }
@@ -216,7 +243,7 @@ impl Blob {
                 actual: actual.saturating_add(start),
             });
         }
-        Ok(Connection { response, skip: self.position - start })
+        Ok(Connection { response, skip: self.position - start, received: 0, waited: Duration::ZERO })
     }
 
     fn ask(&self, from: u64) -> Ask<'_> {
