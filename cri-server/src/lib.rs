@@ -10,6 +10,7 @@ pub mod image;
 pub mod io;
 pub mod model;
 pub mod network;
+pub mod node;
 pub mod registry;
 pub mod rpc;
 pub mod runtime;
