@@ -1,1 +1,12 @@
-//! (under construction)
+//! Control groups as the daemon uses them: which kind the node has, where a container's lie, killing, counting, removing.
+//!
+//! Invariant: every function is small and blocking, touches only paths below a cgroup mount, and treats "is already
+//! gone" as done. Creating a container's own cgroup and writing its limits is the OCI runtime's work, not ours.
+//!
+//! See cgroups(7), and `admin-guide/cgroup-v2.rst` and `admin-guide/cgroup-v1/` of the kernel.
+
+mod layout;
+mod path;
+
+pub use layout::{Driver, Layout, Mounts, OwnCgroups};
+pub use path::{DEFAULT_PARENT, cgroups_path, relative_path};
