@@ -10,7 +10,7 @@ use crate::image::ImageService;
 use crate::network::Network;
 use crate::node::Features;
 use crate::places::Places;
-use crate::runtime::{ExecRunner, HandlerTable, Launcher};
+use crate::runtime::{ExecRunner, Handler, HandlerTable, Launcher};
 use crate::snapshot::Snapshots;
 use crate::spec::Defaults;
 use crate::store::Store;
@@ -21,6 +21,8 @@ pub struct Ports {
     pub store: Arc<Store>,
     pub handlers: HandlerTable,
     pub launcher: Launcher,
+    /// Whose shim's executable is also the pause program: our own.
+    pub pause: Handler,
     pub exec: ExecRunner,
     pub network: Network,
     pub images: Arc<ImageService>,

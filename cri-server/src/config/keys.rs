@@ -1,9 +1,11 @@
 //! Finds keys that the configuration does not have, and the nearest ones that it has.
 //!
-//! The known keys are those of the default configuration, written out; a handler's are those of any handler.
+//! The known keys are those of the default configuration, written out.
 
 use super::Config;
-use crate::runtime::RuntimeConfig;
+
+/// The keys of a handler; those without a default are not in the default configuration.
+const HANDLER_KEYS: [&str; 6] = ["type", "path", "isolation", "binary", "log_max_line", "options"];
 
 /// A key that means nothing.
 #[derive(Debug, PartialEq, Eq)]
@@ -16,7 +18,8 @@ pub(super) struct Unknown {
 /// All unknown keys of a file.
 pub(super) fn unknown(table: &toml::Table) -> Vec<Unknown> {
     let known = toml::Table::try_from(Config::default()).unwrap_or_default();
-    let handler = toml::Table::try_from(RuntimeConfig::default()).unwrap_or_default();
+    let handler: toml::Table =
+        HANDLER_KEYS.iter().map(|key| ((*key).to_owned(), toml::Value::Boolean(true))).collect();
     let mut found = Vec::new();
     compare(table, &known, "", &mut found, &mut |key, value, found| {
         if key != "runtimes" {

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup::Driver;
 use crate::{image, network, runtime};
 
 /// Where the configuration is looked for when none is named.
@@ -30,12 +31,22 @@ pub struct Config {
     pub socket: PathBuf,
     /// The handler of pods that name none.
     pub default_runtime: String,
+    /// Who makes cgroups; the kubelet is told by RuntimeConfig.
+    pub cgroup_driver: CgroupDriver,
     pub image: image::Config,
     pub network: network::Config,
     pub streaming: StreamingConfig,
     pub nri: NriConfig,
     pub metrics: MetricsConfig,
     pub runtimes: BTreeMap<String, runtime::RuntimeConfig>,
+}
+
+/// Who makes cgroups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CgroupDriver {
+    Cgroupfs,
+    Systemd,
 }
 
 /// The streaming server of exec, attach and port-forward; not served by this version.
@@ -61,8 +72,6 @@ pub struct MetricsConfig {
 
 impl Default for Config {
     fn default() -> Self {
-        let own = runtime::RuntimeConfig { r#type: runtime::OWN_TYPE.to_owned(), ..Default::default() };
-        let vm = runtime::RuntimeConfig { isolation: "vm".to_owned(), ..own.clone() };
         Self {
             root: "/var/lib/cofferdam".into(),
             state: "/run/cofferdam".into(),
@@ -73,7 +82,8 @@ impl Default for Config {
             streaming: StreamingConfig::default(),
             nri: NriConfig::default(),
             metrics: MetricsConfig::default(),
-            runtimes: BTreeMap::from([("cofferdam".to_owned(), own), ("vm".to_owned(), vm)]),
+            runtimes: runtime::HandlerTable::built_in(),
+            cgroup_driver: CgroupDriver::Cgroupfs,
         }
     }
 }
@@ -175,6 +185,10 @@ impl Config {
         for (name, handler) in Self::default().runtimes {
             config.runtimes.entry(name).or_insert(handler);
         }
+        // Shims must make cgroups in the way that the kubelet is told.
+        for handler in config.runtimes.values_mut() {
+            handler.systemd_cgroup = config.cgroup_driver == CgroupDriver::Systemd;
+        }
         Ok(config)
     }
 
@@ -196,6 +210,15 @@ impl Config {
             wrong("default_runtime", message);
         }
         errors
+    }
+
+    /// Who makes cgroups.
+    #[must_use]
+    pub fn driver(&self) -> Driver {
+        match self.cgroup_driver {
+            CgroupDriver::Cgroupfs => Driver::Cgroupfs,
+            CgroupDriver::Systemd => Driver::Systemd,
+        }
     }
 
     /// The defaults as the text of a file.

@@ -198,14 +198,12 @@ fn check_keys(config: &RuntimeConfig, kind: ShimKind) -> Result<(), String> {
     if kind != ShimKind::Own && (!config.isolation.is_empty() || config.log_max_line.is_some()) {
         return Err(format!("isolation and log_max_line belong to type {OWN_TYPE:?}"));
     }
-    if kind == ShimKind::Foreign && (config.binary.is_some() || config.systemd_cgroup) {
-        return Err(
-            "binary and systemd_cgroup are unknown to this shim: set its own keys in options".to_owned()
-        );
+    if kind == ShimKind::Foreign && config.binary.is_some() {
+        return Err("binary is unknown to this shim: set its own keys in options".to_owned());
     }
     if kind == ShimKind::Own && !config.options.is_empty() {
         return Err(
-            "options are for other shims: set isolation, binary, systemd_cgroup beside type".to_owned()
+            "options are for other shims: set isolation, binary beside type".to_owned()
         );
     }
     Ok(())

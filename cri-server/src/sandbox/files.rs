@@ -18,7 +18,7 @@ use nix::mount::{MntFlags, MsFlags};
 use super::{Sandbox, SandboxError};
 use crate::model::SandboxId;
 use crate::ports::Ports;
-use crate::spec::namespaces::PodNamespaces;
+use crate::spec::{self, namespaces::PodNamespaces};
 
 /// What the kubelet's own default is: 64 MiB, as Docker had it.
 const SHM_OPTIONS: &str = "mode=1777,size=67108864";
@@ -46,15 +46,21 @@ impl SandboxFiles {
             bundle,
         }
     }
-}
 
-/// The cgroup that the kubelet wants the pod in; ours when it names none.
-pub(super) fn cgroup_parent(config: &cri::PodSandboxConfig) -> String {
-    config.linux.as_ref().map(|l| l.cgroup_parent.clone()).unwrap_or_default()
+    /// What a container's spec takes of them.
+    #[must_use]
+    pub fn for_spec(&self) -> spec::mounts::SandboxFiles {
+        spec::mounts::SandboxFiles {
+            shm: Some(self.shm.clone().unwrap_or_else(|| PathBuf::from("/dev/shm"))),
+            resolv_conf: Some(self.resolv_conf.clone()),
+            hostname: Some(self.hostname.clone()),
+            hosts: Some(self.hosts.clone()),
+        }
+    }
 }
 
 /// The pod's host name: the kubelet's, or the node's.
-pub(super) fn host_name(config: &cri::PodSandboxConfig) -> String {
+pub(crate) fn host_name(config: &cri::PodSandboxConfig) -> String {
     if config.hostname.is_empty() {
         let node = rustix::system::uname().nodename().to_string_lossy().into_owned();
         return node;

@@ -85,6 +85,14 @@ impl Sandbox {
         }
     }
 
+    /// Whether the pod has an ipc namespace, and with it shared memory, of its own.
+    #[must_use]
+    pub fn own_ipc(&self) -> bool {
+        let security = self.made.config.linux.as_ref().and_then(|l| l.security_context.as_ref());
+        let options = security.and_then(|s| s.namespace_options.as_ref());
+        options.is_none_or(|o| o.ipc() != cri::NamespaceMode::Node)
+    }
+
     /// Where containers of a ready sandbox join its namespaces.
     #[must_use]
     pub fn namespaces(&self) -> Option<SandboxNamespaces> {

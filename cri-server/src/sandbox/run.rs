@@ -12,11 +12,12 @@ use cofferdam_proto::cri;
 use super::record::{SandboxRecord, SandboxState, SandboxStatus};
 use super::{Sandbox, SandboxError, Sandboxes, Shared, files};
 use crate::model::SandboxId;
-use crate::network::{AttachResult, Dns, PodAttachment, PortMapping, netns};
+use crate::network::netns::Pins;
+use crate::network::{AttachResult, Dns, PodAttachment, PortMapping};
 use crate::operation::Stage;
 use crate::ports::{Ports, now};
 use crate::runtime::{CreateTask, Handler};
-use crate::spec::{SandboxInput, namespaces::PodNamespaces, sandbox_spec};
+use crate::spec::{self, SandboxInput, namespaces::PodNamespaces, sandbox_spec};
 use crate::store::Table;
 use crate::task;
 
@@ -46,7 +47,8 @@ impl Sandboxes {
             let state = existing.status().state.name();
             return Err(SandboxError::Exists { id: existing.id().clone(), state });
         }
-        let options = security(&config).and_then(|s| s.namespace_options.as_ref());
+        let security = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
+        let options = security.and_then(|s| s.namespace_options.as_ref());
         let namespaces = PodNamespaces::of(options)?;
         let record = SandboxRecord {
             id: SandboxId::generate().map_err(|source| SandboxError::File {
@@ -106,7 +108,7 @@ impl Sandboxes {
         stage.set("making files");
         let ports = &self.ports;
         let shared = files::create(ports, sandbox, namespaces).await?;
-        self.write_spec(sandbox, handler, &shared)?;
+        self.write_spec(sandbox, &shared)?;
         stage.set("attaching the network and starting the shim");
         // Neither waits for the other; both are waited for, so that an undo finds them finished.
         let (network, shim) = tokio::join!(
@@ -139,44 +141,46 @@ impl Sandboxes {
             return Ok(None);
         }
         let attachment = full_attachment(&self.ports, sandbox)?;
-        netns::create(self.ports.places.state(), sandbox.id(), &[]).await?;
+        let (pins, id) = (Pins::new(self.ports.places.state()), sandbox.id().clone());
+        tokio::task::spawn_blocking(move || pins.create(&id, &[])).await??;
         Ok(Some(self.ports.network.attach(&attachment).await?))
     }
 
     fn write_spec(
         &self,
         sandbox: &Sandbox,
-        handler: &Handler,
         shared: &files::SandboxFiles,
     ) -> Result<(), SandboxError> {
         let ports = &self.ports;
         let netns = sandbox.made.own_network.then(|| netns_path(ports, sandbox.id()));
-        let parent = files::cgroup_parent(sandbox.config());
-        ports.cgroups.ensure_parent(&parent)?;
+        let seccomp = spec::sandbox::localhost_seccomp_path(sandbox.config())?
+            .map(|path| spec::host::read_profile(&path))
+            .transpose()?;
         let spec = sandbox_spec(&SandboxInput {
-            id: sandbox.id().as_str(),
+            id: sandbox.id(),
             config: sandbox.config(),
-            netns: netns.as_deref(),
-            pause_binary: &ports.launcher.pause_binary()?,
-            hostname: &files::host_name(sandbox.config()),
+            pause_binary: &ports.pause.check()?,
+            network_namespace: netns.as_deref(),
             shm: shared.shm.as_deref(),
-            cgroups_path: cgroups_path(ports, handler, sandbox),
-            facts: &ports.facts,
+            resolv_conf: Some(&shared.resolv_conf),
+            localhost_seccomp: seccomp.as_deref(),
             defaults: &ports.spec_defaults,
+            features: &ports.features,
         })?;
         spec.save(shared.bundle.join("config.json")).map_err(SandboxError::SpecFile)
     }
 }
 
 /// Where the pause container's cgroup is, as its spec names it.
-pub(super) fn cgroups_path(ports: &Ports, handler: &Handler, sandbox: &Sandbox) -> String {
-    let parent = files::cgroup_parent(sandbox.config());
-    ports.cgroups.path_for(handler.systemd_cgroup, &parent, sandbox.id().as_str())
+pub(super) fn cgroups_path(ports: &Ports, sandbox: &Sandbox) -> Result<String, SandboxError> {
+    let parent = sandbox.config().linux.as_ref().map_or("", |l| l.cgroup_parent.as_str());
+    let path = spec::resources::cgroups_path(&ports.features, parent, sandbox.id().as_str())?;
+    Ok(path.display().to_string())
 }
 
 /// The pinned network namespace of a sandbox.
 pub(super) fn netns_path(ports: &Ports, id: &SandboxId) -> PathBuf {
-    netns::path(ports.places.state(), id)
+    Pins::new(ports.places.state()).path(id)
 }
 
 fn full_attachment(ports: &Ports, sandbox: &Sandbox) -> Result<PodAttachment, SandboxError> {
@@ -190,10 +194,6 @@ fn full_attachment(ports: &Ports, sandbox: &Sandbox) -> Result<PodAttachment, Sa
     }
     pod.cgroup_parent = config.linux.as_ref().map(|l| l.cgroup_parent.clone()).unwrap_or_default();
     Ok(pod)
-}
-
-pub(super) fn security(config: &cri::PodSandboxConfig) -> Option<&cri::LinuxSandboxSecurityContext> {
-    config.linux.as_ref()?.security_context.as_ref()
 }
 
 /// Checks what every step relies on; answers the key that retries of the same request share.

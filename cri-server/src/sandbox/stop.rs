@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::record::SandboxStatus;
 use super::{Sandbox, SandboxError, Sandboxes, Shared, files, run};
 use crate::model::SandboxId;
-use crate::network::netns;
+use crate::network::netns::Pins;
 use crate::runtime::{Handler, Shim};
 use crate::task;
 
@@ -82,7 +82,7 @@ impl Sandboxes {
             bundle: ports.places.sandbox(sandbox.id()),
             handler,
             shim: sandbox.shim.load_full(),
-            cgroups_path: run::cgroups_path(ports, handler, sandbox),
+            cgroups_path: run::cgroups_path(ports, sandbox)?,
         })
     }
 
@@ -96,7 +96,8 @@ impl Sandboxes {
                 |s: &SandboxStatus| Ok::<_, SandboxError>(SandboxStatus { attached: false, ..s.clone() });
             sandbox.change(&self.ports, detached).await?;
         }
-        netns::remove(self.ports.places.state(), sandbox.id()).await?;
+        let (pins, id) = (Pins::new(self.ports.places.state()), sandbox.id().clone());
+        tokio::task::spawn_blocking(move || pins.remove(&id)).await??;
         Ok(())
     }
 }

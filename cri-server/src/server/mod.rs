@@ -27,7 +27,10 @@ use crate::places::Places;
 use crate::pod::Pods;
 use crate::ports::Ports;
 use crate::rpc::{AdminRpc, Daemon, ImageRpc, Runtime};
-use crate::runtime::{ExecRunner, HandlerError, HandlerTable, Launcher, RuntimeError, events::Sink};
+use crate::runtime::events::Sink;
+use crate::runtime::{
+    ExecRunner, Handler, HandlerError, HandlerTable, Launcher, OWN_TYPE, RuntimeConfig, RuntimeError,
+};
 use crate::sandbox::{SandboxError, Sandboxes};
 use crate::snapshot::{SnapshotError, Snapshots};
 use crate::spec::Defaults;
@@ -123,11 +126,14 @@ async fn open(
     let store = Store::open(&places.records())?;
     let handlers = HandlerTable::from_config(&config.runtimes, &config.default_runtime, own_exe)
         .map_err(ServeError::Handlers)?;
-    let features = Features::probe();
+    let own = RuntimeConfig { kind: Some(OWN_TYPE.to_owned()), ..Default::default() };
+    let pause = Handler::new("pause", &own, own_exe).map_err(|e| ServeError::Handlers(vec![e]))?;
+    let features = Features { driver: config.driver(), ..Features::probe() };
     let snapshots = Snapshots::open(&config.root)?;
     let images =
         ImageService::open(&config.image, &config.root, Arc::clone(&store), Arc::clone(&snapshots)).await?;
     Ok(Arc::new(Ports {
+        pause,
         launcher: Launcher::new(&config.state, own_exe, sink.path()),
         exec: ExecRunner::default(),
         network: Network::open(&config.network, &config.state),
@@ -173,5 +179,6 @@ async fn drain(ports: &Ports, daemon: &Daemon, sink: Sink) {
     }
     if daemon.sandboxes.all().is_empty() {
         ports.network.teardown_if_unused().await;
+        ports.cgroups.remove_default_parent();
     }
 }
