@@ -264,7 +264,7 @@ async fn answers_that_are_none_fail_clearly() {
         (r#"echo '{"cniVersion":"0.2.0","ip4":{}}'"#, "0.2.0"),
         (r#"echo '{"ips":[]}'"#, "no IP address"),
     ] {
-        let node = Node::single(&format!("[ $CNI_COMMAND = DEL ] && exit 0\n{body}"));
+        let node = Node::single(&format!("if [ $CNI_COMMAND = DEL ]; then exit 0; fi\n{body}"));
         let error = node.attach_error().await;
         assert!(error.contains(part), "{body}: {error}");
         assert_eq!((node.log(), node.records()), (vec!["ADD a".to_owned(), "DEL a".to_owned()], 0), "{body}");

@@ -19,6 +19,7 @@ mod chain;
 mod conf;
 mod error;
 mod exec;
+mod library;
 pub mod netns;
 mod pod_cidr;
 mod provide;
@@ -240,6 +241,20 @@ impl Network {
                 self.plugins_status(&list).await?;
                 Ok(Ready { network: list.name.clone(), source: Some(source), warning })
             }
+        }
+    }
+
+    /// Removes the built-in bridge and its rules from the node, if no pod uses them: for a daemon that ends for good.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn teardown_if_unused(&self) -> Result<(), NetworkError> {
+        if !self.cache.list()?.is_empty() {
+            return Ok(());
+        }
+        match self.alone().await {
+            Some(_alone) => self.builtin.teardown_if_unused().await,
+            None => Ok(()),
         }
     }
 
