@@ -48,6 +48,9 @@ impl Builtin {
         pod: &PodAttachment,
         pod_cidr: &[String],
     ) -> Result<Map<String, Value>, NetworkError> {
+        if capability::limits_bandwidth(pod) {
+            tracing::warn!(sandbox = %pod.sandbox_id, "the built-in bridge does not limit bandwidth");
+        }
         let declared = CAPABILITIES.into_iter().map(str::to_owned).collect();
         let runtime = capability::runtime_config(&declared, pod, pod_cidr)?;
         let mut conf = self.base(pod_cidr);

@@ -291,11 +291,31 @@ async fn a_missing_plugin_is_named_with_the_folders() {
             assert!(text.contains(part), "{part}: {text}");
         }
     }
-    // DEL of the chain cannot be completed without it, so the record waits for its installation.
-    assert_eq!(node.records(), 1);
+    assert_eq!((node.log().len(), node.records()), (0, 0), "nothing was begun");
     node.plugin("absent", ANSWER);
     assert_eq!(node.network.status().await.unwrap().network, "test");
     node.network.attach(&pod("s1")).await.unwrap();
+
+    fs::remove_file(node.path("bin/absent")).unwrap();
+    let error = node.network.detach(&pod("s1")).await.unwrap_err().to_string();
+    assert!(error.contains("\"absent\""), "{error}");
+    assert_eq!(node.records(), 1, "it waits for the plugin");
+    node.plugin("absent", ANSWER);
+    node.network.detach(&pod("s1")).await.unwrap();
+    assert_eq!(node.records(), 0);
+}
+
+#[tokio::test]
+async fn an_annotation_that_cannot_be_understood_begins_nothing() {
+    let list =
+        json!({"cniVersion": "1.0.0", "name": "test", "type": "a", "capabilities": {"bandwidth": true}});
+    let node = Node::new(&list, &[("a", ANSWER)]);
+    let mut pod = pod("s1");
+    pod.annotations.insert("kubernetes.io/egress-bandwidth".to_owned(), "fast".to_owned());
+    let error = node.network.attach(&pod).await.unwrap_err().to_string();
+    assert!(error.contains("kubernetes.io/egress-bandwidth"), "{error}");
+    assert_eq!((node.log().len(), node.records()), (0, 0));
+    node.network.detach(&pod).await.unwrap();
 }
 
 #[tokio::test]

@@ -127,7 +127,12 @@ impl Network {
     pub fn open(config: &Config, state_dir: &Path) -> Self {
         let cni = state_dir.join("cni");
         let executor = Executor {
-            bin_dirs: config.bin_dirs.clone(),
+            // Plugins are run from another folder than ours.
+            bin_dirs: config
+                .bin_dirs
+                .iter()
+                .map(|dir| std::path::absolute(dir).unwrap_or(dir.clone()))
+                .collect(),
             timeout: Duration::from_secs(config.timeout_seconds.max(1)),
         };
         Self {

@@ -172,7 +172,7 @@ fn privileged_a_namespace_is_pinned_and_furnished() {
     let own = fs::read_link("/proc/thread-self/ns/net").unwrap();
     let sysctls = [("net.ipv4.ip_unprivileged_port_start".to_owned(), "7".to_owned())];
     let path = pins.create(&id, &sysctls).unwrap();
-    assert_eq!(pins.list().unwrap(), [id.clone()]);
+    assert_eq!(pins.list().unwrap(), std::slice::from_ref(&id));
     let (port, there) = inside(&path, || {
         let port = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap();
         // Loopback is up when something can be reached over it.
