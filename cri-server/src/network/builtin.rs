@@ -7,12 +7,16 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use super::cache::Record;
-use super::error::{NetworkError, NotReady};
-use super::{Config, PodAttachment, capability};
+use cofferdam_netplugin::types::{CniArgs, CniError, NetConf, Request};
+
+use super::error::{NetworkError, NotReady, chain};
+use super::{Config, INTERFACE, PodAttachment, capability, library};
 use crate::model::SandboxId;
 
 const NAME: &str = "cofferdam";
 const CNI_VERSION: &str = "1.1.0";
+/// CNI's error code for a configuration that is not valid.
+const INVALID_CONFIG: u64 = 7;
 const CAPABILITIES: [&str; 4] = ["portMappings", "ips", "mac", "dns"];
 
 /// The bridge as configured.
@@ -44,6 +48,9 @@ impl Builtin {
         pod: &PodAttachment,
         pod_cidr: &[String],
     ) -> Result<Map<String, Value>, NetworkError> {
+        if capability::limits_bandwidth(pod) {
+            tracing::warn!(sandbox = %pod.sandbox_id, "the built-in bridge does not limit bandwidth");
+        }
         let declared = CAPABILITIES.into_iter().map(str::to_owned).collect();
         let runtime = capability::runtime_config(&declared, pod, pod_cidr)?;
         let mut conf = self.base(pod_cidr);
@@ -54,10 +61,6 @@ impl Builtin {
     fn base(&self, pod_cidr: &[String]) -> Map<String, Value> {
         let subnets = if pod_cidr.is_empty() { &self.subnets } else { pod_cidr };
         let ranges: Vec<Value> = subnets.iter().map(|subnet| json!([{ "subnet": subnet }])).collect();
-        let routes: Vec<Value> = subnets
-            .iter()
-            .map(|subnet| json!({"dst": if subnet.contains(':') { "::/0" } else { "0.0.0.0/0" }}))
-            .collect();
         let conf = json!({
             "cniVersion": CNI_VERSION,
             "name": NAME,
@@ -67,7 +70,7 @@ impl Builtin {
             "ipMasq": true,
             "hairpinMode": true,
             "mtu": self.mtu,
-            "ipam": {"type": "host-local", "ranges": ranges, "routes": routes, "dataDir": self.data_dir},
+            "ipam": {"type": "host-local", "ranges": ranges, "dataDir": self.data_dir},
         });
         match conf {
             Value::Object(conf) => conf,
@@ -75,40 +78,111 @@ impl Builtin {
         }
     }
 
+    /// ADD, with the configuration of the record.
     pub(super) async fn add(
         &self,
-        _conf: &Map<String, Value>,
-        _record: &Record,
+        conf: &Map<String, Value>,
+        record: &Record,
     ) -> Result<Value, NetworkError> {
-        Err(unlinked("ADD"))
+        let request = request("ADD", conf, record, record.pod.netns.clone(), None)?;
+        let result = call("ADD", move || library::add(&request)).await?;
+        serde_json::to_value(result).map_err(|error| refused("ADD", &error))
     }
 
-    pub(super) async fn del(&self, _conf: &Map<String, Value>, _record: &Record) -> Result<(), NetworkError> {
-        Err(unlinked("DEL"))
+    /// DEL, with the configuration of the record; the namespace may be gone.
+    pub(super) async fn del(&self, conf: &Map<String, Value>, record: &Record) -> Result<(), NetworkError> {
+        let netns = super::netns::living(&record.pod.netns).map(PathBuf::from).unwrap_or_default();
+        let request = request("DEL", conf, record, netns, record.result.as_ref())?;
+        call("DEL", move || library::del(&request)).await
     }
 
+    /// CHECK against the result of ADD.
     pub(super) async fn check(
         &self,
-        _conf: &Map<String, Value>,
-        _record: &Record,
-        _result: &Value,
+        conf: &Map<String, Value>,
+        record: &Record,
+        result: &Value,
     ) -> Result<(), NetworkError> {
-        Err(unlinked("CHECK"))
+        let request = request("CHECK", conf, record, record.pod.netns.clone(), Some(result))?;
+        call("CHECK", move || library::check(&request)).await
     }
 
-    pub(super) async fn gc(&self, _pod_cidr: &[String], _valid: &[SandboxId]) -> Result<(), NetworkError> {
-        Ok(())
+    /// Releases what belongs to no valid attachment.
+    pub(super) async fn gc(&self, pod_cidr: &[String], valid: &[SandboxId]) -> Result<(), NetworkError> {
+        let valid: Vec<Value> =
+            valid.iter().map(|id| json!({"containerID": id.as_str(), "ifname": INTERFACE})).collect();
+        let mut conf = self.base(pod_cidr);
+        conf.insert("cni.dev/valid-attachments".to_owned(), Value::Array(valid));
+        let request = bare("GC", conf)?;
+        call("GC", move || library::gc(&request)).await
     }
 
-    pub(super) async fn status(&self, _pod_cidr: &[String]) -> Result<(), NotReady> {
-        Err(NotReady { reason: unlinked("STATUS").to_string() })
+    /// Whether the bridge could serve.
+    pub(super) async fn status(&self, pod_cidr: &[String]) -> Result<(), NotReady> {
+        let base = self.base(pod_cidr);
+        let asked = async {
+            let request = bare("STATUS", base)?;
+            call("STATUS", move || library::status(&request)).await
+        };
+        asked.await.map_err(|error| NotReady { reason: chain(&error) })
+    }
+
+    /// Removes the bridge and its rules, if nothing is attached to it.
+    pub(super) async fn teardown_if_unused(&self) -> Result<(), NetworkError> {
+        let request = bare("DEL", self.base(&[]))?;
+        call("DEL", move || library::teardown_if_unused(&request)).await.map(drop)
     }
 }
 
-fn unlinked(command: &'static str) -> NetworkError {
-    NetworkError::Builtin {
-        command,
-        code: 50,
-        msg: "the bridge's library is not linked into this build".to_owned(),
+/// A request without a container.
+fn bare(command: &'static str, conf: Map<String, Value>) -> Result<Request, NetworkError> {
+    Ok(Request {
+        container_id: String::new(),
+        netns: PathBuf::new(),
+        ifname: String::new(),
+        config: decode(command, conf)?,
+        args: CniArgs::default(),
+    })
+}
+
+fn request(
+    command: &'static str,
+    conf: &Map<String, Value>,
+    record: &Record,
+    netns: PathBuf,
+    previous: Option<&Value>,
+) -> Result<Request, NetworkError> {
+    let mut conf = conf.clone();
+    if let Some(previous) = previous {
+        conf.insert("prevResult".to_owned(), previous.clone());
     }
+    Ok(Request {
+        container_id: record.pod.sandbox_id.to_string(),
+        netns,
+        ifname: record.interface.clone(),
+        config: decode(command, conf)?,
+        args: CniArgs::parse(&capability::args(&record.pod)).unwrap_or_default(),
+    })
+}
+
+fn decode(command: &'static str, conf: Map<String, Value>) -> Result<NetConf, NetworkError> {
+    serde_json::from_value(Value::Object(conf)).map_err(|error| refused(command, &error))
+}
+
+/// The bridge's words for a configuration that it cannot read, such as a subnet that is none.
+fn refused(command: &'static str, error: &serde_json::Error) -> NetworkError {
+    NetworkError::Builtin { command, code: INVALID_CONFIG, msg: error.to_string() }
+}
+
+/// Calls the library, which blocks, on a thread for that. Once begun it runs to its end, also when nobody waits.
+async fn call<T: Send + 'static>(
+    command: &'static str,
+    work: impl FnOnce() -> Result<T, CniError> + Send + 'static,
+) -> Result<T, NetworkError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|source| NetworkError::BuiltinLost { command, source })?.map_err(|error| {
+        let msg =
+            if error.details.is_empty() { error.msg } else { format!("{}: {}", error.msg, error.details) };
+        NetworkError::Builtin { command, code: error.code.into(), msg }
+    })
 }

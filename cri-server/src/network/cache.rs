@@ -166,7 +166,7 @@ mod tests {
         assert!(cache.list().unwrap().is_empty());
         cache.store(&record(&id)).unwrap();
         assert_eq!(cache.load(&id).unwrap(), Some(record(&id)));
-        assert_eq!(cache.list().unwrap(), [id.clone()]);
+        assert_eq!(cache.list().unwrap(), std::slice::from_ref(&id));
         assert_eq!(fs::read_dir(dir.path().join("results")).unwrap().count(), 1, "no temporary file is left");
         cache.remove(&id).unwrap();
         cache.remove(&id).unwrap();

@@ -57,6 +57,11 @@ fn ip_ranges(pod_cidr: &[String]) -> Value {
     pod_cidr.iter().map(|cidr| json!([{ "subnet": cidr }])).collect()
 }
 
+/// Whether the pod asks for a limit.
+pub(super) fn limits_bandwidth(pod: &PodAttachment) -> bool {
+    [INGRESS, EGRESS].iter().any(|annotation| pod.annotations.contains_key(*annotation))
+}
+
 fn bandwidth(pod: &PodAttachment) -> Result<Option<Value>, NetworkError> {
     let mut limits = Map::new();
     for (annotation, rate_key, burst_key) in

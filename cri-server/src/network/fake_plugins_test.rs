@@ -264,7 +264,7 @@ async fn answers_that_are_none_fail_clearly() {
         (r#"echo '{"cniVersion":"0.2.0","ip4":{}}'"#, "0.2.0"),
         (r#"echo '{"ips":[]}'"#, "no IP address"),
     ] {
-        let node = Node::single(&format!("[ $CNI_COMMAND = DEL ] && exit 0\n{body}"));
+        let node = Node::single(&format!("if [ $CNI_COMMAND = DEL ]; then exit 0; fi\n{body}"));
         let error = node.attach_error().await;
         assert!(error.contains(part), "{body}: {error}");
         assert_eq!((node.log(), node.records()), (vec!["ADD a".to_owned(), "DEL a".to_owned()], 0), "{body}");
@@ -291,11 +291,31 @@ async fn a_missing_plugin_is_named_with_the_folders() {
             assert!(text.contains(part), "{part}: {text}");
         }
     }
-    // DEL of the chain cannot be completed without it, so the record waits for its installation.
-    assert_eq!(node.records(), 1);
+    assert_eq!((node.log().len(), node.records()), (0, 0), "nothing was begun");
     node.plugin("absent", ANSWER);
     assert_eq!(node.network.status().await.unwrap().network, "test");
     node.network.attach(&pod("s1")).await.unwrap();
+
+    fs::remove_file(node.path("bin/absent")).unwrap();
+    let error = node.network.detach(&pod("s1")).await.unwrap_err().to_string();
+    assert!(error.contains("\"absent\""), "{error}");
+    assert_eq!(node.records(), 1, "it waits for the plugin");
+    node.plugin("absent", ANSWER);
+    node.network.detach(&pod("s1")).await.unwrap();
+    assert_eq!(node.records(), 0);
+}
+
+#[tokio::test]
+async fn an_annotation_that_cannot_be_understood_begins_nothing() {
+    let list =
+        json!({"cniVersion": "1.0.0", "name": "test", "type": "a", "capabilities": {"bandwidth": true}});
+    let node = Node::new(&list, &[("a", ANSWER)]);
+    let mut pod = pod("s1");
+    pod.annotations.insert("kubernetes.io/egress-bandwidth".to_owned(), "fast".to_owned());
+    let error = node.network.attach(&pod).await.unwrap_err().to_string();
+    assert!(error.contains("kubernetes.io/egress-bandwidth"), "{error}");
+    assert_eq!((node.log().len(), node.records()), (0, 0));
+    node.network.detach(&pod).await.unwrap();
 }
 
 #[tokio::test]

@@ -19,6 +19,7 @@ mod chain;
 mod conf;
 mod error;
 mod exec;
+mod library;
 pub mod netns;
 mod pod_cidr;
 mod provide;
@@ -126,7 +127,12 @@ impl Network {
     pub fn open(config: &Config, state_dir: &Path) -> Self {
         let cni = state_dir.join("cni");
         let executor = Executor {
-            bin_dirs: config.bin_dirs.clone(),
+            // Plugins are run from another folder than ours.
+            bin_dirs: config
+                .bin_dirs
+                .iter()
+                .map(|dir| std::path::absolute(dir).unwrap_or(dir.clone()))
+                .collect(),
             timeout: Duration::from_secs(config.timeout_seconds.max(1)),
         };
         Self {
@@ -240,6 +246,20 @@ impl Network {
                 self.plugins_status(&list).await?;
                 Ok(Ready { network: list.name.clone(), source: Some(source), warning })
             }
+        }
+    }
+
+    /// Removes the built-in bridge and its rules from the node, if no pod uses them: for a daemon that ends for good.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn teardown_if_unused(&self) -> Result<(), NetworkError> {
+        if !self.cache.list()?.is_empty() {
+            return Ok(());
+        }
+        match self.alone().await {
+            Some(_alone) => self.builtin.teardown_if_unused().await,
+            None => Ok(()),
         }
     }
 

@@ -112,7 +112,7 @@ impl Pins {
 
 /// The path, when a network namespace is really there: plugins must not be sent into a leftover file.
 pub(super) fn living(path: &Path) -> Option<String> {
-    let there = rustix::fs::statfs(path).is_ok_and(|fs| i64::from(fs.f_type) == NSFS_MAGIC);
+    let there = rustix::fs::statfs(path).is_ok_and(|fs| fs.f_type == NSFS_MAGIC);
     there.then(|| path.display().to_string())
 }
 

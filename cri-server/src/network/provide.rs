@@ -13,11 +13,12 @@ use super::watch::Selection;
 use super::{
     AttachResult, GC_PATIENCE, INTERFACE, KnownStatus, Network, PodAttachment, STATUS_HOLDS, STATUS_LIMIT,
 };
-use super::{exec::Executor, result};
+use super::{capability, exec::Executor, result};
 use crate::model::SandboxId;
 
 impl Network {
-    /// The network for a new attachment of this pod.
+    /// The network for a new attachment of this pod. Whatever can be refused before a plugin runs is refused here, where
+    /// nothing is to be taken back.
     pub(super) async fn provider(&self, pod: &PodAttachment) -> Result<Provider, NetworkError> {
         match self.conf_dir.current() {
             Selection::Broken { problem } => Err(NetworkError::NotReady(NotReady { reason: problem })),
@@ -26,6 +27,10 @@ impl Network {
             }
             Selection::Loaded { list, .. } => {
                 let mut list = NetworkList::clone(&list);
+                for plugin in &list.plugins {
+                    self.executor.find(&plugin.kind)?;
+                    capability::runtime_config(&plugin.capabilities, pod, &self.pod_cidr.get())?;
+                }
                 list.version = chain::negotiate(&list, &self.executor).await?;
                 Ok(Provider::Cni { list })
             }
