@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -73,6 +74,7 @@ impl Reply {
 pub struct Server {
     pub address: SocketAddr,
     requests: Arc<Mutex<Vec<Request>>>,
+    connections: Arc<AtomicUsize>,
     _tasks: JoinSet<()>,
 }
 
@@ -104,13 +106,15 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let requests = Arc::new(Mutex::new(Vec::new()));
-        let (handler, log) = (Arc::new(handler), requests.clone());
+        let connections = Arc::new(AtomicUsize::new(0));
+        let (handler, log, count) = (Arc::new(handler), requests.clone(), connections.clone());
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
-            let mut connections = JoinSet::new();
+            let mut open = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
+                count.fetch_add(1, Ordering::SeqCst);
                 let (handler, log, stream) = (handler.clone(), log.clone(), accept(stream));
-                connections.spawn(async move {
+                open.spawn(async move {
                     if let Some(stream) = stream.await {
                         // A client may hang up whenever it likes.
                         let _ = converse(stream, &*handler, &log).await;
@@ -118,11 +122,16 @@ impl Server {
                 });
             }
         });
-        Self { address, requests, _tasks: tasks }
+        Self { address, requests, connections, _tasks: tasks }
     }
 
     pub fn domain(&self) -> String {
         self.address.to_string()
+    }
+
+    /// How many connections were made.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
     }
 
     /// What was asked so far.

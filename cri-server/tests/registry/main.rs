@@ -4,6 +4,7 @@
 mod fake;
 mod login;
 mod manifests;
+mod proxy;
 mod real;
 mod tls;
 mod transfer;

@@ -45,6 +45,8 @@ async fn a_blob_is_read_whole_and_the_connection_used_again() {
     for _ in 0..3 {
         assert!(pull(&registry, &server.domain(), &body).await.unwrap() == body);
     }
+    // The first one spoke TLS, which the server does not.
+    assert_eq!(server.connections(), 2);
     assert_eq!(server.requests()[0].header("accept-encoding"), Some("identity"));
 }
 
@@ -228,4 +230,24 @@ async fn a_call_that_was_dropped_loses_no_byte() {
         bytes.extend_from_slice(&chunk);
     }
     assert!(bytes == body);
+}
+
+#[tokio::test]
+async fn wrong_bytes_of_a_mirror_are_read_again_elsewhere() {
+    let body = blob_body(SIZE);
+    let corrupt = spoilt(&body, |_, _, reply| reply.body[7] ^= 1).await;
+    let sound = spoilt(&body, |_, _, _| {}).await;
+    let text = format!("server = \"http://{}\"\n[host.\"http://{}\"]", sound.address, corrupt.address);
+    let root = certs_d("reg.example", &text);
+    let registry = Registry::new(config(Some(root.path())));
+    let mut blob = registry.blob(&reference("reg.example"), &descriptor(&body), 0, &Credentials::anonymous());
+    assert!(!blob.restart_elsewhere(), "nothing was read yet");
+    for (server, right) in [(&corrupt, false), (&sound, true)] {
+        let mut bytes = Vec::new();
+        while let Some(chunk) = blob.chunk().await.unwrap() {
+            bytes.extend_from_slice(&chunk);
+        }
+        assert_eq!((bytes == body, blob.host()), (right, Some(server.domain())));
+        assert_eq!(blob.restart_elsewhere(), !right);
+    }
 }
