@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::reference::Digest;
+use super::digest::Digest;
 
 /// A boxed cause.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
