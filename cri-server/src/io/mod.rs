@@ -2,12 +2,16 @@
 //! choice of who writes the container's log ([`ContainerIo`]).
 
 mod capture;
+mod container;
 mod fifo;
+mod log_writer;
 
 use std::path::{Path, PathBuf};
 
 pub use capture::{Captured, ExecCapture, LIMIT};
+pub use container::{ContainerIo, IoPlan, LogKeeper, Streams};
 pub use fifo::FifoFolder;
+pub use log_writer::{LogRoute, LogWriter};
 
 /// An operation on a FIFO or a log writer failed.
 #[derive(Debug, thiserror::Error)]

@@ -195,6 +195,9 @@ fn check_keys(config: &RuntimeConfig, kind: ShimKind) -> Result<(), String> {
     if !matches!(config.isolation.as_str(), "" | "vm") {
         return Err(format!("isolation {:?} must be \"\" or \"vm\"", config.isolation));
     }
+    if config.log_max_line == Some(0) {
+        return Err("log_max_line must be at least 1".to_owned());
+    }
     if kind != ShimKind::Own && (!config.isolation.is_empty() || config.log_max_line.is_some()) {
         return Err(format!("isolation and log_max_line belong to type {OWN_TYPE:?}"));
     }

@@ -316,6 +316,7 @@ async fn a_killed_shim_is_cleaned_up(config: RuntimeConfig) {
         }
     };
     tokio::time::timeout(Duration::from_secs(5), gone).await.expect("the container is killed");
+    assert!(!endpoint.socket_path().unwrap().exists(), "the dead shim's socket is left");
     node.close().await;
 }
 
