@@ -4,6 +4,7 @@
 //! again.
 
 pub mod build;
+mod raw;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -23,6 +24,7 @@ const MAX_MESSAGE: usize = 16 << 20;
 pub struct Cri {
     pub runtime: RuntimeServiceClient<Channel>,
     pub image: ImageServiceClient<Channel>,
+    channel: Channel,
     socket: PathBuf,
 }
 
@@ -40,15 +42,21 @@ impl Cri {
             runtime: RuntimeServiceClient::new(channel.clone())
                 .max_decoding_message_size(MAX_MESSAGE)
                 .max_encoding_message_size(MAX_MESSAGE),
-            image: ImageServiceClient::new(channel)
+            image: ImageServiceClient::new(channel.clone())
                 .max_decoding_message_size(MAX_MESSAGE)
                 .max_encoding_message_size(MAX_MESSAGE),
+            channel,
             socket: path,
         }
     }
 
     pub fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    /// Sends bytes, whatever they are, as the message of a call.
+    pub async fn raw(&self, path: &'static str, body: &[u8]) -> Status {
+        raw::call(self.channel.clone(), path, body).await
     }
 
     pub async fn version(&self) -> Result<cri::VersionResponse, Status> {
