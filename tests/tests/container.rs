@@ -136,7 +136,8 @@ async fn a_missing_executable_fails_the_start() {
         ("in-path", "no-such-program", 127),
         ("no-program", "/etc/passwd", 126),
     ] {
-        let id = node.cri.create(&pod.id, &pod.config, build::container(name, &image, &[command])).await.unwrap();
+        let id =
+            node.cri.create(&pod.id, &pod.config, build::container(name, &image, &[command])).await.unwrap();
         let refused = node.cri.start(&id).await.unwrap_err();
         let base = command.rsplit('/').next().unwrap();
         assert!(refused.message().contains(base), "the error does not name {command}: {refused:?}");
@@ -159,7 +160,8 @@ async fn list_filters_by_id_pod_state_and_labels() {
     let pod = node.run_pod(&node.pod("listed")).await;
     let other = node.run_pod(&node.pod("other")).await;
     let one = node.run_container(&pod, build::container("one", &image, &["sleep", "1000"])).await;
-    let two = node.cri.create(&pod.id, &pod.config, build::container("two", &image, &["true"])).await.unwrap();
+    let two =
+        node.cri.create(&pod.id, &pod.config, build::container("two", &image, &["true"])).await.unwrap();
     let ids = async |filter: cri::ContainerFilter| {
         let mut ids: Vec<_> =
             node.cri.list(Some(filter)).await.unwrap().into_iter().map(|container| container.id).collect();
@@ -175,7 +177,10 @@ async fn list_filters_by_id_pod_state_and_labels() {
     assert_eq!(ids(cri::ContainerFilter { state: Some(state), ..in_pod(&pod.id) }).await, [two.as_str()]);
     let label_selector = [("container".to_owned(), "one".to_owned())].into();
     assert_eq!(ids(cri::ContainerFilter { label_selector, ..in_pod(&pod.id) }).await, [one.as_str()]);
-    assert_eq!(ids(cri::ContainerFilter { id: two[..13].into(), ..Default::default() }).await, [two.as_str()]);
+    assert_eq!(
+        ids(cri::ContainerFilter { id: two[..13].into(), ..Default::default() }).await,
+        [two.as_str()]
+    );
     node.destroy(&pod).await;
     node.destroy(&other).await;
     node.assert_clean().await;

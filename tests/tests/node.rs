@@ -86,7 +86,8 @@ async fn malformed_requests_are_refused_in_words() {
 async fn a_body_that_is_no_message_gets_an_error_and_the_daemon_lives() {
     let node = Node::start().await;
     // Field 1 of RunPodSandboxRequest is a message: a string that is no UTF-8 inside its metadata cannot be decoded.
-    let status = node.cri.raw("/runtime.v1.RuntimeService/RunPodSandbox", b"\x0a\x05\x0a\x03\x0a\x01\xff").await;
+    let status =
+        node.cri.raw("/runtime.v1.RuntimeService/RunPodSandbox", b"\x0a\x05\x0a\x03\x0a\x01\xff").await;
     assert_ne!(status.code(), Code::Ok);
     let unknown = node.cri.raw("/runtime.v1.RuntimeService/NoSuchCall", b"").await;
     assert_eq!(unknown.code(), Code::Unimplemented);

@@ -135,7 +135,9 @@ async fn hostname_and_resolv_conf_are_the_pods() {
     let script = "hostname; echo $HOSTNAME; cat /etc/hostname /etc/resolv.conf";
     let said = node.output(&pod, build::shell("main", &image, script)).await;
     assert_eq!(said.lines().filter(|line| *line == "names").count(), 3, "{said}");
-    for line in ["nameserver 10.1.2.3", "nameserver 10.1.2.4", "search a.example b.example", "options ndots:5"] {
+    for line in
+        ["nameserver 10.1.2.3", "nameserver 10.1.2.4", "search a.example b.example", "options ndots:5"]
+    {
         assert!(said.lines().any(|one| one.trim() == line), "resolv.conf lacks {line:?}: {said}");
     }
     node.destroy(&pod).await;
@@ -156,7 +158,10 @@ async fn host_network_is_the_nodes() {
     let host = nix::unistd::gethostname().unwrap();
     assert_eq!(said, format!("{}\n{}\n", host.to_string_lossy(), own.display()));
     let network = node.cri.pod_status(&pod.id).await.unwrap().network;
-    assert!(network.is_none_or(|network| network.ip.is_empty()), "a pod on the node's network has no own address");
+    assert!(
+        network.is_none_or(|network| network.ip.is_empty()),
+        "a pod on the node's network has no own address"
+    );
     node.destroy(&pod).await;
     node.assert_clean().await;
 }
@@ -167,8 +172,10 @@ async fn sysctls_are_the_pods_own() {
     let image = node.base_image().await;
     let mut config = node.pod("sysctl");
     let linux = config.linux.as_mut().unwrap();
-    linux.sysctls =
-        HashMap::from([("net.ipv4.ip_local_port_range".into(), "2000 3000".into()), ("kernel.shm_rmid_forced".into(), "1".into())]);
+    linux.sysctls = HashMap::from([
+        ("net.ipv4.ip_local_port_range".into(), "2000 3000".into()),
+        ("kernel.shm_rmid_forced".into(), "1".into()),
+    ]);
     let pod = node.run_pod(&config).await;
     let script = "cat /proc/sys/net/ipv4/ip_local_port_range /proc/sys/kernel/shm_rmid_forced";
     let said = node.output(&pod, build::shell("main", &image, script)).await;
@@ -201,10 +208,12 @@ async fn a_shared_pid_namespace_is_shared() {
     let node = Node::start().await;
     let image = node.base_image().await;
     let mut config = node.pod("pids");
-    build::pod_security(&mut config).namespace_options.get_or_insert_default().pid = NamespaceMode::Pod.into();
+    build::pod_security(&mut config).namespace_options.get_or_insert_default().pid =
+        NamespaceMode::Pod.into();
     let pod = node.run_pod(&config).await;
     let shared = |mut container: cri::ContainerConfig| {
-        build::security(&mut container).namespace_options.get_or_insert_default().pid = NamespaceMode::Pod.into();
+        build::security(&mut container).namespace_options.get_or_insert_default().pid =
+            NamespaceMode::Pod.into();
         container
     };
     node.run_container(&pod, shared(build::container("one", &image, &["sleep", "98765"]))).await;
@@ -221,7 +230,8 @@ async fn the_nodes_pid_namespace_is_the_nodes() {
     let node = Node::start().await;
     let image = node.base_image().await;
     let mut config = node.pod("hostpid");
-    build::pod_security(&mut config).namespace_options.get_or_insert_default().pid = NamespaceMode::Node.into();
+    build::pod_security(&mut config).namespace_options.get_or_insert_default().pid =
+        NamespaceMode::Node.into();
     let pod = node.run_pod(&config).await;
     let mut main = build::shell("main", &image, "readlink /proc/self/ns/pid");
     build::security(&mut main).namespace_options.get_or_insert_default().pid = NamespaceMode::Node.into();

@@ -66,7 +66,10 @@ async fn users_come_by_name_and_bring_their_groups() {
         Err(refused) => refused,
         Ok(id) => node.cri.start(&id).await.unwrap_err(),
     };
-    assert!(refused.message().contains("no-such-user") || refused.message().contains("no users"), "{refused:?}");
+    assert!(
+        refused.message().contains("no-such-user") || refused.message().contains("no users"),
+        "{refused:?}"
+    );
     node.destroy(&pod).await;
     node.assert_clean().await;
 }
@@ -219,6 +222,7 @@ fn memory_limit(parent: &str, id: &str) -> u64 {
         (format!("/sys/fs/cgroup{parent}"), "memory.max")
     };
     let entries = std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{folder}: {error}"));
-    let own = entries.flatten().find(|entry| entry.file_name().to_string_lossy().contains(id)).expect("no cgroup");
+    let own =
+        entries.flatten().find(|entry| entry.file_name().to_string_lossy().contains(id)).expect("no cgroup");
     std::fs::read_to_string(own.path().join(file)).unwrap().trim().parse().unwrap()
 }

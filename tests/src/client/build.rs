@@ -15,11 +15,7 @@ pub fn unique() -> String {
 }
 
 pub fn image(reference: &str) -> cri::ImageSpec {
-    cri::ImageSpec {
-        image: reference.into(),
-        user_specified_image: reference.into(),
-        ..Default::default()
-    }
+    cri::ImageSpec { image: reference.into(), user_specified_image: reference.into(), ..Default::default() }
 }
 
 /// A pod with a network of its own. `cgroup_parent` is the folder of the pod's cgroup, `logs` that of its logs.

@@ -89,7 +89,13 @@ impl Cri {
         &self,
         filter: Option<cri::PodSandboxFilter>,
     ) -> Result<Vec<cri::PodSandbox>, Status> {
-        Ok(self.runtime.clone().list_pod_sandbox(cri::ListPodSandboxRequest { filter }).await?.into_inner().items)
+        Ok(self
+            .runtime
+            .clone()
+            .list_pod_sandbox(cri::ListPodSandboxRequest { filter })
+            .await?
+            .into_inner()
+            .items)
     }
 
     pub async fn create(
@@ -144,8 +150,7 @@ impl Cri {
     }
 
     pub async fn pull(&self, image: &str, auth: Option<cri::AuthConfig>) -> Result<String, Status> {
-        let request =
-            cri::PullImageRequest { image: Some(build::image(image)), auth, sandbox_config: None };
+        let request = cri::PullImageRequest { image: Some(build::image(image)), auth, sandbox_config: None };
         Ok(self.image.clone().pull_image(request).await?.into_inner().image_ref)
     }
 

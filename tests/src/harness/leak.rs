@@ -167,7 +167,9 @@ fn processes(dir: &Path, mark: &str) -> Vec<(u32, String)> {
     let mut found = Vec::new();
     let word = dir.display().to_string();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
         if pid == std::process::id() {
             continue;
         }

@@ -60,7 +60,8 @@ mod tests {
 
     #[test]
     fn parses_entries_and_names_the_line_that_is_none() {
-        let good = "2026-01-02T03:04:05.123456789Z stdout P ab\n2026-01-02T03:04:05.123456789+02:00 stdout F c d\n";
+        let good =
+            "2026-01-02T03:04:05.123456789Z stdout P ab\n2026-01-02T03:04:05.123456789+02:00 stdout F c d\n";
         let entries = parse(good).unwrap();
         assert_eq!(joined(&entries, "stdout"), "abc d\n");
         assert_eq!(parse("what"), Err("what".into()));

@@ -27,7 +27,8 @@ impl Netns {
     /// A new one with loopback up.
     pub fn create() -> Self {
         let make = || {
-            unshare(CloneFlags::CLONE_NEWNET).expect("cannot make a network namespace: these tests need root");
+            unshare(CloneFlags::CLONE_NEWNET)
+                .expect("cannot make a network namespace: these tests need root");
             sys::loopback_up().expect("cannot set loopback up");
             File::open("/proc/thread-self/ns/net").expect("cannot open the network namespace")
         };
@@ -61,7 +62,11 @@ impl Netns {
     pub fn links(&self) -> Vec<String> {
         let table = self.run(|| std::fs::read_to_string("/proc/thread-self/net/dev"));
         let table = table.expect("cannot read the links");
-        table.lines().filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim().to_owned()).collect()
+        table
+            .lines()
+            .filter_map(|line| line.split_once(':'))
+            .map(|(name, _)| name.trim().to_owned())
+            .collect()
     }
 
     /// The nftables ruleset inside as JSON without handles; `None` when the machine has no nft.
@@ -69,15 +74,16 @@ impl Netns {
         let output = self.command("nft").args(["-j", "list", "ruleset"]).output().ok()?;
         let value: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
         let entries = value["nftables"].as_array()?;
-        Some(entries.iter().filter(|entry| entry.get("metainfo").is_none()).map(ToString::to_string).collect())
+        Some(
+            entries.iter().filter(|entry| entry.get("metainfo").is_none()).map(ToString::to_string).collect(),
+        )
     }
 
     /// What an HTTP server at `address` answers to `GET path`, asked from inside.
     pub fn http_get(&self, address: &str, path: &str) -> std::io::Result<String> {
         use std::io::{Read, Write};
-        let address: std::net::SocketAddr = address
-            .parse()
-            .map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidInput, error))?;
+        let address: std::net::SocketAddr =
+            address.parse().map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidInput, error))?;
         let request = format!("GET {path} HTTP/1.0\r\nHost: pod\r\n\r\n");
         self.run(move || {
             let limit = std::time::Duration::from_secs(3);

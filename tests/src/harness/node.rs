@@ -102,7 +102,8 @@ impl Node {
             let text = text.replace("@DIR@", &dir.display().to_string());
             std::fs::write(dir.join("net.d").join(name), text).expect("cannot write the CNI configuration");
         }
-        std::fs::write(dir.join("config.toml"), config(&dir, &builder.sections)).expect("cannot write config.toml");
+        std::fs::write(dir.join("config.toml"), config(&dir, &builder.sections))
+            .expect("cannot write config.toml");
         let cri = Cri::new(&dir.join("run.sock").display().to_string());
         let mut node = Self::assemble(Netns::create(), cri, folder, dir.join("certs.d"));
         node.registry.announce(&node.certs_d, "docker.io");
@@ -243,9 +244,14 @@ impl Node {
     }
 
     /// Runs a container to its end and gives its last status and its log.
-    pub async fn run_to_end(&self, pod: &Pod, config: cri::ContainerConfig) -> (cri::ContainerStatus, Vec<super::log::Entry>) {
+    pub async fn run_to_end(
+        &self,
+        pod: &Pod,
+        config: cri::ContainerConfig,
+    ) -> (cri::ContainerStatus, Vec<super::log::Entry>) {
         let id = self.run_container(pod, config).await;
-        let status = self.cri.wait_exited(&id, Duration::from_secs(15)).await.expect("ContainerStatus failed");
+        let status =
+            self.cri.wait_exited(&id, Duration::from_secs(15)).await.expect("ContainerStatus failed");
         assert_eq!(status.state(), cri::ContainerState::ContainerExited, "it still runs after 15 s");
         let entries = super::log::read(Path::new(&status.log_path));
         (status, entries)

@@ -34,7 +34,8 @@ impl Registry {
     /// Starts a registry that everybody may read and write.
     pub fn start(netns: &Netns) -> Self {
         super::require(BINARY, "docker-registry");
-        let folder = tempfile::Builder::new().prefix("cft-registry-").tempdir_in("/tmp").expect("no temp folder");
+        let folder =
+            tempfile::Builder::new().prefix("cft-registry-").tempdir_in("/tmp").expect("no temp folder");
         Self::spawn(Arc::new(folder), netns, "", None)
     }
 

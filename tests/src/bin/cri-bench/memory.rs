@@ -111,7 +111,9 @@ fn processes(mark: &str) -> BTreeMap<u32, Process> {
     let own = std::process::id();
     let workload = WORKLOAD.join("\0");
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
         let read = |file: &str| fs::read_to_string(entry.path().join(file)).unwrap_or_default();
         let parent = read("status").lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok());
         let Some(parent) = parent.filter(|_| pid != own) else { continue };
