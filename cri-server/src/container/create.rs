@@ -3,6 +3,7 @@
 //! The record is stored before the first effect; a failure at any step takes back what was made.
 
 use std::fs;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use cofferdam_proto::cri;
 
 use super::record::{ContainerRecord, ContainerState};
 use super::{Container, ContainerError, Containers, Shared};
-use crate::image::ImageRecord;
+use crate::image::{ImageError, ImageRecord};
 use crate::model::ContainerId;
 use crate::operation::Stage;
 use crate::ports::{Ports, now};
@@ -21,8 +22,8 @@ use crate::spec::user::AccountFiles;
 use crate::spec::{self, ContainerInput, ResolvedUser, container_spec};
 use crate::store::Table;
 
-/// The most that is read of an image's passwd or group, or of a seccomp profile.
-const MAX_FILE: usize = 1 << 20;
+/// The most that is read of an image's passwd or group.
+const MAX_FILE: u64 = 1 << 20;
 
 impl Containers {
     /// Creates a container in a ready sandbox, or joins the creation of the same name and attempt.
@@ -88,7 +89,10 @@ impl Containers {
 
     fn image_of(&self, config: &cri::ContainerConfig) -> Result<Arc<ImageRecord>, ContainerError> {
         let named = config.image.as_ref().map(|i| i.image.as_str()).unwrap_or_default();
-        self.ports.images.find(named)?.ok_or_else(|| ContainerError::NoImage { image: named.to_owned() })
+        match self.ports.images.find(named) {
+            Err(ImageError::NotFound(image)) => Err(ContainerError::NoImage { image }),
+            found => Ok(found?),
+        }
     }
 
     /// Settles all that the record holds; changes nothing on the node.
@@ -104,11 +108,12 @@ impl Containers {
         let user = resolve_user(ports, &security, image).await?;
         let parent = sandbox.config().linux.as_ref().map_or("", |l| l.cgroup_parent.as_str());
         let record = ContainerRecord {
-            cgroups_path: spec::cgroups_path(&ports.features, parent, id.as_str())?,
-            stop_signal: spec::stop_signal(&config, &image.configuration)?,
+            cgroups_path: spec::resources::cgroups_path(&ports.features, parent, id.as_str())?.display().to_string(),
+            stop_signal: spec::stop_signal(&config, &image.configuration())?,
             sandbox: sandbox.id().clone(),
             image_id: image.id.to_string(),
             image_ref: image.reference(),
+            layers: image.diff_ids(),
             created_at: now(),
             log_path: log_path(sandbox.config(), &config),
             user: Some(cri::LinuxContainerUser {
@@ -182,7 +187,7 @@ struct Build {
 impl Build {
     fn run(self) -> Result<(), ContainerError> {
         let id = self.container.id();
-        self.ports.snapshots.mounts(&self.image.layers, id)?;
+        self.ports.snapshots.mounts(&self.image.diff_ids(), id)?;
         let bundle = self.ports.places.container(id);
         let rootfs = bundle.join("rootfs");
         fs::create_dir_all(&rootfs).map_err(failed("make", &rootfs))?;
@@ -191,7 +196,7 @@ impl Build {
         }
         let config = self.with_host_paths()?;
         let localhost_seccomp = spec::container::localhost_seccomp_path(&config)?
-            .map(|path| read_profile(&path))
+            .map(|path| spec::host::read_profile(&path))
             .transpose()?;
         let files = SandboxFiles::of(self.ports.places.sandbox(self.sandbox.id()), self.sandbox.own_ipc());
         let namespaces = self.sandbox.namespaces().ok_or_else(|| ContainerError::SandboxNotReady {
@@ -203,7 +208,7 @@ impl Build {
             sandbox_id: self.sandbox.id(),
             config: &config,
             sandbox_config: self.sandbox.config(),
-            image: &self.image.configuration,
+            image: &self.image.configuration(),
             image_name: config.image.as_ref().map(|i| i.image.as_str()).unwrap_or_default(),
             user: &self.user,
             rootfs: Path::new("rootfs"),
@@ -250,15 +255,6 @@ fn failed<'a>(operation: &'static str, path: &'a Path) -> impl FnOnce(std::io::E
     move |source| ContainerError::File { operation, path: path.to_owned(), source }
 }
 
-fn read_profile(path: &Path) -> Result<Vec<u8>, ContainerError> {
-    let size = fs::metadata(path).map_err(failed("read seccomp profile", path))?.len();
-    if size > MAX_FILE as u64 {
-        let text = format!("the seccomp profile {} has {size} bytes; {MAX_FILE} are read", path.display());
-        return Err(ContainerError::Invalid(text));
-    }
-    fs::read(path).map_err(failed("read seccomp profile", path))
-}
-
 /// Settles names and groups with the image's own account files, read without following anything out of it.
 async fn resolve_user(
     ports: &Arc<Ports>,
@@ -267,13 +263,12 @@ async fn resolve_user(
 ) -> Result<ResolvedUser, ContainerError> {
     let (ports, security, image) = (Arc::clone(ports), security.clone(), Arc::clone(image));
     tokio::task::spawn_blocking(move || {
-        let view = ports.snapshots.view(&image.layers)?;
-        let read = |path: &str| read_in_root(&view, Path::new(path), MAX_FILE);
+        let view = ports.snapshots.view(&image.diff_ids())?;
+        let read = |path: &str| read_in_root(view.as_fd(), path, MAX_FILE);
         let passwd = read("etc/passwd")?.unwrap_or_default();
         let group = read("etc/group")?.unwrap_or_default();
         let files = AccountFiles { passwd: &passwd, group: &group };
-        let image_user = image.configuration.config().as_ref().and_then(|c| c.user().clone()).unwrap_or_default();
-        Ok(spec::user::resolve(&security, &image_user, files)?)
+        Ok(spec::user::resolve(&security, &image.config.user, files)?)
     })
     .await?
 }

@@ -13,13 +13,17 @@ impl Containers {
         if !container.is_running() {
             return Err(ContainerError::NotRunning { state: container.state().name() });
         }
-        let Some(log) = container.made.log_path.as_deref() else { return Ok(()) };
+        if container.made.log_path.is_none() {
+            return Ok(());
+        }
         if self.handler(container)?.kind == ShimKind::Own {
             let shim = container.shim.load_full();
             let shim = shim.ok_or_else(|| ContainerError::NotRunning { state: container.state().name() })?;
             return Ok(shim.reopen_log().await?);
         }
-        LogWriter::reopen(&self.ports.places.container(container.id()), log).await?;
-        Ok(())
+        match LogWriter::recorded(&self.ports.places.container(container.id())) {
+            Some(writer) => Ok(writer.reopen().await?),
+            None => Ok(()),
+        }
     }
 }

@@ -4,12 +4,13 @@
 //! and its first process made at once, while the kubelet is still on its way to StartContainer; the start joins
 //! this. What fails here is the start's error, as users of containerd know it.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use super::{Container, ContainerError, ContainerState, Containers, Shared};
-use crate::io::ContainerIo;
+use crate::io::{ContainerIo, IoPlan, LogKeeper};
 use crate::operation::Stage;
-use crate::runtime::{CreateTask, Shim};
+use crate::runtime::{CreateTask, Handler, Mount, Shim, ShimKind};
 use crate::task;
 
 impl Containers {
@@ -58,26 +59,22 @@ impl Containers {
         container.shim.store(Some(Arc::clone(&shim)));
         stage.set("making the task");
         let made = async {
-            let layers = self.ports.images.layers(&container.made.image_id)?;
-            let rootfs = self.ports.snapshots.mounts(container.id().as_str(), &layers)?;
-            let io = ContainerIo::create(
-                handler,
-                &bundle,
-                container.made.log_path.as_deref(),
-                config.stdin,
-                config.tty,
-            )
-            .await?;
+            let rootfs = self.ports.snapshots.mounts(&container.made.layers, container.id())?;
+            let io = self.streams(container, handler, &bundle).await?;
+            let streams = io.streams();
             let task = CreateTask {
                 bundle: bundle.clone(),
-                rootfs,
-                stdin: io.stdin().to_owned(),
-                stdout: io.stdout().to_owned(),
-                stderr: io.stderr().to_owned(),
+                rootfs: rootfs.into_iter().map(shim_mount).collect(),
+                stdin: streams.stdin,
+                stdout: streams.stdout,
+                stderr: streams.stderr,
                 terminal: config.tty,
                 options: handler.options.clone(),
             };
-            shim.create(task).await?;
+            if let Err(error) = shim.create(task).await {
+                io.abandon()?;
+                return Err(error.into());
+            }
             Ok::<_, ContainerError>(())
         };
         if let Err(error) = made.await {
@@ -89,4 +86,25 @@ impl Containers {
         }
         Ok(shim)
     }
+
+    async fn streams(
+        &self,
+        container: &Container,
+        handler: &Handler,
+        bundle: &Path,
+    ) -> Result<ContainerIo, ContainerError> {
+        let config = container.config();
+        let binary = self.ports.pause.check()?;
+        let keeper = match handler.kind {
+            ShimKind::Own => LogKeeper::Shim,
+            ShimKind::Runc | ShimKind::Foreign => LogKeeper::Writer { binary: &binary, max_line: None },
+        };
+        let log = container.made.log_path.as_deref();
+        let plan = IoPlan { terminal: config.tty, stdin: config.stdin, log, keeper };
+        Ok(ContainerIo::prepare(bundle, plan).await?)
+    }
+}
+
+fn shim_mount(mount: crate::snapshot::Mount) -> Mount {
+    Mount { type_: mount.kind, source: mount.source, options: mount.options, ..Default::default() }
 }

@@ -18,6 +18,7 @@ use cofferdam_proto::cri;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{ContainerId, SandboxId};
+use crate::registry::Digest;
 
 /// How a container ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -156,6 +157,8 @@ pub struct ContainerRecord {
     pub image_id: String,
     /// What ContainerStatus tells as `image_ref`: a repository digest, or the id where there is none.
     pub image_ref: String,
+    /// The image's layers by diff id, bottom first: it may be removed while the container lives.
+    pub layers: Vec<Digest>,
     /// Nanoseconds since the epoch.
     pub created_at: i64,
     /// Where the CRI log goes; none when the kubelet gave no path.

@@ -23,7 +23,8 @@ impl Containers {
         // A preparation under way ends first: it would make a task after this.
         self.preparations.ended(container.id().as_str()).await;
         self.end_task(container).await?;
-        self.ports.snapshots.remove(container.id().as_str())?;
+        let (snapshots, id) = (Arc::clone(&self.ports.snapshots), container.id().clone());
+        tokio::task::spawn_blocking(move || snapshots.remove(&id)).await??;
         let bundle = self.ports.places.container(container.id());
         match tokio::fs::remove_dir_all(&bundle).await {
             Err(source) if source.kind() != std::io::ErrorKind::NotFound => {

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::{Container, ContainerError, ContainerState, Containers, Exit, ExitCause};
+use super::{Container, ContainerError, Containers, Exit, ExitCause};
 use crate::ports::now;
 use crate::runtime::Shim;
 use crate::task::{self, End};

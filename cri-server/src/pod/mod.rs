@@ -21,6 +21,7 @@ pub enum PodError {
 }
 
 /// The pods of the node.
+#[derive(Clone)]
 pub struct Pods {
     pub sandboxes: Arc<Sandboxes>,
     pub containers: Arc<Containers>,

@@ -77,6 +77,7 @@ fn of_one(error: &(dyn Error + 'static)) -> Option<Code> {
             SpecErrorKind::Invalid => Code::InvalidArgument,
             SpecErrorKind::Unsupported => Code::Unimplemented,
             SpecErrorKind::Unavailable => Code::FailedPrecondition,
+            SpecErrorKind::Host => Code::Internal,
         });
     }
     if let Some(NetworkError::Port { .. }) = error.downcast_ref::<NetworkError>() {
@@ -107,7 +108,7 @@ fn of_container(error: &ContainerError) -> Option<Code> {
         ContainerError::Refused(_)
         | ContainerError::NotRunning { .. }
         | ContainerError::SandboxNotReady { .. } => Some(Code::FailedPrecondition),
-        ContainerError::Unkillable { .. } | ContainerError::Exec(ExecError::TimedOut { .. }) => {
+        ContainerError::Unkillable { .. } | ContainerError::Exec(ExecError::DeadlineExceeded { .. }) => {
             Some(Code::DeadlineExceeded)
         }
         _ => None,

@@ -72,7 +72,7 @@ fn runtime_condition(daemon: &Daemon) -> cri::RuntimeCondition {
     }
     let missing: Vec<String> = preflight()
         .into_iter()
-        .filter(|f| f.severity == Severity::Error)
+        .filter(|f| f.severity == Severity::Blocking)
         .map(|f| format!("{}: {} ({})", f.what, f.why, f.fix))
         .collect();
     if missing.is_empty() {
@@ -85,13 +85,7 @@ fn runtime_condition(daemon: &Daemon) -> cri::RuntimeCondition {
 async fn verbose(daemon: &Daemon) -> HashMap<String, String> {
     let ports = &daemon.ports;
     let under_way = [daemon.sandboxes.under_way(), daemon.containers.under_way()].concat();
-    let findings: Vec<_> = preflight()
-        .into_iter()
-        .map(|f| serde_json::json!({
-            "severity": format!("{:?}", f.severity).to_lowercase(),
-            "what": f.what, "why": f.why, "fix": f.fix,
-        }))
-        .collect();
+    let findings = preflight();
     let handlers: Vec<_> = ports
         .handlers
         .iter()
@@ -107,7 +101,7 @@ async fn verbose(daemon: &Daemon) -> HashMap<String, String> {
     };
     let info = serde_json::json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "config": daemon.config,
+        "config": &*daemon.config,
         "cgroupDriver": driver(daemon).as_str_name(),
         "cgroupLayout": format!("{:?}", ports.features.layout),
         "preflight": findings,

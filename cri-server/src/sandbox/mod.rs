@@ -93,6 +93,16 @@ impl Sandbox {
         options.is_none_or(|o| o.ipc() != cri::NamespaceMode::Node)
     }
 
+    /// Where the pause container's cgroup is, as its spec names it.
+    ///
+    /// # Errors
+    /// When the kubelet's parent is none.
+    pub fn cgroups_path(&self, ports: &Ports) -> Result<String, SandboxError> {
+        let parent = self.made.config.linux.as_ref().map_or("", |l| l.cgroup_parent.as_str());
+        let path = crate::spec::resources::cgroups_path(&ports.features, parent, self.made.id.as_str())?;
+        Ok(path.display().to_string())
+    }
+
     /// Where containers of a ready sandbox join its namespaces.
     #[must_use]
     pub fn namespaces(&self) -> Option<SandboxNamespaces> {

@@ -171,13 +171,6 @@ impl Sandboxes {
     }
 }
 
-/// Where the pause container's cgroup is, as its spec names it.
-pub(super) fn cgroups_path(ports: &Ports, sandbox: &Sandbox) -> Result<String, SandboxError> {
-    let parent = sandbox.config().linux.as_ref().map_or("", |l| l.cgroup_parent.as_str());
-    let path = spec::resources::cgroups_path(&ports.features, parent, sandbox.id().as_str())?;
-    Ok(path.display().to_string())
-}
-
 /// The pinned network namespace of a sandbox.
 pub(super) fn netns_path(ports: &Ports, id: &SandboxId) -> PathBuf {
     Pins::new(ports.places.state()).path(id)

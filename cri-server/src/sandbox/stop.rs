@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::record::SandboxStatus;
-use super::{Sandbox, SandboxError, Sandboxes, Shared, files, run};
+use super::{Sandbox, SandboxError, Sandboxes, Shared, files};
 use crate::model::SandboxId;
 use crate::network::netns::Pins;
 use crate::runtime::{Handler, Shim};
@@ -82,7 +82,7 @@ impl Sandboxes {
             bundle: ports.places.sandbox(sandbox.id()),
             handler,
             shim: sandbox.shim.load_full(),
-            cgroups_path: run::cgroups_path(ports, sandbox)?,
+            cgroups_path: sandbox.cgroups_path(ports)?,
         })
     }
 

@@ -32,9 +32,7 @@ use crate::runtime::{
     ExecRunner, Handler, HandlerError, HandlerTable, Launcher, OWN_TYPE, RuntimeConfig, RuntimeError,
 };
 use crate::sandbox::{SandboxError, Sandboxes};
-use crate::snapshot::{SnapshotError, Snapshots};
 use crate::spec::Defaults;
-use crate::stats::Sampler;
 use crate::store::{Store, StoreError};
 
 /// How long operations under way may take to end when the daemon does.
@@ -55,8 +53,6 @@ pub enum ServeError {
     Store(#[from] StoreError),
     #[error("runtime handlers: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Handlers(Vec<HandlerError>),
-    #[error("layers")]
-    Snapshots(#[from] SnapshotError),
     #[error("images")]
     Images(#[from] ImageError),
     #[error("cgroups")]
@@ -78,8 +74,8 @@ pub enum ServeError {
 pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> Result<(), ServeError> {
     for finding in preflight() {
         match finding.severity {
-            Severity::Error => tracing::error!(what = %finding.what, why = %finding.why, fix = %finding.fix, "preflight"),
-            Severity::Warning => tracing::warn!(what = %finding.what, why = %finding.why, fix = %finding.fix, "preflight"),
+            Severity::Blocking => tracing::error!(what = %finding.what, why = %finding.why, fix = %finding.fix, "preflight"),
+            Severity::Degraded => tracing::warn!(what = %finding.what, why = %finding.why, fix = %finding.fix, "preflight"),
             Severity::Info => tracing::info!(what = %finding.what, why = %finding.why, "preflight"),
         }
     }
@@ -99,8 +95,8 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
         pods: Pods { sandboxes: Arc::clone(&sandboxes), containers: Arc::clone(&containers) },
         sandboxes,
         containers,
-        sampler: Sampler::default(),
-        config: config.clone(),
+        rates: Arc::default(),
+        config: Arc::new(config.clone()),
     });
     tracing::info!(socket = %config.socket.display(), version = env!("CARGO_PKG_VERSION"), "serving");
     let runtime = RuntimeServiceServer::new(Runtime(Arc::clone(&daemon))).max_decoding_message_size(MAX_MESSAGE);
@@ -129,9 +125,8 @@ async fn open(
     let own = RuntimeConfig { kind: Some(OWN_TYPE.to_owned()), ..Default::default() };
     let pause = Handler::new("pause", &own, own_exe).map_err(|e| ServeError::Handlers(vec![e]))?;
     let features = Features { driver: config.driver(), ..Features::probe() };
-    let snapshots = Snapshots::open(&config.root)?;
-    let images =
-        ImageService::open(&config.image, &config.root, Arc::clone(&store), Arc::clone(&snapshots)).await?;
+    let images = ImageService::open(&config.root, config.image.clone(), Arc::clone(&store))?;
+    let snapshots = Arc::clone(images.snapshots());
     Ok(Arc::new(Ports {
         pause,
         launcher: Launcher::new(&config.state, own_exe, sink.path()),

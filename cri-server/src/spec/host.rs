@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::LinuxDeviceType;
 use rustix::fs::{major, minor};
 
+use super::error::SpecError;
+
 /// How deep a folder of devices is searched; /dev itself has three levels.
 const MAX_DEPTH: usize = 8;
 /// A folder with more entries than this is no folder of devices.
@@ -62,6 +64,14 @@ pub trait Host {
     /// # Errors
     /// When the mounts cannot be read.
     fn propagation(&self, path: &Path) -> io::Result<HostPropagation>;
+}
+
+/// Reads a localhost seccomp profile.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn read_profile(path: &Path) -> Result<Vec<u8>, SpecError> {
+    fs::read(path).map_err(|source| SpecError::Host { path: path.to_owned(), source })
 }
 
 /// The host that the daemon runs on.
