@@ -1,1 +1,3 @@
-//! (under construction)
+//! The edge of the CRI: decodes requests, calls the domain, encodes answers.
+
+pub mod stats;
