@@ -155,8 +155,18 @@ impl Hierarchies {
         }
     }
 
-    /// Makes the cgroup of a pod where the kubelet's parent is missing, in every hierarchy. Existing ones stay as
-    /// they are.
+    /// Makes the cgroup of a pod where the kubelet's parent is missing: one that holds cgroups, and on v2 no process
+    /// of its own.
+    ///
+    /// # Errors
+    /// When a folder cannot be made.
+    pub fn create_pod(&self, cgroups_path: &str) -> Result<CgroupPaths, CgroupError> {
+        let paths = self.create(cgroups_path)?;
+        paths.unified.iter().for_each(|folder| pass_controllers_on(folder));
+        Ok(paths)
+    }
+
+    /// Makes a cgroup for processes, in every hierarchy. Existing ones stay as they are.
     ///
     /// # Errors
     /// When a folder cannot be made.
@@ -188,7 +198,6 @@ impl Hierarchies {
                 Ok(()) | Err(_) => {}
             }
         }
-        pass_controllers_on(&folder);
         Ok(())
     }
 

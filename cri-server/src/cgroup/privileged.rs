@@ -76,7 +76,7 @@ fn privileged_everything_in_a_cgroup_is_killed_and_removed() {
 #[test]
 fn privileged_removing_kills_first() {
     let mut scratch = Scratch::new("remove");
-    scratch.run("sleep 600");
+    scratch.run("exec sleep 600");
     scratch.wait_for(1);
     remove_all(&scratch.paths).unwrap();
     assert!(!scratch.paths.exist());
