@@ -5,8 +5,16 @@
 //!
 //! See cgroups(7), and `admin-guide/cgroup-v2.rst` and `admin-guide/cgroup-v1/` of the kernel.
 
+mod hierarchy;
 mod layout;
 mod path;
+mod procs;
 
+#[cfg(test)]
+mod privileged;
+
+pub use hierarchy::{CgroupError, CgroupPaths, Hierarchies, remove_all, remove_if_empty};
 pub use layout::{Driver, Layout, Mounts, OwnCgroups};
 pub use path::{DEFAULT_PARENT, cgroups_path, relative_path};
+pub(crate) use procs::keyed;
+pub use procs::{KillError, kill_all, oom_kill_count, processes};

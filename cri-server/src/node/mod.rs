@@ -4,6 +4,10 @@
 
 mod capabilities;
 mod features;
+mod findings;
+mod preflight;
 
 pub use capabilities::{CAPABILITIES, from_mask};
 pub use features::Features;
+pub use findings::{Facts, Finding, Severity, judge};
+pub use preflight::{boot_id, preflight};

@@ -26,6 +26,8 @@ pub mod user;
 
 #[cfg(test)]
 mod fixture;
+#[cfg(test)]
+mod privileged;
 
 pub use container::{ContainerInput, container_spec};
 pub use error::{SpecError, SpecErrorKind};
