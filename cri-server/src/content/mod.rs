@@ -40,10 +40,10 @@ pub enum ContentError {
         actual: Digest,
     },
     /// More or fewer bytes than promised.
-    #[error("{digest} has {actual} bytes, expected {expected}")]
+    #[error("{blob} has {actual} bytes, expected {expected}")]
     Size {
         /// Which blob.
-        digest: Digest,
+        blob: String,
         /// What was promised.
         expected: u64,
         /// What came, counted until it was too much.
@@ -168,16 +168,27 @@ impl Content {
         self.sizes.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Begins to write a blob; nothing is kept unless [`Ingest::commit`] succeeds.
+    /// Begins to write a blob; nothing is kept unless [`Content::commit`] succeeds.
     ///
     /// # Errors
     /// When no file can be made.
     pub fn ingest(&self, digest: &Digest, size: Option<u64>) -> Result<Ingest, ContentError> {
+        self.begin(Some(digest.clone()), size)
+    }
+
+    /// Begins to write a blob that gets its name, a SHA-256 digest, from what is written.
+    ///
+    /// # Errors
+    /// When no file can be made.
+    pub fn ingest_unnamed(&self) -> Result<Ingest, ContentError> {
+        self.begin(None, None)
+    }
+
+    fn begin(&self, expected: Option<Digest>, size: Option<u64>) -> Result<Ingest, ContentError> {
         let path = self.ingest.join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
-        let file =
-            File::options().write(true).create_new(true).open(&path).map_err(failed("create", &path))?;
-        let hasher = Hasher::new(digest.algorithm());
-        Ok(Ingest { file, path, hasher, digest: digest.clone(), size, written: 0, committed: false })
+        let file = File::options().write(true).create_new(true).open(&path).map_err(failed("create", &path))?;
+        let hasher = Hasher::new(expected.as_ref().map_or(Algorithm::Sha256, Digest::algorithm));
+        Ok(Ingest { file, path, hasher, expected, size, written: 0, committed: false })
     }
 
     /// Stores bytes that are at hand.
@@ -190,23 +201,23 @@ impl Content {
         }
         let mut ingest = self.ingest(digest, Some(bytes.len() as u64))?;
         ingest.write(bytes)?;
-        self.commit(ingest)
+        self.commit(ingest).map(drop)
     }
 
     /// Makes a finished blob visible.
     ///
     /// # Errors
     /// When digest or size are wrong, or the kernel refuses; then nothing is kept.
-    pub fn commit(&self, mut ingest: Ingest) -> Result<(), ContentError> {
-        ingest.verify()?;
+    pub fn commit(&self, mut ingest: Ingest) -> Result<Digest, ContentError> {
+        let digest = ingest.verify()?;
         ingest.file.sync_data().map_err(failed("sync", &ingest.path))?;
-        let target = self.path(&ingest.digest);
+        let target = self.path(&digest);
         fs::rename(&ingest.path, &target).map_err(failed("rename to", &target))?;
         ingest.committed = true;
         let directory = target.parent().unwrap_or(&self.blobs);
         File::open(directory).and_then(|d| d.sync_all()).map_err(failed("sync", directory))?;
-        self.sizes().insert(ingest.digest.clone(), ingest.written);
-        Ok(())
+        self.sizes().insert(digest.clone(), ingest.written);
+        Ok(digest)
     }
 
     /// Opens a blob for reading.
@@ -257,7 +268,7 @@ pub struct Ingest {
     file: File,
     path: PathBuf,
     hasher: Hasher,
-    digest: Digest,
+    expected: Option<Digest>,
     size: Option<u64>,
     written: u64,
     committed: bool,
@@ -270,26 +281,29 @@ impl Ingest {
     /// When there are too many bytes or they cannot be written.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), ContentError> {
         self.written += bytes.len() as u64;
-        if let Some(expected) = self.size
-            && self.written > expected
-        {
-            return Err(ContentError::Size { digest: self.digest.clone(), expected, actual: self.written });
+        if self.size.is_some_and(|size| self.written > size) {
+            return Err(self.wrong_size());
         }
         self.hasher.update(bytes);
         self.file.write_all(bytes).map_err(failed("write", &self.path))
     }
 
-    fn verify(&self) -> Result<(), ContentError> {
-        if let Some(expected) = self.size
-            && self.written != expected
-        {
-            return Err(ContentError::Size { digest: self.digest.clone(), expected, actual: self.written });
+    fn verify(&self) -> Result<Digest, ContentError> {
+        if self.size.is_some_and(|size| self.written != size) {
+            return Err(self.wrong_size());
         }
         let actual = self.hasher.clone().finish();
-        if actual != self.digest {
-            return Err(ContentError::Digest { expected: self.digest.clone(), actual });
+        match &self.expected {
+            Some(expected) if *expected != actual => {
+                Err(ContentError::Digest { expected: expected.clone(), actual })
+            }
+            _ => Ok(actual),
         }
-        Ok(())
+    }
+
+    fn wrong_size(&self) -> ContentError {
+        let blob = self.expected.as_ref().map_or_else(|| "the blob".to_owned(), Digest::to_string);
+        ContentError::Size { blob, expected: self.size.unwrap_or_default(), actual: self.written }
     }
 }
 

@@ -34,7 +34,7 @@ pub struct AuthFields<'a> {
 }
 
 /// What one pull logs in with.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Credentials {
     /// Normalised; `None` means the registry of the image.
     server: Option<String>,

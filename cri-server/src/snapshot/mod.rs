@@ -9,7 +9,7 @@
 //!
 //! Invariant: a layer that a container's `layers.json` names is not removed; mounting itself is the shim's work.
 
-mod archive;
+pub(crate) mod archive;
 mod decompress;
 mod error;
 mod extract;
