@@ -15,5 +15,6 @@ pub use conf::{
 };
 pub use error::{CniError, ErrorCode};
 pub use ipnet::{IpNet, IpNetError, Mac, MacError};
+pub(crate) use ipnet::{from_bits, to_bits};
 pub use result::{CniResult, Dns, Interface, IpConfig, Route};
 pub use version::{CniVersion, VersionInfo};
