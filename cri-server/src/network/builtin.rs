@@ -3,11 +3,13 @@
 //! The plugin's configuration is built once per attachment and kept in its record, so that DEL works with that of ADD.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
+use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
 use super::cache::Record;
-use cofferdam_netplugin::types::{CniArgs, CniError, NetConf, Request};
+use cofferdam_netplugin::types::{Attachment, CniArgs, CniError, NetConf, Request};
 
 use super::error::{NetworkError, NotReady, chain};
 use super::{Config, INTERFACE, PodAttachment, capability, library};
@@ -26,6 +28,9 @@ pub(super) struct Builtin {
     subnets: Vec<String>,
     mtu: u32,
     data_dir: PathBuf,
+    /// ADD, DEL and CHECK hold it shared until they really end, which may be after their caller went away; GC and
+    /// teardown hold it alone.
+    running: Arc<RwLock<()>>,
 }
 
 impl Builtin {
@@ -35,7 +40,13 @@ impl Builtin {
             subnets: config.subnets.clone(),
             mtu: config.mtu,
             data_dir: cni_dir.join("networks"),
+            running: Arc::default(),
         }
+    }
+
+    /// Whether it ever served, so that there may be something to collect.
+    pub(super) fn was_used(&self) -> bool {
+        self.data_dir.exists()
     }
 
     pub(super) fn name(&self) -> &'static str {
@@ -78,6 +89,14 @@ impl Builtin {
         }
     }
 
+    async fn shared(&self) -> OwnedRwLockReadGuard<()> {
+        Arc::clone(&self.running).read_owned().await
+    }
+
+    async fn alone(&self) -> OwnedRwLockWriteGuard<()> {
+        Arc::clone(&self.running).write_owned().await
+    }
+
     /// ADD, with the configuration of the record.
     pub(super) async fn add(
         &self,
@@ -85,7 +104,7 @@ impl Builtin {
         record: &Record,
     ) -> Result<Value, NetworkError> {
         let request = request("ADD", conf, record, record.pod.netns.clone(), None)?;
-        let result = call("ADD", move || library::add(&request)).await?;
+        let result = call("ADD", self.shared().await, move || library::add(&request)).await?;
         serde_json::to_value(result).map_err(|error| refused("ADD", &error))
     }
 
@@ -93,7 +112,7 @@ impl Builtin {
     pub(super) async fn del(&self, conf: &Map<String, Value>, record: &Record) -> Result<(), NetworkError> {
         let netns = super::netns::living(&record.pod.netns).map(PathBuf::from).unwrap_or_default();
         let request = request("DEL", conf, record, netns, record.result.as_ref())?;
-        call("DEL", move || library::del(&request)).await
+        call("DEL", self.shared().await, move || library::del(&request)).await
     }
 
     /// CHECK against the result of ADD.
@@ -104,45 +123,34 @@ impl Builtin {
         result: &Value,
     ) -> Result<(), NetworkError> {
         let request = request("CHECK", conf, record, record.pod.netns.clone(), Some(result))?;
-        call("CHECK", move || library::check(&request)).await
+        call("CHECK", self.shared().await, move || library::check(&request)).await
     }
 
     /// Releases what belongs to no valid attachment.
     pub(super) async fn gc(&self, pod_cidr: &[String], valid: &[SandboxId]) -> Result<(), NetworkError> {
-        let valid: Vec<Value> =
-            valid.iter().map(|id| json!({"containerID": id.as_str(), "ifname": INTERFACE})).collect();
-        let mut conf = self.base(pod_cidr);
-        conf.insert("cni.dev/valid-attachments".to_owned(), Value::Array(valid));
-        let request = bare("GC", conf)?;
-        call("GC", move || library::gc(&request)).await
+        let valid: Vec<Attachment> = valid
+            .iter()
+            .map(|id| Attachment { container_id: id.to_string(), ifname: INTERFACE.to_owned() })
+            .collect();
+        let conf = decode("GC", self.base(pod_cidr))?;
+        call("GC", self.alone().await, move || library::gc(&conf, &valid)).await
     }
 
     /// Whether the bridge could serve.
     pub(super) async fn status(&self, pod_cidr: &[String]) -> Result<(), NotReady> {
         let base = self.base(pod_cidr);
         let asked = async {
-            let request = bare("STATUS", base)?;
-            call("STATUS", move || library::status(&request)).await
+            let conf = decode("STATUS", base)?;
+            call("STATUS", (), move || library::status(&conf)).await
         };
         asked.await.map_err(|error| NotReady { reason: chain(&error) })
     }
 
-    /// Removes the bridge and its rules, if nothing is attached to it.
-    pub(super) async fn teardown_if_unused(&self) -> Result<(), NetworkError> {
-        let request = bare("DEL", self.base(&[]))?;
-        call("DEL", move || library::teardown_if_unused(&request)).await.map(drop)
+    /// Removes the bridge and its rules, if nothing is attached to it. Tells whether it did.
+    pub(super) async fn teardown_if_unused(&self, pod_cidr: &[String]) -> Result<bool, NetworkError> {
+        let conf = decode("teardown", self.base(pod_cidr))?;
+        call("teardown", self.alone().await, move || library::teardown_if_unused(&conf)).await
     }
-}
-
-/// A request without a container.
-fn bare(command: &'static str, conf: Map<String, Value>) -> Result<Request, NetworkError> {
-    Ok(Request {
-        container_id: String::new(),
-        netns: PathBuf::new(),
-        ifname: String::new(),
-        config: decode(command, conf)?,
-        args: CniArgs::default(),
-    })
 }
 
 fn request(
@@ -177,9 +185,15 @@ fn refused(command: &'static str, error: &serde_json::Error) -> NetworkError {
 /// Calls the library, which blocks, on a thread for that. Once begun it runs to its end, also when nobody waits.
 async fn call<T: Send + 'static>(
     command: &'static str,
+    guard: impl Send + 'static,
     work: impl FnOnce() -> Result<T, CniError> + Send + 'static,
 ) -> Result<T, NetworkError> {
-    let done = tokio::task::spawn_blocking(work).await;
+    let guarded = move || {
+        let done = work();
+        drop(guard);
+        done
+    };
+    let done = tokio::task::spawn_blocking(guarded).await;
     done.map_err(|source| NetworkError::BuiltinLost { command, source })?.map_err(|error| {
         let msg =
             if error.details.is_empty() { error.msg } else { format!("{}: {}", error.msg, error.details) };

@@ -270,8 +270,8 @@ pub(super) fn excerpt(bytes: &[u8]) -> String {
 
 async fn end(group: Group, child: &mut Child) {
     drop(group);
-    // Killed: the wait is for the kernel only.
-    let _ = child.wait().await;
+    // Killed, so this is short, unless the kernel holds the process, say in a dead file system: then tokio reaps it later.
+    let _ = tokio::time::timeout(DRAIN, child.wait()).await;
 }
 
 /// Kills the plugin's process group when dropped armed.

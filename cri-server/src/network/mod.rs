@@ -249,17 +249,18 @@ impl Network {
         }
     }
 
-    /// Removes the built-in bridge and its rules from the node, if no pod uses them: for a daemon that ends for good.
+    /// Removes the built-in bridge and its rules from the node, if no pod uses them: for a daemon that ends for good. Tells
+    /// whether it did.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn teardown_if_unused(&self) -> Result<(), NetworkError> {
+    pub async fn teardown_if_unused(&self) -> Result<bool, NetworkError> {
         if !self.cache.list()?.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         match self.alone().await {
-            Some(_alone) => self.builtin.teardown_if_unused().await,
-            None => Ok(()),
+            Some(_alone) => self.builtin.teardown_if_unused(&self.pod_cidr.get()).await,
+            None => Ok(false),
         }
     }
 

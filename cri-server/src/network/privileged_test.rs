@@ -111,6 +111,78 @@ fn privileged_debians_plugins_serve_a_pod() {
     });
 }
 
+/// The built-in bridge: no configuration, two families.
+fn builtin(temp: &Path) -> Network {
+    let config = Config {
+        conf_dir: temp.join("net.d"),
+        subnets: vec!["10.98.0.0/24".to_owned(), "fd98::/64".to_owned()],
+        bridge: "cftest0".to_owned(),
+        mtu: 1400,
+        ..Config::default()
+    };
+    Network::open(&config, temp)
+}
+
+#[test]
+fn privileged_the_builtin_bridge_serves_without_configuration() {
+    on_a_new_node(|| async {
+        let temp = tempfile::tempdir().unwrap();
+        let (network, pins) = (builtin(temp.path()), Pins::new(temp.path()));
+        let before = links();
+        let ready = network.status().await.unwrap();
+        assert_eq!((ready.network.as_str(), ready.source), ("cofferdam", None));
+        let pod = pod(&pins, "builtin1");
+
+        let attached = network.attach(&pod).await.unwrap();
+        assert!(attached.ips[0].is_ipv4() && attached.ips[1].is_ipv6() && attached.ips.len() == 2);
+        assert_eq!(greeting(&pod.netns, 8080, SocketAddr::new(attached.ips[0], 8080)), "hello from the pod");
+        let gateway: IpAddr = "10.98.0.1".parse().unwrap();
+        assert_eq!(greeting(&pod.netns, 8080, SocketAddr::new(gateway, 18080)), "hello from the pod");
+        assert!(links().contains(&"cftest0".to_owned()));
+        network.check(&pod).await.unwrap();
+        assert!(!network.teardown_if_unused().await.unwrap(), "a pod uses it");
+
+        pins.remove(&pod.sandbox_id).unwrap();
+        builtin(temp.path()).detach(&pod).await.unwrap();
+        network.detach(&pod).await.unwrap();
+        assert!(network.teardown_if_unused().await.unwrap());
+        assert_eq!(links(), before);
+    });
+}
+
+#[test]
+fn privileged_the_builtin_bridge_collects_what_is_not_valid() {
+    on_a_new_node(|| async {
+        let temp = tempfile::tempdir().unwrap();
+        let (network, pins) = (builtin(temp.path()), Pins::new(temp.path()));
+        network.update_pod_cidr("10.99.0.0/29").unwrap();
+        let pods: Vec<PodAttachment> = (0..5)
+            .map(|n| PodAttachment { port_mappings: Vec::new(), ..pod(&pins, &format!("gc{n}")) })
+            .collect();
+        let attached = futures::future::join_all(pods.iter().map(|pod| network.attach(pod))).await;
+        let mut ips: Vec<IpAddr> = attached.into_iter().map(|result| result.unwrap().ips[0]).collect();
+        ips.sort();
+        ips.dedup();
+        assert!(ips.len() == 5 && ips[0].to_string() == "10.99.0.2", "{ips:?}");
+
+        // Six of eight addresses are the pods' and the gateway's: the next pod finds none, and leaves nothing.
+        let late = PodAttachment { port_mappings: Vec::new(), ..self::pod(&pins, "late") };
+        let error = network.attach(&late).await.unwrap_err().to_string();
+        assert!(error.contains("built-in bridge failed ADD"), "{error}");
+        assert_eq!(inside(&late.netns, links), ["lo"]);
+
+        network.gc(|| vec![pods[0].sandbox_id.clone()]).await.unwrap();
+        assert_eq!(inside(&pods[1].netns, links), ["lo"]);
+        assert_eq!(inside(&pods[0].netns, links).len(), 2);
+        network.attach(&late).await.unwrap();
+        for pod in pods.iter().chain([&late]) {
+            network.detach(pod).await.unwrap();
+            pins.remove(&pod.sandbox_id).unwrap();
+        }
+        assert!(network.teardown_if_unused().await.unwrap());
+    });
+}
+
 #[test]
 fn privileged_detach_works_after_the_namespace_is_gone() {
     on_a_new_node(|| async {

@@ -127,7 +127,10 @@ impl Network {
 
     /// The plugins' own GC. The gate is held alone meanwhile.
     pub(super) async fn collect(&self, valid: &[SandboxId]) -> Result<(), NetworkError> {
-        let bridge = self.builtin.gc(&self.pod_cidr.get(), valid).await;
+        let bridge = match self.builtin.was_used() {
+            true => self.builtin.gc(&self.pod_cidr.get(), valid).await,
+            false => Ok(()),
+        };
         let plugins = match self.conf_dir.current() {
             Selection::Loaded { list, .. } => chain::gc(&list, &self.executor, INTERFACE, valid).await,
             Selection::None | Selection::Broken { .. } => Ok(()),
