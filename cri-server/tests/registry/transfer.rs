@@ -255,3 +255,22 @@ async fn wrong_bytes_of_a_mirror_are_read_again_elsewhere() {
         assert_eq!(blob.restart_elsewhere(), !right);
     }
 }
+
+#[tokio::test]
+async fn pulls_may_run_in_tasks_of_their_own() {
+    let body = blob_body(SIZE);
+    let server = spoilt(&body, |_, _, _| {}).await;
+    let (registry, reference) = (registry(), reference(&server.domain()));
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let (registry, reference, body) = (registry.clone(), reference.clone(), body.clone());
+        tasks.spawn(async move {
+            registry.resolve(&reference, &Credentials::anonymous()).await.unwrap();
+            let blob = registry.blob(&reference, &descriptor(&body), 0, &Credentials::anonymous());
+            assert!(read(blob).await.unwrap() == body);
+        });
+    }
+    while let Some(result) = tasks.join_next().await {
+        result.unwrap();
+    }
+}
