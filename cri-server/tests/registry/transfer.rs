@@ -215,14 +215,18 @@ async fn a_missing_blob_is_not_found() {
 #[tokio::test]
 async fn a_call_that_was_dropped_loses_no_byte() {
     let body = blob_body(SIZE);
-    let server = spoilt(&body, |n, _, reply| reply.stall_after = (n == 0).then_some(100_000)).await;
+    let server = spoilt(&body, |_, request, reply| {
+        reply.stall_after = request.range().is_none().then_some(100_000);
+    })
+    .await;
     let mut blob =
         registry().blob(&reference(&server.domain()), &descriptor(&body), 0, &Credentials::anonymous());
-    let mut bytes = Vec::new();
-    loop {
-        match tokio::time::timeout(Duration::from_millis(40), blob.chunk()).await {
-            Err(_) if bytes.len() < 100_000 => {}
-            Err(_) => break,
+    let mut bytes = blob.chunk().await.unwrap().unwrap().to_vec();
+    let mut dropped = 0;
+    while dropped < 3 || bytes.len() < 100_000 {
+        // Shorter than the idle time-out, so that the calls end while they wait.
+        match tokio::time::timeout(Duration::from_millis(20), blob.chunk()).await {
+            Err(_) => dropped += 1,
             Ok(chunk) => bytes.extend_from_slice(&chunk.unwrap().unwrap()),
         }
     }
@@ -249,5 +253,24 @@ async fn wrong_bytes_of_a_mirror_are_read_again_elsewhere() {
         }
         assert_eq!((bytes == body, blob.host()), (right, Some(server.domain())));
         assert_eq!(blob.restart_elsewhere(), !right);
+    }
+}
+
+#[tokio::test]
+async fn pulls_may_run_in_tasks_of_their_own() {
+    let body = blob_body(SIZE);
+    let server = spoilt(&body, |_, _, _| {}).await;
+    let (registry, reference) = (registry(), reference(&server.domain()));
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let (registry, reference, body) = (registry.clone(), reference.clone(), body.clone());
+        tasks.spawn(async move {
+            registry.resolve(&reference, &Credentials::anonymous()).await.unwrap();
+            let blob = registry.blob(&reference, &descriptor(&body), 0, &Credentials::anonymous());
+            assert!(read(blob).await.unwrap() == body);
+        });
+    }
+    while let Some(result) = tasks.join_next().await {
+        result.unwrap();
     }
 }
