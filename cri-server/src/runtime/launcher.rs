@@ -9,6 +9,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use containerd_shim_protos::api::DeleteResponse;
+use nix::sys::signal::Signal;
 use protobuf::Message;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
@@ -237,7 +238,10 @@ impl Launcher {
         match tokio::time::timeout(after, converse(&mut child, input)).await {
             Ok(output) => output.map_err(failed),
             Err(_) => {
-                // Killed and reaped here, not at some later time.
+                // With all that it started: its group is its own. Killed and reaped here, not at some later time.
+                if let Some(group) = child.id().and_then(|id| i32::try_from(id).ok()) {
+                    let _ = nix::sys::signal::killpg(nix::unistd::Pid::from_raw(group), Signal::SIGKILL);
+                }
                 child.kill().await.map_err(failed)?;
                 Err(RuntimeError::ShimHangs { binary: binary.to_owned(), action, after })
             }
