@@ -75,25 +75,39 @@ impl Launcher {
         let binary = handler.check()?;
         check_bundle(id, bundle)?;
         let log = LogPipe::make(bundle, id)?;
-        let endpoint = match self.bootstrap(handler, &binary, id, namespace, bundle, handler.dialect()).await
-        {
-            // A shim of the older generation takes the newer input for options that it does not know.
-            Err(RuntimeError::ShimFailed { .. }) if self.may_be_legacy(handler) => {
-                let endpoint =
-                    self.bootstrap(handler, &binary, id, namespace, bundle, Dialect::Legacy).await?;
-                handler.remember_legacy();
-                endpoint
-            }
-            other => other?,
-        };
+        let endpoint = self.negotiate(handler, &binary, id, namespace, bundle).await?;
         let shim = self.open(id, &endpoint).await?;
         store_endpoint(bundle, &endpoint)?;
         log.forward(&shim);
         Ok(shim)
     }
 
-    fn may_be_legacy(&self, handler: &Handler) -> bool {
-        handler.kind != ShimKind::Own && handler.dialect() == Dialect::Bootstrap
+    /// Runs `shim start` with the input that this shim understands; the first time that has to be found out.
+    async fn negotiate(
+        &self,
+        handler: &Handler,
+        binary: &Path,
+        id: &str,
+        namespace: &str,
+        bundle: &Path,
+    ) -> Result<Endpoint, RuntimeError> {
+        let start = |dialect| self.bootstrap(handler, binary, id, namespace, bundle, dialect);
+        if let Some(dialect) = handler.dialect() {
+            return start(dialect).await;
+        }
+        let (endpoint, dialect) = match start(Dialect::Bootstrap).await {
+            // An older shim takes the newer input for options of an unknown type.
+            Err(newer @ RuntimeError::ShimFailed { .. }) => match start(Dialect::Legacy).await {
+                Ok(endpoint) => (endpoint, Dialect::Legacy),
+                Err(older) => {
+                    tracing::debug!(task = id, error = %older, "nor does it start with the older input");
+                    return Err(newer);
+                }
+            },
+            other => (other?, Dialect::Bootstrap),
+        };
+        handler.remember(dialect);
+        Ok(endpoint)
     }
 
     /// Runs `shim start` once.
@@ -273,6 +287,10 @@ fn command(binary: &Path, identity: &Identity<'_>) -> Command {
     let mut command = Command::new(binary);
     command
         .envs(identity.environment())
+        // The daemon's own ties to its supervisor are none of the shim's.
+        .env_remove("NOTIFY_SOCKET")
+        .env_remove("LISTEN_FDS")
+        .env_remove("LISTEN_PID")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -174,6 +174,7 @@ async fn a_hanging_start_is_killed_at_its_deadline() {
 async fn failing_starts_tell_why() {
     let told =
         async |mode: &str, answer: &[u8]| Fake::new(mode, answer).start().await.unwrap_err().to_string();
+    // Both inputs are tried; what the newer one met is told.
     let died = told("die", b"").await;
     assert!(died.contains("no luck") && died.contains("exit status: 3"), "{died}");
     assert!(told("killed", b"").await.contains("signal: 9"));
