@@ -9,7 +9,7 @@ use protobuf::well_known_types::any::Any;
 use rustix::fs::{Access, access};
 use serde::{Deserialize, Serialize};
 
-use super::bootstrap::Dialect;
+use super::bootstrap::{Dialect, ShimKind};
 use super::error::RuntimeError;
 use super::options::{self, OwnOptions};
 
@@ -64,17 +64,6 @@ pub struct UnknownHandler {
     pub name: String,
     /// The names there are.
     pub known: Vec<String>,
-}
-
-/// Which protocol extras a shim has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ShimKind {
-    /// `containerd-shim-cofferdam-v1`: writes logs itself.
-    Own,
-    /// `containerd-shim-runc-v2`.
-    Runc,
-    /// Any other.
-    Foreign,
 }
 
 /// One way of running containers.

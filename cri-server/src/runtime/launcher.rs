@@ -17,7 +17,7 @@ use tokio::process::{Child, Command};
 use super::bootstrap::{AnswerError, Dialect, Endpoint, Identity, excerpt, parse_answer};
 use super::connection::Connection;
 use super::error::RuntimeError;
-use super::handler::{Handler, ShimKind};
+use super::handler::Handler;
 use super::log_pipe::LogPipe;
 use super::shim::{Deadlines, Exit, Shim, exit_of};
 
@@ -140,7 +140,7 @@ impl Launcher {
         if output.stdout.len() > LONGEST_OUTPUT {
             return Err(answer());
         }
-        parse_answer(&output.stdout, handler.kind == ShimKind::Own).map_err(|source| RuntimeError::Answer {
+        parse_answer(&output.stdout, handler.kind).map_err(|source| RuntimeError::Answer {
             binary: binary.to_owned(),
             action: "start",
             source,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use cofferdam::runtime::{
     CreateTask, Deadlines, Endpoint, ExecError, ExecRunner, Handler, Launcher, RuntimeConfig, RuntimeError,
-    Shim,
+    Shim, ShimKind,
 };
 use containerd_shim_protos::api;
 use containerd_shim_protos::shim_async::{Task, create_task};
@@ -312,8 +312,11 @@ async fn a_socket_with_a_long_path_is_reached() {
     let near = fake.folder.path().join("s");
     let mut server = serve(&format!("unix://{}", near.display()), &[]).await;
     std::fs::rename(&near, deep.join("s")).unwrap();
-    let endpoint =
-        Endpoint { address: format!("unix://{}", deep.join("s").display()), version: 3, own: false };
+    let endpoint = Endpoint {
+        address: format!("unix://{}", deep.join("s").display()),
+        version: 3,
+        kind: ShimKind::Foreign,
+    };
     let shim = fake.launcher.connect("c1", &endpoint, &fake.bundle()).await.unwrap();
     assert_eq!(shim.create(CreateTask::default()).await.unwrap(), 42);
     server.shutdown().await.unwrap();

@@ -98,6 +98,20 @@ impl Node {
         let here = self.folder.path().to_str().unwrap();
         assert!(!mounts.contains(here), "mounts are left under {here}");
         assert_eq!(processes_of(here), Vec::new(), "processes are left");
+        assert_eq!(self.cgroups(), Vec::<PathBuf>::new(), "cgroups are left");
+    }
+
+    /// The cgroups of the bundles in the folder.
+    fn cgroups(&self) -> Vec<PathBuf> {
+        let names: Vec<String> = std::fs::read_dir(self.folder.path())
+            .unwrap()
+            .flatten()
+            .map(|entry| format!("cdt-{}", entry.file_name().to_string_lossy()))
+            .collect();
+        let roots: Vec<PathBuf> =
+            std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|entry| entry.path()).collect();
+        let paths = roots.iter().flat_map(|root| names.iter().map(|name| root.join(name)));
+        paths.filter(|path| path.is_dir()).collect()
     }
 }
 
@@ -116,6 +130,13 @@ impl Drop for Node {
         for pid in doomed {
             let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap());
             let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        }
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(2) && !self.cgroups().is_empty() {
+            for cgroup in self.cgroups() {
+                let _ = std::fs::remove_dir(cgroup);
+            }
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 }
@@ -254,6 +275,7 @@ async fn execs_end(config: RuntimeConfig) {
         runner.exec_sync(&shim, &bundle, process(&["sleep", "500"]), Some(Duration::from_secs(1))).await;
     assert!(matches!(slow, Err(ExecError::DeadlineExceeded { .. })), "{slow:?}");
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    only_the_first_process_is_left(&shim).await;
 
     let begun = Instant::now();
     let forked = process(&["sh", "-c", "echo said; sleep 300 & exit 0"]);
@@ -278,6 +300,18 @@ async fn execs_end(config: RuntimeConfig) {
 
     end(&shim).await;
     node.close().await;
+}
+
+async fn only_the_first_process_is_left(shim: &Shim) {
+    let begun = Instant::now();
+    loop {
+        let pids = shim.pids().await.unwrap();
+        if pids.len() == 1 {
+            return;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(2), "what the exec started still runs: {pids:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// Kills, deletes and shuts down.
