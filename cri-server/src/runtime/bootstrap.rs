@@ -18,6 +18,18 @@ const NEWEST_VERSION: i32 = 3;
 /// The Task service of shims that announce nothing.
 const OLDEST_VERSION: i32 = 2;
 
+/// Which protocol extras a shim has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ShimKind {
+    /// `containerd-shim-cofferdam-v1`: writes logs itself, serves `ReopenLog`, kills what an exec started.
+    Own,
+    /// `containerd-shim-runc-v2`: its processes are the host's.
+    Runc,
+    /// Any other.
+    Foreign,
+}
+
 /// The form of a shim's standard input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
@@ -99,9 +111,8 @@ pub struct Endpoint {
     pub address: String,
     /// The version of the Task service: 2 or 3.
     pub version: i32,
-    /// Whether it is our own shim, which serves more than the Task service.
-    #[serde(default)]
-    pub own: bool,
+    /// What it serves beside the Task service.
+    pub kind: ShimKind,
 }
 
 /// Why an answer to `start` is not understood.
@@ -138,8 +149,8 @@ struct JsonAnswer {
     protocol: String,
 }
 
-/// Reads the answer to `start`: a message, JSON or a bare address. `own` is carried into the result.
-pub fn parse_answer(answer: &[u8], own: bool) -> Result<Endpoint, AnswerError> {
+/// Reads the answer to `start`: a message, JSON or a bare address. `kind` is carried into the result.
+pub fn parse_answer(answer: &[u8], kind: ShimKind) -> Result<Endpoint, AnswerError> {
     let text = answer.trim_ascii();
     if text.is_empty() {
         return Err(AnswerError::Empty);
@@ -168,7 +179,7 @@ pub fn parse_answer(answer: &[u8], own: bool) -> Result<Endpoint, AnswerError> {
     if !(OLDEST_VERSION..=NEWEST_VERSION).contains(&version) {
         return Err(AnswerError::Version(version));
     }
-    let endpoint = Endpoint { address, version, own };
+    let endpoint = Endpoint { address, version, kind };
     endpoint.socket_path().ok_or_else(|| AnswerError::Address(endpoint.address.clone()))?;
     Ok(endpoint)
 }
@@ -193,6 +204,7 @@ pub fn excerpt(output: &[u8]) -> String {
 mod tests {
     use super::*;
 
+    const FOREIGN: ShimKind = ShimKind::Foreign;
     const SOCKET: &str = "unix:///run/x/s/abc";
 
     fn message(version: i32, protocol: &str) -> Vec<u8> {
@@ -217,16 +229,19 @@ mod tests {
             (format!("{SOCKET}\n").into_bytes(), 2),
         ];
         for (answer, version) in table {
-            let endpoint = parse_answer(&answer, false).unwrap_or_else(|e| panic!("{answer:?}: {e}"));
-            assert_eq!(endpoint, Endpoint { address: SOCKET.to_owned(), version, own: false });
+            let endpoint = parse_answer(&answer, FOREIGN).unwrap_or_else(|e| panic!("{answer:?}: {e}"));
+            assert_eq!(endpoint, Endpoint { address: SOCKET.to_owned(), version, kind: FOREIGN });
             assert_eq!(endpoint.socket_path(), Some(Path::new("/run/x/s/abc")));
         }
-        assert_eq!(parse_answer(b"/run/s.sock", true).unwrap().socket_path(), Some(Path::new("/run/s.sock")));
+        assert_eq!(
+            parse_answer(b"/run/s.sock", ShimKind::Own).unwrap().socket_path(),
+            Some(Path::new("/run/s.sock"))
+        );
     }
 
     #[test]
     fn other_answers_are_refused_with_their_reason() {
-        let refused = |answer: &[u8]| parse_answer(answer, false).unwrap_err();
+        let refused = |answer: &[u8]| parse_answer(answer, FOREIGN).unwrap_err();
         assert!(matches!(refused(b""), AnswerError::Empty));
         assert!(matches!(refused(b" \n"), AnswerError::Empty));
         assert!(matches!(refused(b"panic: oh no"), AnswerError::Garbage(_)));

@@ -5,6 +5,7 @@
 //! no caller can cut off.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use oci_spec::runtime::Process;
@@ -12,8 +13,10 @@ use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
+use super::bootstrap::ShimKind;
 use super::error::RuntimeError;
-use super::shim::{ExecProcess, Exit, Shim};
+use super::process_tree;
+use super::shim::{ExecProcess, Exit, Shim, TaskStatus};
 use crate::io::{Captured, ExecCapture, IoError, LIMIT};
 use crate::model::ContainerId;
 
@@ -74,7 +77,13 @@ impl ExecRunner {
         process: Process,
         timeout: Option<Duration>,
     ) -> Result<ExecOutput, ExecError> {
-        let run = Run { shim: shim.clone(), bundle: bundle.to_owned(), exec_id: random_id()?, timeout };
+        let run = Run {
+            shim: shim.clone(),
+            bundle: bundle.to_owned(),
+            exec_id: random_id()?,
+            timeout,
+            pid: OnceLock::new(),
+        };
         let span = tracing::info_span!("exec", task = shim.id(), exec = run.exec_id);
         let (answer, answered) = oneshot::channel();
         let work = async move {
@@ -105,6 +114,8 @@ struct Run {
     bundle: PathBuf,
     exec_id: String,
     timeout: Option<Duration>,
+    /// Set once it runs.
+    pid: OnceLock<u32>,
 }
 
 impl Run {
@@ -140,12 +151,14 @@ impl Run {
 
     async fn run_to_end(&self, exec: ExecProcess) -> Result<Exit, RuntimeError> {
         self.shim.exec(exec).await?;
-        self.shim.start(&self.exec_id).await?;
+        let pid = self.shim.start(&self.exec_id).await?;
+        let _ = self.pid.set(pid);
         self.shim.wait(&self.exec_id).await
     }
 
-    /// Ends the process and, where the shim can, everything that it started.
+    /// Ends the process and, where the shim can or its processes are the host's, everything that it started.
     async fn kill(&self) {
+        self.kill_tree().await;
         let begun = tokio::time::Instant::now();
         // A start that is still under way at the time-out has nothing to kill yet: try again until it has.
         while begun.elapsed() < DYING {
@@ -160,6 +173,21 @@ impl Run {
             }
         }
         tracing::warn!("process of a timed out exec could not be killed");
+    }
+
+    /// runc's shim signals the one process only.
+    async fn kill_tree(&self) {
+        let Some(&pid) = self.pid.get() else { return };
+        if self.shim.endpoint().kind != ShimKind::Runc {
+            return;
+        }
+        if let Ok(state) = self.shim.state(&self.exec_id).await
+            && state.status == TaskStatus::Running
+            && state.pid == pid
+        {
+            let count = process_tree::kill(pid);
+            tracing::debug!(count, "killed a timed out exec with what it started");
+        }
     }
 
     async fn has_ended(&self) -> bool {

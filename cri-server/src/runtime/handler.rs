@@ -3,13 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::OnceLock;
 
 use protobuf::well_known_types::any::Any;
 use rustix::fs::{Access, access};
 use serde::{Deserialize, Serialize};
 
-use super::bootstrap::Dialect;
+use super::bootstrap::{Dialect, ShimKind};
 use super::error::RuntimeError;
 use super::options::{self, OwnOptions};
 
@@ -66,17 +66,6 @@ pub struct UnknownHandler {
     pub known: Vec<String>,
 }
 
-/// Which protocol extras a shim has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ShimKind {
-    /// `containerd-shim-cofferdam-v1`: writes logs itself.
-    Own,
-    /// `containerd-shim-runc-v2`.
-    Runc,
-    /// Any other.
-    Foreign,
-}
-
 /// One way of running containers.
 #[derive(Debug)]
 pub struct Handler {
@@ -93,8 +82,8 @@ pub struct Handler {
     /// The executable's path, or its name when it is searched.
     binary: PathBuf,
     search: Vec<PathBuf>,
-    /// Set once the shim turned out to be of the older generation.
-    legacy: AtomicBool,
+    /// Set by the first start that succeeded.
+    dialect: OnceLock<Dialect>,
 }
 
 impl Handler {
@@ -118,7 +107,7 @@ impl Handler {
             systemd_cgroup: config.systemd_cgroup,
             binary,
             search,
-            legacy: AtomicBool::new(false),
+            dialect: OnceLock::new(),
         })
     }
 
@@ -147,12 +136,14 @@ impl Handler {
         RuntimeError::ShimMissing { handler: self.name.clone(), binary: self.binary.clone(), searched }
     }
 
-    pub(super) fn dialect(&self) -> Dialect {
-        if self.legacy.load(Ordering::Relaxed) { Dialect::Legacy } else { Dialect::Bootstrap }
+    /// The input that the shim is known to understand; ours needs no trial.
+    pub(super) fn dialect(&self) -> Option<Dialect> {
+        if self.kind == ShimKind::Own { Some(Dialect::Bootstrap) } else { self.dialect.get().copied() }
     }
 
-    pub(super) fn remember_legacy(&self) {
-        self.legacy.store(true, Ordering::Relaxed);
+    pub(super) fn remember(&self, dialect: Dialect) {
+        // Two first starts beside each other learn the same.
+        let _ = self.dialect.set(dialect);
     }
 }
 

@@ -9,6 +9,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use containerd_shim_protos::api::DeleteResponse;
+use nix::sys::signal::Signal;
 use protobuf::Message;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
@@ -16,7 +17,7 @@ use tokio::process::{Child, Command};
 use super::bootstrap::{AnswerError, Dialect, Endpoint, Identity, excerpt, parse_answer};
 use super::connection::Connection;
 use super::error::RuntimeError;
-use super::handler::{Handler, ShimKind};
+use super::handler::Handler;
 use super::log_pipe::LogPipe;
 use super::shim::{Deadlines, Exit, Shim, exit_of};
 
@@ -74,25 +75,39 @@ impl Launcher {
         let binary = handler.check()?;
         check_bundle(id, bundle)?;
         let log = LogPipe::make(bundle, id)?;
-        let endpoint = match self.bootstrap(handler, &binary, id, namespace, bundle, handler.dialect()).await
-        {
-            // A shim of the older generation takes the newer input for options that it does not know.
-            Err(RuntimeError::ShimFailed { .. }) if self.may_be_legacy(handler) => {
-                let endpoint =
-                    self.bootstrap(handler, &binary, id, namespace, bundle, Dialect::Legacy).await?;
-                handler.remember_legacy();
-                endpoint
-            }
-            other => other?,
-        };
+        let endpoint = self.negotiate(handler, &binary, id, namespace, bundle).await?;
         let shim = self.open(id, &endpoint).await?;
         store_endpoint(bundle, &endpoint)?;
         log.forward(&shim);
         Ok(shim)
     }
 
-    fn may_be_legacy(&self, handler: &Handler) -> bool {
-        handler.kind != ShimKind::Own && handler.dialect() == Dialect::Bootstrap
+    /// Runs `shim start` with the input that this shim understands; the first time that has to be found out.
+    async fn negotiate(
+        &self,
+        handler: &Handler,
+        binary: &Path,
+        id: &str,
+        namespace: &str,
+        bundle: &Path,
+    ) -> Result<Endpoint, RuntimeError> {
+        let start = |dialect| self.bootstrap(handler, binary, id, namespace, bundle, dialect);
+        if let Some(dialect) = handler.dialect() {
+            return start(dialect).await;
+        }
+        let (endpoint, dialect) = match start(Dialect::Bootstrap).await {
+            // An older shim takes the newer input for options of an unknown type.
+            Err(newer @ RuntimeError::ShimFailed { .. }) => match start(Dialect::Legacy).await {
+                Ok(endpoint) => (endpoint, Dialect::Legacy),
+                Err(older) => {
+                    tracing::debug!(task = id, error = %older, "nor does it start with the older input");
+                    return Err(newer);
+                }
+            },
+            other => (other?, Dialect::Bootstrap),
+        };
+        handler.remember(dialect);
+        Ok(endpoint)
     }
 
     /// Runs `shim start` once.
@@ -125,7 +140,7 @@ impl Launcher {
         if output.stdout.len() > LONGEST_OUTPUT {
             return Err(answer());
         }
-        parse_answer(&output.stdout, handler.kind == ShimKind::Own).map_err(|source| RuntimeError::Answer {
+        parse_answer(&output.stdout, handler.kind).map_err(|source| RuntimeError::Answer {
             binary: binary.to_owned(),
             action: "start",
             source,
@@ -237,7 +252,10 @@ impl Launcher {
         match tokio::time::timeout(after, converse(&mut child, input)).await {
             Ok(output) => output.map_err(failed),
             Err(_) => {
-                // Killed and reaped here, not at some later time.
+                // With all that it started: its group is its own. Killed and reaped here, not at some later time.
+                if let Some(group) = child.id().and_then(|id| i32::try_from(id).ok()) {
+                    let _ = nix::sys::signal::killpg(nix::unistd::Pid::from_raw(group), Signal::SIGKILL);
+                }
                 child.kill().await.map_err(failed)?;
                 Err(RuntimeError::ShimHangs { binary: binary.to_owned(), action, after })
             }
@@ -269,6 +287,10 @@ fn command(binary: &Path, identity: &Identity<'_>) -> Command {
     let mut command = Command::new(binary);
     command
         .envs(identity.environment())
+        // The daemon's own ties to its supervisor are none of the shim's.
+        .env_remove("NOTIFY_SOCKET")
+        .env_remove("LISTEN_FDS")
+        .env_remove("LISTEN_PID")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -13,14 +13,13 @@ mod handler;
 mod launcher;
 mod log_pipe;
 mod options;
+mod process_tree;
 mod shim;
 
-pub use bootstrap::{AnswerError, Endpoint};
+pub use bootstrap::{AnswerError, Endpoint, ShimKind};
 pub use error::RuntimeError;
 pub use exec_sync::{ExecError, ExecOutput, ExecRunner};
-pub use handler::{
-    Handler, HandlerError, HandlerTable, OWN_BINARY, OWN_TYPE, RuntimeConfig, ShimKind, UnknownHandler,
-};
+pub use handler::{Handler, HandlerError, HandlerTable, OWN_BINARY, OWN_TYPE, RuntimeConfig, UnknownHandler};
 pub use launcher::Launcher;
 pub use options::{GenericOptions, OwnOptions};
 pub use shim::{CreateTask, Deadlines, ExecProcess, Exit, Mount, Shim, TaskState, TaskStatus};

@@ -17,7 +17,7 @@ use protobuf::{Message, MessageField};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-use super::bootstrap::Endpoint;
+use super::bootstrap::{Endpoint, ShimKind};
 use super::connection::Connection;
 use super::error::RuntimeError;
 
@@ -375,7 +375,7 @@ impl Shim {
     /// # Errors
     /// [`RuntimeError::Unimplemented`] on any other shim.
     pub async fn reopen_log(&self) -> Result<(), RuntimeError> {
-        if !self.endpoint.own {
+        if self.endpoint.kind != ShimKind::Own {
             let message = "its log is written by a process of its own".to_owned();
             return Err(RuntimeError::Unimplemented { call: "ReopenLog", message });
         }

@@ -48,7 +48,7 @@ impl Node {
         Self { folder, handler, launcher, events, sink: Some(sink) }
     }
 
-    fn bundle(&self, id: &str, args: &[&str]) -> PathBuf {
+    fn bundle(&self, id: &str, args: &[&str], annotations: &serde_json::Value) -> PathBuf {
         let bundle = self.folder.path().join(id);
         let rootfs = bundle.join("rootfs");
         for folder in ["bin", "proc", "tmp"] {
@@ -58,12 +58,16 @@ impl Node {
         for applet in ["sh", "sleep", "echo", "true", "yes", "head", "cat"] {
             std::os::unix::fs::symlink("busybox", rootfs.join("bin").join(applet)).unwrap();
         }
-        std::fs::write(bundle.join("config.json"), spec(id, args).to_string()).unwrap();
+        std::fs::write(bundle.join("config.json"), spec(id, args, annotations).to_string()).unwrap();
         bundle
     }
 
     async fn run(&self, id: &str, args: &[&str]) -> (Shim, PathBuf) {
-        let bundle = self.bundle(id, args);
+        self.run_in(id, args, &json!({})).await
+    }
+
+    async fn run_in(&self, id: &str, args: &[&str], annotations: &serde_json::Value) -> (Shim, PathBuf) {
+        let bundle = self.bundle(id, args, annotations);
         let shim = self.launcher.start(&self.handler, id, "k8s.io", &bundle).await.unwrap();
         let task = CreateTask {
             bundle: bundle.clone(),
@@ -94,6 +98,20 @@ impl Node {
         let here = self.folder.path().to_str().unwrap();
         assert!(!mounts.contains(here), "mounts are left under {here}");
         assert_eq!(processes_of(here), Vec::new(), "processes are left");
+        assert_eq!(self.cgroups(), Vec::<PathBuf>::new(), "cgroups are left");
+    }
+
+    /// The cgroups of the bundles in the folder.
+    fn cgroups(&self) -> Vec<PathBuf> {
+        let names: Vec<String> = std::fs::read_dir(self.folder.path())
+            .unwrap()
+            .flatten()
+            .map(|entry| format!("cdt-{}", entry.file_name().to_string_lossy()))
+            .collect();
+        let roots: Vec<PathBuf> =
+            std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|entry| entry.path()).collect();
+        let paths = roots.iter().flat_map(|root| names.iter().map(|name| root.join(name)));
+        paths.filter(|path| path.is_dir()).collect()
     }
 }
 
@@ -113,6 +131,13 @@ impl Drop for Node {
             let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap());
             let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
         }
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(2) && !self.cgroups().is_empty() {
+            for cgroup in self.cgroups() {
+                let _ = std::fs::remove_dir(cgroup);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }
 
@@ -130,9 +155,10 @@ fn processes_of(text: &str) -> Vec<(u32, String)> {
     found
 }
 
-fn spec(id: &str, args: &[&str]) -> serde_json::Value {
+fn spec(id: &str, args: &[&str], annotations: &serde_json::Value) -> serde_json::Value {
     json!({
         "ociVersion": "1.0.2",
+        "annotations": annotations,
         "process": {
             "user": {"uid": 0, "gid": 0}, "args": args, "cwd": "/", "env": ["PATH=/bin"],
             "capabilities": {"bounding": ["CAP_KILL"], "effective": ["CAP_KILL"], "permitted": ["CAP_KILL"]}
@@ -249,6 +275,7 @@ async fn execs_end(config: RuntimeConfig) {
         runner.exec_sync(&shim, &bundle, process(&["sleep", "500"]), Some(Duration::from_secs(1))).await;
     assert!(matches!(slow, Err(ExecError::DeadlineExceeded { .. })), "{slow:?}");
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    only_the_first_process_is_left(&shim).await;
 
     let begun = Instant::now();
     let forked = process(&["sh", "-c", "echo said; sleep 300 & exit 0"]);
@@ -275,6 +302,18 @@ async fn execs_end(config: RuntimeConfig) {
     node.close().await;
 }
 
+async fn only_the_first_process_is_left(shim: &Shim) {
+    let begun = Instant::now();
+    loop {
+        let pids = shim.pids().await.unwrap();
+        if pids.len() == 1 {
+            return;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(2), "what the exec started still runs: {pids:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// Kills, deletes and shuts down.
 async fn end(shim: &Shim) {
     shim.kill("", 9, true).await.unwrap();
@@ -282,6 +321,45 @@ async fn end(shim: &Shim) {
     shim.delete("").await.unwrap();
     shim.shutdown().await.unwrap();
     tokio::time::timeout(Duration::from_secs(10), shim.closed()).await.expect("the shim ends");
+}
+
+/// Containers of one pod share a shim of runc's; the end of one does not concern the other.
+async fn a_pod_shares_a_shim(config: RuntimeConfig) {
+    let node = Node::new(config).await;
+    let (one, two) = (unique("one"), unique("two"));
+    let pod = json!({"io.kubernetes.cri.sandbox-id": one});
+    let (first, _) = node.run_in(&one, &["sleep", "1000"], &pod).await;
+    let (second, bundle) = node.run_in(&two, &["sleep", "1000"], &pod).await;
+    assert_eq!(first.endpoint(), second.endpoint());
+    assert_eq!(first.shim_pid().await.unwrap(), second.shim_pid().await.unwrap());
+    let waiting = second.clone();
+    let waiting = tokio::spawn(async move { waiting.wait("").await });
+    first.kill("", 9, true).await.unwrap();
+    first.wait("").await.unwrap();
+    first.delete("").await.unwrap();
+    first.shutdown().await.unwrap();
+    let output =
+        ExecRunner::default().exec_sync(&second, &bundle, process(&["echo", "on"]), None).await.unwrap();
+    assert_eq!(output.stdout, b"on\n");
+    assert!(!waiting.is_finished());
+    end(&second).await;
+    assert_eq!(waiting.await.unwrap().unwrap().status, 137);
+    node.close().await;
+}
+
+/// Eight containers at a time, also while the shim's generation is not yet known.
+async fn many_at_a_time(config: RuntimeConfig) {
+    let node = Node::new(config).await;
+    let names: Vec<String> = (0..8).map(|_| unique("many")).collect();
+    let runs = names.iter().map(async |name| {
+        let (shim, bundle) = node.run(name, &["sleep", "1000"]).await;
+        let run = ExecRunner::default();
+        let output = run.exec_sync(&shim, &bundle, process(&["echo", name]), None).await.unwrap();
+        assert_eq!(output.stdout, format!("{name}\n").into_bytes());
+        end(&shim).await;
+    });
+    futures::future::join_all(runs).await;
+    node.close().await;
 }
 
 /// `kill -9` of the shim is noticed, and its leftovers are cleaned up.
@@ -374,4 +452,29 @@ async fn privileged_execs_end_behind_our_shim() {
 #[tokio::test(flavor = "multi_thread")]
 async fn privileged_our_killed_shim_is_cleaned_up() {
     a_killed_shim_is_cleaned_up(own()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_pod_shares_debians_shim() {
+    a_pod_shares_a_shim(debian()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_many_at_a_time_behind_debians_shim() {
+    many_at_a_time(debian()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_pod_shares_a_newer_shim() {
+    a_pod_shares_a_shim(newer()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_many_at_a_time_behind_a_newer_shim() {
+    many_at_a_time(newer()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_many_at_a_time_behind_our_shim() {
+    many_at_a_time(own()).await;
 }
