@@ -95,7 +95,10 @@ impl<T: Clone + Send + Sync + 'static> Operations<T> {
                 None => {
                     let stage = Stage::new();
                     let result = self.spawn(key.to_owned(), begin(stage.clone()));
-                    running.insert(key.to_owned(), Entry { since: Instant::now(), stage, result: result.clone() });
+                    running.insert(
+                        key.to_owned(),
+                        Entry { since: Instant::now(), stage, result: result.clone() },
+                    );
                     result
                 }
             }
@@ -197,7 +200,9 @@ mod tests {
     #[tokio::test]
     async fn a_panic_is_an_error_and_frees_the_key() {
         let operations = Operations::new("broken", TaskTracker::new());
-        assert!(operations.join("pod", |_| async { if true { panic!("on purpose") } else { 1 } }).await.is_err());
+        assert!(
+            operations.join("pod", |_| async { if true { panic!("on purpose") } else { 1 } }).await.is_err()
+        );
         assert_eq!(operations.join("pod", |_| async { 2 }).await.ok(), Some(2));
     }
 }

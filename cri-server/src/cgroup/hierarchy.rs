@@ -19,6 +19,9 @@ const MAX_DEPTH: usize = 32;
 /// Why a cgroup could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
+    /// The thread that worked on it ended without a result.
+    #[error("cgroup operation was interrupted")]
+    Interrupted,
     #[error("{0:?} names no cgroup")]
     NoPath(String),
     #[error("cannot {what} {path:?}")]

@@ -9,6 +9,7 @@ mod hierarchy;
 mod layout;
 mod path;
 mod procs;
+mod tasks;
 
 #[cfg(test)]
 mod privileged;
@@ -18,3 +19,4 @@ pub use layout::{Driver, Layout, Mounts, OwnCgroups};
 pub use path::{DEFAULT_PARENT, cgroups_path, relative_path};
 pub(crate) use procs::keyed;
 pub use procs::{KillError, kill_all, oom_kill_count, processes};
+pub use tasks::Cgroups;

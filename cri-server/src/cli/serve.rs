@@ -24,7 +24,7 @@ pub(super) struct Serve {
 }
 
 impl Serve {
-    pub(super) fn run(self) -> Result<ExitCode, Box<dyn Error>> {
+    pub(super) fn run(self) -> Result<ExitCode, Box<dyn Error + Send + Sync>> {
         let ConfigSource { config, root, state, socket } = self.source;
         let config = Config::load(config.as_deref(), &Overrides { root, state, socket })?;
         init_log(self.log_json)?;
@@ -51,7 +51,7 @@ impl Serve {
     }
 }
 
-fn init_log(json: bool) -> Result<(), Box<dyn Error>> {
+fn init_log(json: bool) -> Result<(), Box<dyn Error + Send + Sync>> {
     let filter = EnvFilter::try_from_env("COFFERDAM_LOG").or_else(|_| EnvFilter::try_new(DEFAULT_FILTER))?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     if json {

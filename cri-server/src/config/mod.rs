@@ -202,7 +202,10 @@ impl Config {
         }
         let length = self.socket.as_os_str().len();
         if length > MAX_SOCKET_PATH {
-            wrong("socket", format!("the path has {length} bytes; a unix socket's has {MAX_SOCKET_PATH} at most"));
+            wrong(
+                "socket",
+                format!("the path has {length} bytes; a unix socket's has {MAX_SOCKET_PATH} at most"),
+            );
         }
         if !self.runtimes.contains_key(&self.default_runtime) {
             let known: Vec<&str> = self.runtimes.keys().map(String::as_str).collect();

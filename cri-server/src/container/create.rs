@@ -108,7 +108,9 @@ impl Containers {
         let user = resolve_user(ports, &security, image).await?;
         let parent = sandbox.config().linux.as_ref().map_or("", |l| l.cgroup_parent.as_str());
         let record = ContainerRecord {
-            cgroups_path: spec::resources::cgroups_path(&ports.features, parent, id.as_str())?.display().to_string(),
+            cgroups_path: spec::resources::cgroups_path(&ports.features, parent, id.as_str())?
+                .display()
+                .to_string(),
             stop_signal: spec::stop_signal(&config, &image.configuration())?,
             sandbox: sandbox.id().clone(),
             image_id: image.id.to_string(),

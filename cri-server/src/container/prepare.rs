@@ -20,8 +20,7 @@ impl Containers {
             return Ok(shim);
         }
         let (containers, target) = (Arc::clone(self), Arc::clone(container));
-        let begin =
-            |stage| async move { containers.prepare(&target, &stage).await.map_err(Arc::new) };
+        let begin = |stage| async move { containers.prepare(&target, &stage).await.map_err(Arc::new) };
         let joined = self.preparations.join(container.id().as_str(), begin).await;
         joined.map_err(|lost| Arc::new(lost.into()))?
     }
@@ -54,7 +53,8 @@ impl Containers {
         let bundle = self.ports.places.container(container.id());
         let config = container.config();
         stage.set("starting the shim");
-        let shim = self.ports.launcher.start(handler, container.id().as_str(), task::NAMESPACE, &bundle).await?;
+        let shim =
+            self.ports.launcher.start(handler, container.id().as_str(), task::NAMESPACE, &bundle).await?;
         let shim = Arc::new(shim);
         container.shim.store(Some(Arc::clone(&shim)));
         stage.set("making the task");

@@ -62,7 +62,8 @@ impl Containers {
                 code: super::supervise::UNKNOWN_CODE,
                 finished_at: now(),
                 cause: ExitCause::Unknown,
-                message: "the node restarted or the container's shim died while the daemon was away".to_owned(),
+                message: "the node restarted or the container's shim died while the daemon was away"
+                    .to_owned(),
             },
         };
         container.change(&self.ports, |s| Ok::<_, ContainerError>(s.exited(exit))).await?;

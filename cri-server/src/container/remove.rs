@@ -17,7 +17,10 @@ impl Containers {
         joined.map_err(|lost| Arc::new(lost.into()))?
     }
 
-    pub(super) async fn take_away(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), ContainerError> {
+    pub(super) async fn take_away(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+    ) -> Result<(), ContainerError> {
         let removing = |_: &ContainerState| Ok::<_, ContainerError>(ContainerState::Removing);
         container.change(&self.ports, removing).await?;
         // A preparation under way ends first: it would make a task after this.

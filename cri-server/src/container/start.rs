@@ -24,7 +24,11 @@ impl Containers {
         joined.map_err(|lost| Arc::new(lost.into()))?
     }
 
-    async fn begin(self: &Arc<Self>, container: &Arc<Container>, stage: &Stage) -> Result<(), ContainerError> {
+    async fn begin(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        stage: &Stage,
+    ) -> Result<(), ContainerError> {
         // Refuses early, with the state's own words.
         container.state().started(0, 0)?;
         let sandbox = self.sandboxes.find(container.sandbox().as_str())?;
@@ -53,7 +57,11 @@ impl Containers {
         }
     }
 
-    async fn run_task(self: &Arc<Self>, container: &Arc<Container>, stage: &Stage) -> Shared<(Arc<Shim>, u32)> {
+    async fn run_task(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        stage: &Stage,
+    ) -> Shared<(Arc<Shim>, u32)> {
         let shim = self.prepared(container).await?;
         stage.set("starting the process");
         let pid = shim.start("").await.map_err(|e| Arc::new(e.into()))?;

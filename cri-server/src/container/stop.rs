@@ -30,11 +30,17 @@ impl Containers {
         }
     }
 
-    async fn halt(self: &Arc<Self>, container: &Arc<Container>, grace: Duration) -> Result<(), ContainerError> {
+    async fn halt(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        grace: Duration,
+    ) -> Result<(), ContainerError> {
         match container.state() {
             ContainerState::Running { .. } => {}
             ContainerState::Created => return self.cancel(container).await,
-            ContainerState::Creating | ContainerState::Exited { .. } | ContainerState::Removing => return Ok(()),
+            ContainerState::Creating | ContainerState::Exited { .. } | ContainerState::Removing => {
+                return Ok(());
+            }
         }
         if !grace.is_zero() {
             self.signal(container, container.made.stop_signal, false).await;
@@ -59,8 +65,12 @@ impl Containers {
 
     /// A container that was never started will never run.
     async fn cancel(&self, container: &Arc<Container>) -> Result<(), ContainerError> {
-        let exit =
-            Exit { code: 0, finished_at: now(), cause: ExitCause::Completed, message: "never started".to_owned() };
+        let exit = Exit {
+            code: 0,
+            finished_at: now(),
+            cause: ExitCause::Completed,
+            message: "never started".to_owned(),
+        };
         container.change(&self.ports, |s| Ok::<_, ContainerError>(s.exited(exit))).await?;
         self.end_task(container).await
     }

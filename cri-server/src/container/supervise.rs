@@ -58,7 +58,12 @@ impl Containers {
         match exit {
             Some(exit) => {
                 let code = i32::try_from(exit.status).unwrap_or(UNKNOWN_CODE);
-                Exit { code, finished_at, cause: ExitCause::of(code, oom_killed), message: message.to_owned() }
+                Exit {
+                    code,
+                    finished_at,
+                    cause: ExitCause::of(code, oom_killed),
+                    message: message.to_owned(),
+                }
             }
             None => Exit {
                 code: UNKNOWN_CODE,

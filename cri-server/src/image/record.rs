@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use oci_spec::image::ImageConfiguration;
 use serde::{Deserialize, Serialize};
 
 use super::manifest::{Platform, RunConfig};
@@ -70,6 +71,29 @@ impl ImageRecord {
         self.layers.iter().map(|layer| layer.diff_id.clone()).collect()
     }
 
+    /// What ContainerStatus tells as the image's reference: a repository digest, or the id where there is none.
+    #[must_use]
+    pub fn reference(&self) -> String {
+        self.repo_digests.first().cloned().unwrap_or_else(|| self.id.to_string())
+    }
+
+    /// How to run it, in the OCI image specification's type.
+    #[must_use]
+    pub fn configuration(&self) -> ImageConfiguration {
+        let run = &self.config;
+        let mut config = oci_spec::image::Config::default();
+        config.set_user(Some(run.user.clone()));
+        config.set_env(Some(run.env.clone()));
+        config.set_entrypoint(Some(run.entrypoint.clone()));
+        config.set_cmd(Some(run.cmd.clone()));
+        config.set_working_dir(Some(run.working_dir.clone()));
+        config.set_stop_signal(Some(run.stop_signal.clone()).filter(|s| !s.is_empty()));
+        config.set_volumes(Some(run.volumes.clone()));
+        let mut image = ImageConfiguration::default();
+        image.set_config(Some(config));
+        image
+    }
+
     /// The user part of the configuration's `User`.
     #[must_use]
     pub fn user(&self) -> ImageUser {
@@ -106,10 +130,13 @@ impl Catalogue {
     /// Finds an image by id, reference or the beginning of an id, in this order.
     pub fn find(&self, text: &str) -> Found {
         let hex = text.strip_prefix("sha256:").unwrap_or(text);
-        if let Some(image) = Digest::parse(&format!("sha256:{hex}")).ok().and_then(|id| self.images.get(&id)) {
+        if let Some(image) = Digest::parse(&format!("sha256:{hex}")).ok().and_then(|id| self.images.get(&id))
+        {
             return Found::One(image.clone());
         }
-        if let Some(image) = crate::registry::Reference::parse(text).ok().and_then(|r| self.find_reference(&r)) {
+        if let Some(image) =
+            crate::registry::Reference::parse(text).ok().and_then(|r| self.find_reference(&r))
+        {
             return Found::One(image.clone());
         }
         if hex.len() < MIN_PREFIX || !hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {

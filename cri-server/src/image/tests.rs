@@ -25,7 +25,8 @@ impl Node {
     }
 
     fn reopen(&mut self) {
-        self.service = ImageService::open(self.root.path(), self.service.config.clone(), self.store.clone()).unwrap();
+        self.service =
+            ImageService::open(self.root.path(), self.service.config.clone(), self.store.clone()).unwrap();
     }
 
     async fn pull(&self, name: &str) -> PullResult {
@@ -51,17 +52,29 @@ impl Node {
 /// The tests need the registry; without it they fail and say what to do.
 fn registry_is_up() {
     let address = "127.0.0.1:5000".parse().unwrap();
-    std::net::TcpStream::connect_timeout(&address, std::time::Duration::from_secs(1))
-        .expect("these tests need docker-registry with the fixture images on 127.0.0.1:5000; see tests/fixtures");
+    std::net::TcpStream::connect_timeout(&address, std::time::Duration::from_secs(1)).expect(
+        "these tests need docker-registry with the fixture images on 127.0.0.1:5000; see tests/fixtures",
+    );
 }
 
 #[tokio::test]
 async fn privileged_fixture_images_are_pulled_whole() {
     registry_is_up();
     let mut node = Node::new(Config::default());
-    for name in ["whiteouts", "attributes", "config", "uncompressed", "schema2", "zstd", "multiarch", "schema2-list", "many-layers"] {
+    for name in [
+        "whiteouts",
+        "attributes",
+        "config",
+        "uncompressed",
+        "schema2",
+        "zstd",
+        "multiarch",
+        "schema2-list",
+        "many-layers",
+    ] {
         let reference = format!("docker.io/fixtures/{name}:1");
-        let image = node.pull(&reference).await.unwrap_or_else(|e| panic!("{name}: {}", crate::registry::chain(&*e)));
+        let image =
+            node.pull(&reference).await.unwrap_or_else(|e| panic!("{name}: {}", crate::registry::chain(&*e)));
         assert_eq!(image.repo_tags, [reference.clone()]);
         assert_eq!(node.service.find(&reference).unwrap().id, image.id);
         assert_eq!(node.service.find(image.id.as_str()).unwrap().id, image.id);
@@ -105,7 +118,10 @@ async fn privileged_what_is_no_image_for_us_is_refused_and_leaves_nothing() {
         ("fixtures/other-arch-only:1", "has no image for linux/"),
         ("fixtures/artifact:1", "artifact"),
         ("fixtures/no-such-image:1", "not found"),
-        ("fixtures/whiteouts@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "not found"),
+        (
+            "fixtures/whiteouts@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+            "not found",
+        ),
         ("Not A Name", "invalid image reference"),
     ] {
         let error = node.pull(name).await.unwrap_err();
@@ -115,7 +131,9 @@ async fn privileged_what_is_no_image_for_us_is_refused_and_leaves_nothing() {
     assert!(node.service.list().is_empty() && !node.has_scratch());
     assert_eq!((node.count("layers"), node.count("content/blobs/sha256")), (0, 0));
     let unreachable = node.pull("127.0.0.1:1/x:1").await.unwrap_err();
-    assert!(matches!(&*unreachable, ImageError::Registry { source, .. } if matches!(source.decisive(), RegistryError::Unreachable { .. })));
+    assert!(
+        matches!(&*unreachable, ImageError::Registry { source, .. } if matches!(source.decisive(), RegistryError::Unreachable { .. }))
+    );
 }
 
 #[tokio::test]
@@ -144,7 +162,11 @@ async fn privileged_pulls_are_joined_and_outlive_their_callers() {
     assert_eq!(other.finish().await.unwrap().id, image.id);
     let layers = progress.borrow_and_update().clone();
     assert_eq!(layers.len(), image.layers.len());
-    assert!(layers.iter().all(|l| matches!(l.stage, LayerStage::Done | LayerStage::Present) && l.received == l.total));
+    assert!(
+        layers
+            .iter()
+            .all(|l| matches!(l.stage, LayerStage::Done | LayerStage::Present) && l.received == l.total)
+    );
     let abandoned = node.service.start_pull("fixtures/zstd:1", Credentials::anonymous()).unwrap();
     drop(abandoned);
     node.service.close().await;
@@ -183,7 +205,11 @@ async fn privileged_pinned_images_stay_and_tags_move() {
     assert!(config.pinned);
     assert!(matches!(node.service.remove("fixtures/config:1").await, Err(ImageError::Pinned(_))));
     let zstd = node.pull("fixtures/zstd:1").await.unwrap();
-    let stolen = ImageRecord { repo_tags: config.repo_tags.clone(), repo_digests: Vec::new(), ..ImageRecord::clone(&zstd) };
+    let stolen = ImageRecord {
+        repo_tags: config.repo_tags.clone(),
+        repo_digests: Vec::new(),
+        ..ImageRecord::clone(&zstd)
+    };
     node.service.record(stolen).await.unwrap();
     assert_eq!(node.service.find("fixtures/config:1").unwrap().id, zstd.id);
     let old = node.service.find(config.id.as_str()).unwrap();

@@ -40,7 +40,11 @@ type Event = Result<admin::PullEvent, Status>;
 
 fn absolute(path: &str) -> Result<PathBuf, Status> {
     let path = PathBuf::from(path);
-    if path.is_absolute() { Ok(path) } else { Err(Status::invalid_argument(format!("{path:?} is no absolute path"))) }
+    if path.is_absolute() {
+        Ok(path)
+    } else {
+        Err(Status::invalid_argument(format!("{path:?} is no absolute path")))
+    }
 }
 
 fn layer_event(layer: &LayerProgress) -> admin::PullEvent {

@@ -1,8 +1,10 @@
 //! The edge to the kubelet: decodes requests, calls the domain, encodes answers. One file per resource.
 
+mod admin;
 pub mod code;
 mod container;
 mod filter;
+mod image;
 mod node;
 mod runtime;
 mod sandbox;
@@ -11,6 +13,8 @@ mod usage;
 
 use std::sync::Arc;
 
+pub use admin::AdminRpc;
+pub use image::ImageRpc;
 pub use runtime::Runtime;
 
 use crate::container::Containers;

@@ -91,7 +91,9 @@ async fn verbose(daemon: &Daemon) -> HashMap<String, String> {
         .iter()
         .map(|h| match h.check() {
             Ok(path) => serde_json::json!({"name": h.name, "shim": path, "isolation": h.isolation}),
-            Err(error) => serde_json::json!({"name": h.name, "error": chain(&error), "isolation": h.isolation}),
+            Err(error) => {
+                serde_json::json!({"name": h.name, "error": chain(&error), "isolation": h.isolation})
+            }
         })
         .collect();
     let network = ports.network.status().await;

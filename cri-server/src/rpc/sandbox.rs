@@ -83,7 +83,9 @@ fn sandbox_status(sandbox: &Sandbox) -> cri::PodSandboxStatus {
         state: state(&status.state).into(),
         created_at: sandbox.made().created_at,
         network: Some(cri::PodSandboxNetworkStatus { ip, additional_ips: additional }),
-        linux: Some(cri::LinuxPodSandboxStatus { namespaces: Some(cri::Namespace { options: Some(options) }) }),
+        linux: Some(cri::LinuxPodSandboxStatus {
+            namespaces: Some(cri::Namespace { options: Some(options) }),
+        }),
         labels: config.labels.clone(),
         annotations: config.annotations.clone(),
         runtime_handler: sandbox.made().requested_handler.clone(),

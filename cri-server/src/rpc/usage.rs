@@ -133,6 +133,7 @@ fn of_pod(daemon: &Daemon, sandbox: &Arc<Sandbox>) -> cri::PodSandboxStats {
         labels: sandbox.config().labels.clone(),
         annotations: sandbox.config().annotations.clone(),
     };
-    let network = sandbox.pid().filter(|_| sandbox.made().own_network).and_then(|p| network_of_process(p).ok());
+    let network =
+        sandbox.pid().filter(|_| sandbox.made().own_network).and_then(|p| network_of_process(p).ok());
     stats::pod_stats(attributes, &sample, nano_cores, network.as_ref(), container_stats)
 }

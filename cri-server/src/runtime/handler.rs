@@ -196,9 +196,7 @@ fn check_keys(config: &RuntimeConfig, kind: ShimKind) -> Result<(), String> {
         return Err("binary is unknown to this shim: set its own keys in options".to_owned());
     }
     if kind == ShimKind::Own && !config.options.is_empty() {
-        return Err(
-            "options are for other shims: set isolation, binary beside type".to_owned()
-        );
+        return Err("options are for other shims: set isolation, binary beside type".to_owned());
     }
     Ok(())
 }

@@ -146,11 +146,7 @@ impl Sandboxes {
         Ok(Some(self.ports.network.attach(&attachment).await?))
     }
 
-    fn write_spec(
-        &self,
-        sandbox: &Sandbox,
-        shared: &files::SandboxFiles,
-    ) -> Result<(), SandboxError> {
+    fn write_spec(&self, sandbox: &Sandbox, shared: &files::SandboxFiles) -> Result<(), SandboxError> {
         let ports = &self.ports;
         let netns = sandbox.made.own_network.then(|| netns_path(ports, sandbox.id()));
         let seccomp = spec::sandbox::localhost_seccomp_path(sandbox.config())?
@@ -182,8 +178,11 @@ fn full_attachment(ports: &Ports, sandbox: &Sandbox) -> Result<PodAttachment, Sa
     pod.port_mappings = PortMapping::from_cri(&config.port_mappings)?;
     pod.annotations = config.annotations.clone().into_iter().collect();
     if let Some(dns) = &config.dns_config {
-        pod.dns =
-            Dns { servers: dns.servers.clone(), searches: dns.searches.clone(), options: dns.options.clone() };
+        pod.dns = Dns {
+            servers: dns.servers.clone(),
+            searches: dns.searches.clone(),
+            options: dns.options.clone(),
+        };
     }
     pod.cgroup_parent = config.linux.as_ref().map(|l| l.cgroup_parent.clone()).unwrap_or_default();
     Ok(pod)

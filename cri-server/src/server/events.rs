@@ -8,8 +8,8 @@ use crate::runtime::events::Event;
 pub(super) async fn drain(mut received: mpsc::Receiver<Event>) {
     while let Some(event) = received.recv().await {
         match event {
-            Event::TaskOom { container_id } => {
-                tracing::warn!(container = container_id, "a process was killed for want of memory");
+            Event::Oom { id } => {
+                tracing::warn!(container = id, "a process was killed for want of memory");
             }
             other => tracing::debug!(event = ?other, "shim"),
         }

@@ -74,8 +74,12 @@ pub enum ServeError {
 pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> Result<(), ServeError> {
     for finding in preflight() {
         match finding.severity {
-            Severity::Blocking => tracing::error!(what = %finding.what, why = %finding.why, fix = %finding.fix, "preflight"),
-            Severity::Degraded => tracing::warn!(what = %finding.what, why = %finding.why, fix = %finding.fix, "preflight"),
+            Severity::Blocking => {
+                tracing::error!(what = %finding.what, why = %finding.why, fix = %finding.fix, "preflight")
+            }
+            Severity::Degraded => {
+                tracing::warn!(what = %finding.what, why = %finding.why, fix = %finding.fix, "preflight")
+            }
             Severity::Info => tracing::info!(what = %finding.what, why = %finding.why, "preflight"),
         }
     }
@@ -99,7 +103,8 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
         config: Arc::new(config.clone()),
     });
     tracing::info!(socket = %config.socket.display(), version = env!("CARGO_PKG_VERSION"), "serving");
-    let runtime = RuntimeServiceServer::new(Runtime(Arc::clone(&daemon))).max_decoding_message_size(MAX_MESSAGE);
+    let runtime =
+        RuntimeServiceServer::new(Runtime(Arc::clone(&daemon))).max_decoding_message_size(MAX_MESSAGE);
     let image = ImageServiceServer::new(ImageRpc::new(Arc::clone(&ports.images)));
     let admin = AdminServer::new(AdminRpc::new(Arc::clone(&ports.images)));
     Server::builder()
@@ -132,7 +137,7 @@ async fn open(
         launcher: Launcher::new(&config.state, own_exe, sink.path()),
         exec: ExecRunner::default(),
         network: Network::open(&config.network, &config.state),
-        cgroups: Cgroups::open(&features)?,
+        cgroups: Cgroups::open()?,
         places,
         store,
         handlers,

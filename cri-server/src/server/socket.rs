@@ -21,10 +21,13 @@ pub(super) async fn bind(path: &Path) -> Result<UnixListenerStream, ServeError> 
         return Err(ServeError::InUse { path: path.to_owned() });
     }
     match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed("remove old")(error)),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(failed("remove old")(error));
+        }
         Ok(()) | Err(_) => {}
     }
     let listener = UnixListener::bind(path).map_err(failed("bind"))?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(failed("set the mode of"))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))
+        .map_err(failed("set the mode of"))?;
     Ok(UnixListenerStream::new(listener))
 }

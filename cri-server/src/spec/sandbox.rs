@@ -60,7 +60,9 @@ pub fn localhost_seccomp_path(config: &cri::PodSandboxConfig) -> Result<Option<P
     let old = security.seccomp_profile_path.as_str();
     match security::profile("seccomp", security.seccomp.as_ref(), old)? {
         security::Profile::Localhost(name) => Ok(Some(PathBuf::from(name))),
-        security::Profile::Unset | security::Profile::Unconfined | security::Profile::RuntimeDefault => Ok(None),
+        security::Profile::Unset | security::Profile::Unconfined | security::Profile::RuntimeDefault => {
+            Ok(None)
+        }
     }
 }
 

@@ -80,6 +80,15 @@ fn real_time(base: i32, offset: &str) -> Option<i32> {
     base.checked_add(distance).filter(|number| (SIGRTMIN..=SIGRTMAX).contains(number))
 }
 
+/// The CRI's value for a signal's number; the first name where several have the same number.
+#[must_use]
+pub fn to_cri(number: i32) -> cri::Signal {
+    (1..=SIGRTMAX + 10)
+        .filter_map(|value| cri::Signal::try_from(value).ok())
+        .find(|signal| parse(signal.as_str_name()) == Some(number))
+        .unwrap_or(cri::Signal::RuntimeDefault)
+}
+
 /// The signal that asks this container to end: the request's, else the image's, else SIGTERM.
 ///
 /// # Errors
