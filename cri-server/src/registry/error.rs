@@ -215,6 +215,12 @@ impl Failures {
         self.0.iter().filter_map(|(_, error)| error.retry_after()).min()
     }
 
+    /// Puts the failures of a round that began with host number `first` into the order of the hosts.
+    pub(super) fn began_with(&mut self, first: usize) {
+        let first = first.min(self.0.len());
+        self.0.rotate_right(first);
+    }
+
     /// One error for the whole round. The last host is the registry itself and decides.
     pub(super) fn into_error(mut self, reference: String) -> RegistryError {
         let attempts =

@@ -34,14 +34,25 @@ pub fn parse(text: &str, file: &Path, domain: &str) -> Result<Vec<Host>, Registr
         Some(value) => value.as_str().ok_or_else(|| bad("server is no text".to_owned()))?.to_owned(),
         None => String::new(),
     };
-    if server.is_empty() {
+    let registry = if server.is_empty() {
         let mut host = default_host(domain)?;
         parser.apply(&table, &mut host)?;
-        hosts.push(host);
+        host
     } else {
-        hosts.push(parser.host(&server, &table, true)?);
-    }
+        parser.host(&server, &table, true)?
+    };
+    add_registry(&mut hosts, registry);
     Ok(hosts)
+}
+
+/// Adds the registry itself as the last host. Files often name it as a [host] too: that entry, being the more
+/// specific one, stands for it then, and nobody is asked twice.
+fn add_registry(hosts: &mut Vec<Host>, registry: Host) {
+    let same = hosts.iter_mut().find(|host| host.base == registry.base);
+    match same {
+        Some(host) if host.capabilities.pull && host.capabilities.resolve => host.upstream = true,
+        _ => hosts.push(registry),
+    }
 }
 
 /// One table of a hosts.toml, with what its errors need to know.

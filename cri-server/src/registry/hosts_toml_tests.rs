@@ -155,3 +155,14 @@ fn durations_are_gos() {
         assert_eq!(parse_duration(text), millis.map(Duration::from_millis), "{text}");
     }
 }
+
+#[test]
+fn a_registry_that_is_named_twice_is_asked_once() {
+    let text = "server = \"http://a:1\"\n[host.\"http://a:1\"]\ncapabilities = [\"pull\", \"resolve\"]\n[host.\"http://b\"]";
+    let hosts = parsed(text).unwrap();
+    assert_eq!(bases(&hosts), ["http://a:1/v2", "http://b/v2"]);
+    assert!(hosts[0].upstream && !hosts[1].upstream);
+    // Where the entry may do less, both are needed.
+    let hosts = parsed("server = \"http://a:1\"\n[host.\"http://a:1\"]\ncapabilities = [\"pull\"]").unwrap();
+    assert_eq!(bases(&hosts), ["http://a:1/v2", "http://a:1/v2"]);
+}

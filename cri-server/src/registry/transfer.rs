@@ -237,6 +237,7 @@ impl Blob {
                     Err(error) => failures.push(&hosts[at].name(), error),
                 }
             }
+            failures.began_with(self.current);
             self.failures += 1;
             if self.failures >= self.registry.config().rounds || !failures.worth_another_round() {
                 let what = format!("{} of {}", self.descriptor.digest, self.reference.name());

@@ -274,3 +274,19 @@ async fn pulls_may_run_in_tasks_of_their_own() {
         result.unwrap();
     }
 }
+
+#[tokio::test]
+async fn after_turning_to_another_host_the_registry_still_has_the_last_word() {
+    let body = blob_body(SIZE);
+    // The mirror has nothing, the registry begins and then wants a login: the next round begins at the registry.
+    let mirror = spoilt(&body, |_, _, reply| *reply = Reply::new(404, "")).await;
+    let server = spoilt(&body, |n, _, reply| match n {
+        0 => reply.cut_after = Some(10),
+        _ => *reply = Reply::new(401, ""),
+    })
+    .await;
+    let text = format!("server = \"http://{}\"\n[host.\"http://{}\"]", server.address, mirror.address);
+    let root = certs_d("reg.example", &text);
+    let error = pull(&Registry::new(config(Some(root.path()))), "reg.example", &body).await.unwrap_err();
+    assert!(matches!(error.decisive(), RegistryError::Unauthorized { .. }), "{error:?}");
+}
