@@ -19,7 +19,6 @@ mod chain;
 mod conf;
 mod error;
 mod exec;
-mod library;
 pub mod netns;
 mod pod_cidr;
 mod provide;
