@@ -296,3 +296,27 @@ fn privileged_a_namespace_takes_little_time() {
     // Ten times the target: machines of tests are busy.
     assert!(times[0] < Duration::from_millis(5), "{times:?}");
 }
+
+#[test]
+fn privileged_the_builtin_bridge_takes_little_time() {
+    on_a_new_node(|| async {
+        let temp = tempfile::tempdir().unwrap();
+        let (network, pins) = (builtin(temp.path()), Pins::new(temp.path()));
+        let (mut on, mut off) = (Vec::new(), Vec::new());
+        for n in 0..20 {
+            let pod = PodAttachment { port_mappings: Vec::new(), ..pod(&pins, &format!("time{n}")) };
+            let began = Instant::now();
+            network.attach(&pod).await.unwrap();
+            on.push(began.elapsed());
+            let began = Instant::now();
+            network.detach(&pod).await.unwrap();
+            off.push(began.elapsed());
+            pins.remove(&pod.sandbox_id).unwrap();
+        }
+        on.sort();
+        off.sort();
+        println!("attach: median {:?}, fastest {:?}; detach: median {:?}", on[10], on[0], off[10]);
+        assert!(on[0] < Duration::from_millis(50), "{on:?}");
+        assert!(network.teardown_if_unused().await.unwrap());
+    });
+}
