@@ -2,7 +2,7 @@
 
 use crate::error::PluginError;
 use crate::ipam::Store;
-use crate::link;
+use crate::link::{self, Link};
 use crate::names::owner;
 use crate::nat;
 use crate::plan::Network;
@@ -53,24 +53,35 @@ fn release(network: &Network<'_>, valid: &[Attachment]) -> Result<(), PluginErro
     Ok(())
 }
 
-/// Removes bridge, rules and record of a network that no pod is attached to; says whether it was unused.
+/// Removes rules and record of a network that no pod is attached to, and its bridge unless somebody else has ports
+/// there; says whether the network was unused.
 ///
 /// The network's lock is held meanwhile: an ADD takes its lease under that lock before it does anything else, so
 /// it comes either before, and is seen, or after, and makes everything anew.
 pub fn teardown_if_unused(conf: &NetConf) -> Result<bool, PluginError> {
     let network = Network::of(conf)?;
+    let mut socket = Socket::route()?;
+    let mut nat_socket = Socket::netfilter()?;
+    let folder = conf.ipam.data_dir.join(&conf.name);
+    if !folder.exists() && find_bridge(&mut socket, conf)?.is_none() && !nat::exists(&mut nat_socket)? {
+        return Ok(true);
+    }
     let store = Store::open(&conf.ipam.data_dir, &conf.name)?;
     if !store.leases.is_empty() {
         return Ok(false);
     }
-    let mut socket = Socket::route()?;
-    if let Some(bridge) = link::find(&mut socket, &conf.bridge)?.filter(|b| b.kind == "bridge") {
-        if !link::ports(&mut socket, bridge.index)?.is_empty() {
-            return Ok(false);
+    let mut bridge_is_gone = true;
+    if let Some(bridge) = find_bridge(&mut socket, conf)? {
+        bridge_is_gone = link::ports(&mut socket, bridge.index)?.is_empty();
+        if bridge_is_gone {
+            link::delete(&mut socket, &conf.bridge)?;
         }
-        link::delete(&mut socket, &conf.bridge)?;
     }
-    nat::retire(&mut Socket::netfilter()?, &network.chain())?;
+    nat::retire(&mut nat_socket, &network.chain(), bridge_is_gone)?;
     store.remove()?;
     Ok(true)
+}
+
+fn find_bridge(socket: &mut Socket, conf: &NetConf) -> Result<Option<Link>, PluginError> {
+    Ok(link::find(socket, &conf.bridge)?.filter(|link| link.kind == "bridge"))
 }
