@@ -86,10 +86,7 @@ fn apparmor_profile(security: &cri::LinuxContainerSecurityContext) -> Result<Pro
 /// # Errors
 /// When the request's profile is no profile.
 pub fn localhost_seccomp_path(config: &cri::ContainerConfig) -> Result<Option<PathBuf>, SpecError> {
-    match seccomp_profile(&security_of(config))? {
-        Profile::Localhost(name) => Ok(Some(PathBuf::from(name))),
-        Profile::Unset | Profile::Unconfined | Profile::RuntimeDefault => Ok(None),
-    }
+    Ok(seccomp_profile(&security_of(config))?.localhost())
 }
 
 /// Fields that are refused whole.
