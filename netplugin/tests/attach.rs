@@ -216,6 +216,19 @@ fn privileged_gc_keeps_exactly_the_valid_attachments() {
     host.assert_clean();
 }
 
+/// An ADD that was killed between its steps: the pair has no alias yet, nothing is in the maps.
+#[test]
+fn privileged_gc_finds_what_a_killed_add_left() {
+    let host = Host::dual();
+    let (_pod, _request) = host.pod("one");
+    let veth = host.veths().remove(0);
+    let veth = veth.split('@').next().unwrap();
+    host.ns.shell(&format!("ip link set {veth} nomaster alias ''; nft delete table inet cofferdam"));
+    host.ns.run(|| cofferdam_netplugin::gc(&host.conf, &[])).unwrap();
+    assert_eq!(host.veths(), Vec::<String>::new());
+    host.assert_clean();
+}
+
 #[test]
 fn privileged_gc_leaves_other_networks_of_the_bridge_alone() {
     let mut host = Host::new(&["10.99.0.0/24"]);

@@ -176,6 +176,16 @@ impl Host {
         assert!(!self.ruleset().contains(&format!("/{id}/")), "{id}: {}", self.ruleset());
     }
 
+    /// As [`Host::assert_clean`], but others may have left something.
+    pub fn assert_clean_of_ours(&self) {
+        assert!(
+            self.ns.run(|| cofferdam_netplugin::teardown_if_unused(&self.conf)).unwrap(),
+            "the network is in use"
+        );
+        assert!(!self.ruleset().contains("cofferdam"));
+        assert!(!self.ns.shell("ip -o link").contains("br0"));
+    }
+
     /// After the teardown of an unused network nothing at all is left.
     pub fn assert_clean(&self) {
         assert!(
