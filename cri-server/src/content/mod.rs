@@ -186,7 +186,8 @@ impl Content {
 
     fn begin(&self, expected: Option<Digest>, size: Option<u64>) -> Result<Ingest, ContentError> {
         let path = self.ingest.join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
-        let file = File::options().write(true).create_new(true).open(&path).map_err(failed("create", &path))?;
+        let file =
+            File::options().write(true).create_new(true).open(&path).map_err(failed("create", &path))?;
         let hasher = Hasher::new(expected.as_ref().map_or(Algorithm::Sha256, Digest::algorithm));
         Ok(Ingest { file, path, hasher, expected, size, written: 0, committed: false })
     }

@@ -53,7 +53,8 @@ fn write_archive(content: &Content, path: &Path, selected: &[Selected]) -> Resul
     {
         let mut tar = tar::Builder::new(std::io::BufWriter::with_capacity(256 << 10, scratch.as_file_mut()));
         let text = |value: &Value| value.to_string().into_bytes();
-        append(&mut tar, "oci-layout", &text(&json!({ "imageLayoutVersion": "1.0.0" }))).map_err(failed("write"))?;
+        append(&mut tar, "oci-layout", &text(&json!({ "imageLayoutVersion": "1.0.0" })))
+            .map_err(failed("write"))?;
         append(&mut tar, "index.json", &text(&oci_index(content, selected))).map_err(failed("write"))?;
         append(&mut tar, "manifest.json", &text(&docker_manifest(selected))).map_err(failed("write"))?;
         let blobs: BTreeSet<&Digest> = selected.iter().flat_map(|s| s.image.blobs()).collect();

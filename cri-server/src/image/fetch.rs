@@ -28,7 +28,10 @@ const PIECE: usize = 256 << 10;
 /// Where an image comes from.
 #[derive(Clone)]
 pub(super) enum Origin {
-    Registry { reference: Reference, credentials: Credentials },
+    Registry {
+        reference: Reference,
+        credentials: Credentials,
+    },
     /// Blobs stored by an import; the text names the archive.
     Stored(String),
 }
@@ -45,7 +48,11 @@ impl Origin {
 type Pieces = mpsc::Receiver<Result<Bytes, RegistryError>>;
 
 impl ImageService {
-    pub(super) async fn fetch_manifest(&self, origin: &Origin, wanted: &Descriptor) -> Result<Resolved, ImageError> {
+    pub(super) async fn fetch_manifest(
+        &self,
+        origin: &Origin,
+        wanted: &Descriptor,
+    ) -> Result<Resolved, ImageError> {
         match origin {
             Origin::Registry { reference, credentials } => {
                 let resolved = self.registry.manifest(reference, wanted, credentials).await;
@@ -60,7 +67,10 @@ impl ImageService {
 
     /// A blob that is held in memory; stored as well.
     pub(super) async fn fetch_small(
-        &self, origin: &Origin, wanted: &Descriptor, limit: u64,
+        &self,
+        origin: &Origin,
+        wanted: &Descriptor,
+        limit: u64,
     ) -> Result<Vec<u8>, ImageError> {
         let content = self.content.clone();
         let digest = wanted.digest.clone();
@@ -76,7 +86,9 @@ impl ImageService {
             return Err(missing(origin, wanted));
         };
         if wanted.size > limit {
-            return Err(ContentError::TooLarge { digest: wanted.digest.clone(), actual: wanted.size, limit }.into());
+            return Err(
+                ContentError::TooLarge { digest: wanted.digest.clone(), actual: wanted.size, limit }.into()
+            );
         }
         let mut blob = self.registry.blob(reference, wanted, 0, credentials);
         let failed = |source| ImageError::Registry { reference: reference.to_string(), source };
@@ -90,11 +102,17 @@ impl ImageService {
 
     /// All layers, as many at a time as the configuration allows.
     pub(super) async fn fetch_layers(
-        &self, origin: &Origin, layers: &[LayerRecord], board: &Board,
+        &self,
+        origin: &Origin,
+        layers: &[LayerRecord],
+        board: &Board,
     ) -> Result<(), ImageError> {
         let cancel = CancellationToken::new();
-        let mut running: FuturesUnordered<_> =
-            layers.iter().enumerate().map(|(n, layer)| self.fetch_layer(origin, layer, n, board, &cancel)).collect();
+        let mut running: FuturesUnordered<_> = layers
+            .iter()
+            .enumerate()
+            .map(|(n, layer)| self.fetch_layer(origin, layer, n, board, &cancel))
+            .collect();
         let mut first_error = None;
         while let Some(result) = running.next().await {
             if let Err(error) = result {
@@ -106,7 +124,12 @@ impl ImageService {
     }
 
     async fn fetch_layer(
-        &self, origin: &Origin, layer: &LayerRecord, index: usize, board: &Board, cancel: &CancellationToken,
+        &self,
+        origin: &Origin,
+        layer: &LayerRecord,
+        index: usize,
+        board: &Board,
+        cancel: &CancellationToken,
     ) -> Result<(), ImageError> {
         let lock = self.layer_lock(layer);
         let result = self.fetch_layer_locked(&lock, origin, layer, index, board, cancel).await;
@@ -124,7 +147,12 @@ impl ImageService {
     }
 
     async fn fetch_layer_locked(
-        &self, lock: &tokio::sync::Mutex<()>, origin: &Origin, layer: &LayerRecord, index: usize, board: &Board,
+        &self,
+        lock: &tokio::sync::Mutex<()>,
+        origin: &Origin,
+        layer: &LayerRecord,
+        index: usize,
+        board: &Board,
         cancel: &CancellationToken,
     ) -> Result<(), ImageError> {
         let _alone = lock.lock().await;
@@ -146,7 +174,9 @@ impl ImageService {
                     board.set(index, LayerStage::Done, layer.size);
                     return Ok(());
                 }
-                Err(error) if error.is_disk_full() || matches!(origin, Origin::Stored(_)) => return Err(error),
+                Err(error) if error.is_disk_full() || matches!(origin, Origin::Stored(_)) => {
+                    return Err(error);
+                }
                 // Perhaps the blob was damaged on disk: once more, from the registry.
                 Err(_) => self.content.remove(&layer.blob)?,
             }
@@ -157,7 +187,8 @@ impl ImageService {
     }
 
     async fn unpack_stored(&self, layer: &LayerRecord) -> Result<(), ImageError> {
-        let (content, snapshots, limits) = (self.content.clone(), self.snapshots.clone(), self.config.limits());
+        let (content, snapshots, limits) =
+            (self.content.clone(), self.snapshots.clone(), self.config.limits());
         let layer = layer.clone();
         blocking(move || {
             let mut file = content.open_blob(&layer.blob)?;
@@ -173,7 +204,12 @@ impl ImageService {
     }
 
     async fn download(
-        &self, origin: &Origin, layer: &LayerRecord, index: usize, board: &Board, cancel: &CancellationToken,
+        &self,
+        origin: &Origin,
+        layer: &LayerRecord,
+        index: usize,
+        board: &Board,
+        cancel: &CancellationToken,
         unpacked: bool,
     ) -> Result<(), ImageError> {
         let wanted =
@@ -207,9 +243,14 @@ impl ImageService {
 
     /// Stores the blob while it is unpacked; or only stores it, when the layer is there.
     async fn store_and_unpack(
-        &self, layer: &LayerRecord, reference: String, pieces: Pieces, unpacked: bool,
+        &self,
+        layer: &LayerRecord,
+        reference: String,
+        pieces: Pieces,
+        unpacked: bool,
     ) -> Result<(), ImageError> {
-        let (content, snapshots, limits) = (self.content.clone(), self.snapshots.clone(), self.config.limits());
+        let (content, snapshots, limits) =
+            (self.content.clone(), self.snapshots.clone(), self.config.limits());
         let layer = layer.clone();
         blocking(move || {
             let mut source = storing(&content, &layer, pieces)?;
@@ -228,7 +269,9 @@ type SourceError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A source that stores what it hands out, and at the end checks and keeps it.
 fn storing<'a>(
-    content: &'a Content, layer: &LayerRecord, mut pieces: Pieces,
+    content: &'a Content,
+    layer: &LayerRecord,
+    mut pieces: Pieces,
 ) -> Result<impl FnMut() -> Result<Option<Bytes>, SourceError> + Send + use<'a>, ContentError> {
     let mut ingest = Some(content.ingest(&layer.blob, Some(layer.size))?);
     Ok(move || match pieces.blocking_recv() {

@@ -80,14 +80,18 @@ impl ImageService {
         let _keeping = self.garbage.read().await;
         let (content, file) = (self.content.clone(), path.to_owned());
         let listing = blocking(move || store_files(&content, &file)).await??;
-        let refused = |problem: &str| ImageError::Archive { path: path.to_owned(), problem: problem.to_owned() };
+        let refused =
+            |problem: &str| ImageError::Archive { path: path.to_owned(), problem: problem.to_owned() };
         let saved: Vec<Saved> = match &listing.docker {
-            Some(bytes) => serde_json::from_slice(bytes).map_err(|e| refused(&format!("manifest.json: {e}")))?,
+            Some(bytes) => {
+                serde_json::from_slice(bytes).map_err(|e| refused(&format!("manifest.json: {e}")))?
+            }
             None => Vec::new(),
         };
         let candidates = match &listing.index {
             Some(bytes) => {
-                let index: Index = serde_json::from_slice(bytes).map_err(|e| refused(&format!("index.json: {e}")))?;
+                let index: Index =
+                    serde_json::from_slice(bytes).map_err(|e| refused(&format!("index.json: {e}")))?;
                 self.from_index(&index, &saved, &listing, path)?
             }
             None if listing.docker.is_some() => {
@@ -118,10 +122,13 @@ impl ImageService {
     }
 
     async fn install_candidate(
-        self: &Arc<Self>, origin: &Origin, candidate: Candidate,
+        self: &Arc<Self>,
+        origin: &Origin,
+        candidate: Candidate,
     ) -> Result<Arc<ImageRecord>, ImageError> {
         let digest = candidate.start.descriptor.digest.clone();
-        let name = |tag: &String| Reference::parse(tag).ok().map(|r| r.with_digest(digest.clone()).to_string());
+        let name =
+            |tag: &String| Reference::parse(tag).ok().map(|r| r.with_digest(digest.clone()).to_string());
         let mut digests: Vec<String> = candidate.tags.iter().filter_map(name).collect();
         digests.dedup();
         let chosen = self.choose(origin, candidate.start).await?;
@@ -130,7 +137,11 @@ impl ImageService {
     }
 
     fn from_index(
-        &self, index: &Index, saved: &[Saved], listing: &Listing, path: &Path,
+        &self,
+        index: &Index,
+        saved: &[Saved],
+        listing: &Listing,
+        path: &Path,
     ) -> Result<Vec<Candidate>, ImageError> {
         let mut candidates: Vec<Candidate> = Vec::new();
         for entry in &index.manifests {
@@ -146,11 +157,8 @@ impl ImageService {
                 None => {
                     let mut unique = Vec::new();
                     super::merge(&mut unique, &tags);
-                    let start = Resolved {
-                        descriptor: entry.descriptor(),
-                        bytes: bytes.into(),
-                        host: String::new(),
-                    };
+                    let start =
+                        Resolved { descriptor: entry.descriptor(), bytes: bytes.into(), host: String::new() };
                     candidates.push(Candidate { start, tags: unique });
                 }
             }
@@ -165,7 +173,9 @@ impl ImageService {
                 path: path.to_owned(),
                 problem: format!("manifest.json names {name:?}, which is not in it"),
             })?;
-            Ok::<_, ImageError>(serde_json::json!({ "mediaType": media_type, "digest": digest, "size": size }))
+            Ok::<_, ImageError>(
+                serde_json::json!({ "mediaType": media_type, "digest": digest, "size": size }),
+            )
         };
         let layers = image.layers.iter().map(|name| part(name, OCI_LAYER)).collect::<Result<Vec<_>, _>>()?;
         let manifest = serde_json::json!({
@@ -185,7 +195,8 @@ impl ImageService {
 /// Names that an entry of `index.json` carries. A bare tag is no name.
 fn names(entry: &RawDescriptor) -> impl Iterator<Item = String> {
     let full = entry.annotations.get(NAME).and_then(|name| normalise(name));
-    let short = || entry.annotations.get(REF_NAME).filter(|n| n.contains(['/', ':'])).and_then(|n| normalise(n));
+    let short =
+        || entry.annotations.get(REF_NAME).filter(|n| n.contains(['/', ':'])).and_then(|n| normalise(n));
     full.or_else(short).into_iter()
 }
 
@@ -200,8 +211,14 @@ fn saved_tags(bytes: &[u8], saved: &[Saved], listing: &Listing) -> Vec<String> {
         config: RawDescriptor,
     }
     let Ok(manifest) = serde_json::from_slice::<OnlyConfig>(bytes) else { return Vec::new() };
-    let same = |image: &&Saved| listing.files.get(&image.config).is_some_and(|(d, _)| *d == manifest.config.digest);
-    saved.iter().filter(same).flat_map(|i| i.repo_tags.iter().flatten()).filter_map(|t| normalise(t)).collect()
+    let same =
+        |image: &&Saved| listing.files.get(&image.config).is_some_and(|(d, _)| *d == manifest.config.digest);
+    saved
+        .iter()
+        .filter(same)
+        .flat_map(|i| i.repo_tags.iter().flatten())
+        .filter_map(|t| normalise(t))
+        .collect()
 }
 
 /// Stores every file of the archive and notes what is what.
@@ -247,7 +264,8 @@ fn store_files(content: &Content, path: &Path) -> Result<Listing, ImageError> {
 }
 
 fn copy<R: std::io::BufRead>(
-    archive: &mut Archive<R>, refused: &impl Fn(String) -> ImageError,
+    archive: &mut Archive<R>,
+    refused: &impl Fn(String) -> ImageError,
     mut take: impl FnMut(&[u8]) -> Result<(), ImageError>,
 ) -> Result<(), ImageError> {
     loop {

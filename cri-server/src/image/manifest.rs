@@ -41,11 +41,6 @@ impl RawDescriptor {
     pub fn descriptor(&self) -> Descriptor {
         Descriptor { media_type: self.media_type.clone(), digest: self.digest.clone(), size: self.size }
     }
-
-    /// Whether it names another index.
-    pub fn is_index(&self) -> bool {
-        matches!(self.media_type.as_str(), OCI_INDEX | DOCKER_LIST)
-    }
 }
 
 /// What an image runs on.
@@ -99,7 +94,12 @@ pub(super) enum Document {
 }
 
 /// Reads a manifest or an index; `reference` is for errors only.
-pub(super) fn parse(bytes: &[u8], digest: &Digest, reference: &str, max_layers: usize) -> Result<Document, ImageError> {
+pub(super) fn parse(
+    bytes: &[u8],
+    digest: &Digest,
+    reference: &str,
+    max_layers: usize,
+) -> Result<Document, ImageError> {
     let malformed =
         |problem: String| ImageError::Malformed { what: "manifest", digest: digest.to_string(), problem };
     let raw: RawDocument = serde_json::from_slice(bytes).map_err(|e| malformed(e.to_string()))?;
@@ -108,7 +108,9 @@ pub(super) fn parse(bytes: &[u8], digest: &Digest, reference: &str, max_layers: 
     }
     match (raw.manifests, raw.layers, raw.config) {
         // One reader's index must not be another reader's manifest.
-        (Some(_), Some(_), _) | (Some(_), _, Some(_)) => Err(malformed("is an index and a manifest at once".to_owned())),
+        (Some(_), Some(_), _) | (Some(_), _, Some(_)) => {
+            Err(malformed("is an index and a manifest at once".to_owned()))
+        }
         (Some(manifests), None, None) => match raw.media_type.as_str() {
             "" | OCI_INDEX | DOCKER_LIST => Ok(Document::Index(manifests)),
             other => Err(malformed(format!("has manifests but calls itself {other:?}"))),
@@ -120,7 +122,10 @@ pub(super) fn parse(bytes: &[u8], digest: &Digest, reference: &str, max_layers: 
             let layers = layers.unwrap_or_default();
             check_image(reference, raw.artifact_type, &config, &layers)?;
             if layers.len() > max_layers {
-                return Err(malformed(format!("has {} layers, more than the {max_layers} allowed", layers.len())));
+                return Err(malformed(format!(
+                    "has {} layers, more than the {max_layers} allowed",
+                    layers.len()
+                )));
             }
             let layers = layers.iter().map(RawDescriptor::descriptor).collect();
             Ok(Document::Manifest(Manifest { config: config.descriptor(), layers }))
@@ -130,7 +135,10 @@ pub(super) fn parse(bytes: &[u8], digest: &Digest, reference: &str, max_layers: 
 }
 
 fn check_image(
-    reference: &str, artifact_type: Option<String>, config: &RawDescriptor, layers: &[RawDescriptor],
+    reference: &str,
+    artifact_type: Option<String>,
+    config: &RawDescriptor,
+    layers: &[RawDescriptor],
 ) -> Result<(), ImageError> {
     let artifact = |kind: String| ImageError::Artifact { reference: reference.to_owned(), kind };
     if !matches!(config.media_type.as_str(), OCI_CONFIG | DOCKER_CONFIG) {
@@ -144,7 +152,9 @@ fn check_image(
 
 fn is_layer(media_type: &str) -> bool {
     LAYER_TYPES.iter().any(|base| {
-        media_type.strip_prefix(base).is_some_and(|end| matches!(end, "" | "+gzip" | "+zstd" | ".gzip" | ".zstd"))
+        media_type
+            .strip_prefix(base)
+            .is_some_and(|end| matches!(end, "" | "+gzip" | "+zstd" | ".gzip" | ".zstd"))
     })
 }
 
@@ -178,7 +188,9 @@ pub struct RunConfig {
     pub labels: BTreeMap<String, String>,
 }
 
-fn null_as_default<'de, D: serde::Deserializer<'de>, T: Default + Deserialize<'de>>(d: D) -> Result<T, D::Error> {
+fn null_as_default<'de, D: serde::Deserializer<'de>, T: Default + Deserialize<'de>>(
+    d: D,
+) -> Result<T, D::Error> {
     Ok(Option::deserialize(d)?.unwrap_or_default())
 }
 
@@ -221,14 +233,22 @@ pub(super) struct ImageConfig {
 
 /// Reads a configuration, and checks it against the number of layers.
 pub(super) fn parse_config(bytes: &[u8], digest: &Digest, layers: usize) -> Result<ImageConfig, ImageError> {
-    let malformed =
-        |problem: String| ImageError::Malformed { what: "image configuration", digest: digest.to_string(), problem };
+    let malformed = |problem: String| ImageError::Malformed {
+        what: "image configuration",
+        digest: digest.to_string(),
+        problem,
+    };
     let raw: RawConfig = serde_json::from_slice(bytes).map_err(|e| malformed(e.to_string()))?;
     let diff_ids = raw.rootfs.map(|rootfs| rootfs.diff_ids).unwrap_or_default();
     if diff_ids.len() != layers {
         return Err(malformed(format!("names {} layers, the manifest {layers}", diff_ids.len())));
     }
-    Ok(ImageConfig { platform: raw.platform, created: raw.created, run: raw.config.unwrap_or_default(), diff_ids })
+    Ok(ImageConfig {
+        platform: raw.platform,
+        created: raw.created,
+        run: raw.config.unwrap_or_default(),
+        diff_ids,
+    })
 }
 
 #[cfg(test)]

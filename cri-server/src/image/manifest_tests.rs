@@ -31,7 +31,10 @@ fn what_is_no_image_is_refused_by_name() {
     let table = [
         (r#"{"schemaVersion":1,"fsLayers":[]}"#.to_owned(), "schema 1"),
         (format!(r#"{{"config":{},"layers":[]}}"#, config("application/vnd.oci.empty.v1+json")), "artifact"),
-        (format!(r#"{{"config":{},"layers":[{}]}}"#, config(OCI_CONFIG), config("text/plain")), "artifact of type \"text/plain\""),
+        (
+            format!(r#"{{"config":{},"layers":[{}]}}"#, config(OCI_CONFIG), config("text/plain")),
+            "artifact of type \"text/plain\"",
+        ),
         (format!(r#"{{"manifests":[],"layers":[{layer}]}}"#), "at once"),
         (format!(r#"{{"mediaType":"{OCI_MANIFEST}","manifests":[]}}"#), "calls itself"),
         (format!(r#"{{"config":{},"layers":[{layer},{layer},{layer}]}}"#, config(OCI_CONFIG)), "3 layers"),
@@ -53,6 +56,9 @@ fn configurations_may_hold_nulls_and_must_fit_the_layers() {
     );
     let digest = Digest::sha256(b"");
     let config = parse_config(text.as_bytes(), &digest, 1).unwrap();
-    assert_eq!((config.run.user.as_str(), config.run.cmd.len(), config.run.volumes), ("app:x", 1, vec!["/v".to_owned()]));
+    assert_eq!(
+        (config.run.user.as_str(), config.run.cmd.len(), config.run.volumes),
+        ("app:x", 1, vec!["/v".to_owned()])
+    );
     assert!(parse_config(text.as_bytes(), &digest, 2).unwrap_err().to_string().contains("names 1 layers"));
 }

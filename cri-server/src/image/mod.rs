@@ -133,12 +133,15 @@ impl ImageService {
 
     fn missing_part(&self, record: &ImageRecord) -> Option<String> {
         let blob = record.blobs().find(|digest| self.content.size(digest).is_none());
-        let layer = || record.layers.iter().find(|layer| self.snapshots.layers().get(&layer.diff_id).is_none());
-        blob.map(|digest| format!("blob {digest}")).or_else(|| layer().map(|layer| format!("layer {}", layer.diff_id)))
+        let layer =
+            || record.layers.iter().find(|layer| self.snapshots.layers().get(&layer.diff_id).is_none());
+        blob.map(|digest| format!("blob {digest}"))
+            .or_else(|| layer().map(|layer| format!("layer {}", layer.diff_id)))
     }
 
     fn is_pinned(&self, tags: &[String]) -> bool {
-        let pinned = self.config.pinned.iter().filter_map(|text| crate::registry::Reference::parse(text).ok());
+        let pinned =
+            self.config.pinned.iter().filter_map(|text| crate::registry::Reference::parse(text).ok());
         pinned.map(|reference| reference.to_string()).any(|name| tags.contains(&name))
     }
 

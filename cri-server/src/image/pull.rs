@@ -59,7 +59,9 @@ impl Pull {
     /// What ended the pull.
     pub async fn finish(mut self) -> PullResult {
         match self.result.wait_for(Option::is_some).await {
-            Ok(result) => result.clone().unwrap_or_else(|| Err(Arc::new(ImageError::Interrupted("the pull")))),
+            Ok(result) => {
+                result.clone().unwrap_or_else(|| Err(Arc::new(ImageError::Interrupted("the pull"))))
+            }
             Err(_) => Err(Arc::new(ImageError::Interrupted("the pull"))),
         }
     }
@@ -130,7 +132,11 @@ impl ImageService {
     ///
     /// # Errors
     /// When the reference is none.
-    pub fn start_pull(self: &Arc<Self>, reference: &str, credentials: Credentials) -> Result<Pull, Arc<ImageError>> {
+    pub fn start_pull(
+        self: &Arc<Self>,
+        reference: &str,
+        credentials: Credentials,
+    ) -> Result<Pull, Arc<ImageError>> {
         let reference = Reference::parse(reference).map_err(|e| Arc::new(e.into()))?;
         if self.tasks.is_closed() {
             return Err(Arc::new(ImageError::Interrupted("the pull")));
@@ -174,7 +180,10 @@ impl ImageService {
     }
 
     async fn run_pull(
-        self: &Arc<Self>, reference: &Reference, credentials: &Credentials, board: &Board,
+        self: &Arc<Self>,
+        reference: &Reference,
+        credentials: &Credentials,
+        board: &Board,
     ) -> Result<Arc<ImageRecord>, ImageError> {
         let _keeping = self.garbage.read().await;
         let failed = |source| ImageError::Registry { reference: reference.to_string(), source };
@@ -218,7 +227,12 @@ impl ImageService {
 
     /// Fetches configuration and layers of a chosen manifest, and records the image.
     pub(super) async fn install(
-        self: &Arc<Self>, origin: &Origin, chosen: Chosen, tags: Vec<String>, digests: Vec<String>, board: &Board,
+        self: &Arc<Self>,
+        origin: &Origin,
+        chosen: Chosen,
+        tags: Vec<String>,
+        digests: Vec<String>,
+        board: &Board,
     ) -> Result<Arc<ImageRecord>, ImageError> {
         let Chosen { digest, media_type, bytes, manifest } = chosen;
         let config_bytes = self.fetch_small(origin, &manifest.config, MAX_CONFIG).await?;
@@ -244,7 +258,8 @@ impl ImageService {
             Ok(())
         })
         .await??;
-        let size = layers.iter().map(|layer| layer.size).sum::<u64>() + manifest_size + config_bytes.len() as u64;
+        let size =
+            layers.iter().map(|layer| layer.size).sum::<u64>() + manifest_size + config_bytes.len() as u64;
         self.record(ImageRecord {
             id,
             repo_tags: tags,

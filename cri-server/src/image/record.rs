@@ -106,10 +106,13 @@ impl Catalogue {
     /// Finds an image by id, reference or the beginning of an id, in this order.
     pub fn find(&self, text: &str) -> Found {
         let hex = text.strip_prefix("sha256:").unwrap_or(text);
-        if let Some(image) = Digest::parse(&format!("sha256:{hex}")).ok().and_then(|id| self.images.get(&id)) {
+        if let Some(image) = Digest::parse(&format!("sha256:{hex}")).ok().and_then(|id| self.images.get(&id))
+        {
             return Found::One(image.clone());
         }
-        if let Some(image) = crate::registry::Reference::parse(text).ok().and_then(|r| self.find_reference(&r)) {
+        if let Some(image) =
+            crate::registry::Reference::parse(text).ok().and_then(|r| self.find_reference(&r))
+        {
             return Found::One(image.clone());
         }
         if hex.len() < MIN_PREFIX || !hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {

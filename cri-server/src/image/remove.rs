@@ -8,10 +8,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::ImageService;
 use super::error::ImageError;
 use super::pull::blocking;
 use super::record::{Catalogue, Found};
-use super::ImageService;
 use crate::registry::Digest;
 use crate::snapshot::Usage;
 use crate::store::Table;

@@ -64,7 +64,9 @@ fn registry_status(error: &RegistryError, text: String) -> Status {
         | RegistryError::Timeout { .. }
         | RegistryError::Tls { .. } => Status::unavailable(text),
         RegistryError::Credentials { .. } => Status::invalid_argument(text),
-        RegistryError::NoCapability { .. } | RegistryError::Config { .. } => Status::failed_precondition(text),
+        RegistryError::NoCapability { .. } | RegistryError::Config { .. } => {
+            Status::failed_precondition(text)
+        }
         _ => Status::internal(text),
     }
 }
@@ -147,7 +149,7 @@ impl cri::image_service_server::ImageService for ImageRpc {
         let name = named(request.image)?;
         let image = match self.images.find(&name) {
             Ok(image) => image,
-            Err(ImageError::NotFound(_)) => return Ok(Response::default()),
+            Err(ImageError::NotFound(_)) => return Ok(Response::new(cri::ImageStatusResponse::default())),
             Err(error) => return Err(status(&error)),
         };
         let mut info = HashMap::new();
@@ -174,7 +176,7 @@ impl cri::image_service_server::ImageService for ImageRpc {
     ) -> Result<Response<cri::RemoveImageResponse>, Status> {
         let name = named(request.into_inner().image)?;
         self.images.remove(&name).await.map_err(|e| status(&e))?;
-        Ok(Response::default())
+        Ok(Response::new(cri::RemoveImageResponse::default()))
     }
 
     async fn image_fs_info(
