@@ -75,7 +75,7 @@ async fn privileged_fixture_images_are_pulled_whole() {
         let reference = format!("docker.io/fixtures/{name}:1");
         let image =
             node.pull(&reference).await.unwrap_or_else(|e| panic!("{name}: {}", crate::registry::chain(&*e)));
-        assert_eq!(image.repo_tags, [reference.clone()]);
+        assert_eq!(image.repo_tags.join(" "), reference);
         assert_eq!(node.service.find(&reference).unwrap().id, image.id);
         assert_eq!(node.service.find(image.id.as_str()).unwrap().id, image.id);
         assert_eq!(node.service.find(&image.id.hex()[..12]).unwrap().id, image.id);
@@ -280,7 +280,13 @@ async fn privileged_old_docker_archives_are_imported() {
     let node = Node::new(Config::default());
     let mut inner = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_gnu();
-    (header.set_size(5), header.set_mode(0o644), header.set_uid(0), header.set_gid(0), header.set_mtime(0));
+    header.set_size(5);
+    header.set_mode(0o644);
+    for set in
+        [tar::Header::set_uid as fn(&mut tar::Header, u64), tar::Header::set_gid, tar::Header::set_mtime]
+    {
+        set(&mut header, 0);
+    }
     inner.append_data(&mut header, "hello", b"world".as_slice()).unwrap();
     let layer = inner.into_inner().unwrap();
     let platform = platform::host();
@@ -301,9 +307,9 @@ async fn privileged_old_docker_archives_are_imported() {
     add("one/layer.tar", &layer);
     add("abc.json", config.as_bytes());
     add("manifest.json", manifest.as_bytes());
-    let mut link = tar::Header::new_gnu();
+    let mut link = header.clone();
     link.set_entry_type(tar::EntryType::Symlink);
-    (link.set_size(0), link.set_mode(0o777), link.set_uid(0), link.set_gid(0), link.set_mtime(0));
+    link.set_size(0);
     outer.append_link(&mut link, "two/layer.tar", "../one/layer.tar").unwrap();
     let archive = node.root.path().join("old.tar");
     std::fs::write(&archive, outer.into_inner().unwrap()).unwrap();
