@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use oci_spec::image::ImageConfiguration;
 use serde::{Deserialize, Serialize};
 
 use super::manifest::{Platform, RunConfig};
@@ -68,6 +69,29 @@ impl ImageRecord {
     #[must_use]
     pub fn diff_ids(&self) -> Vec<Digest> {
         self.layers.iter().map(|layer| layer.diff_id.clone()).collect()
+    }
+
+    /// What ContainerStatus tells as the image's reference: a repository digest, or the id where there is none.
+    #[must_use]
+    pub fn reference(&self) -> String {
+        self.repo_digests.first().cloned().unwrap_or_else(|| self.id.to_string())
+    }
+
+    /// How to run it, in the OCI image specification's type.
+    #[must_use]
+    pub fn configuration(&self) -> ImageConfiguration {
+        let run = &self.config;
+        let mut config = oci_spec::image::Config::default();
+        config.set_user(Some(run.user.clone()));
+        config.set_env(Some(run.env.clone()));
+        config.set_entrypoint(Some(run.entrypoint.clone()));
+        config.set_cmd(Some(run.cmd.clone()));
+        config.set_working_dir(Some(run.working_dir.clone()));
+        config.set_stop_signal(Some(run.stop_signal.clone()).filter(|s| !s.is_empty()));
+        config.set_volumes(Some(run.volumes.clone()));
+        let mut image = ImageConfiguration::default();
+        image.set_config(Some(config));
+        image
     }
 
     /// The user part of the configuration's `User`.

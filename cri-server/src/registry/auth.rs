@@ -12,10 +12,11 @@ use reqwest::{StatusCode, Url};
 use serde::Deserialize;
 
 use super::challenge::Challenge;
-use super::client::{Ask, Registry};
+use super::client::Registry;
 use super::credentials::{Secret, basic_header, bearer_header};
 use super::error::RegistryError;
 use super::hosts::{Host, authority};
+use super::request::Ask;
 use super::transport;
 
 /// Tokens of clouds are large, but not this large.

@@ -143,4 +143,24 @@ mod tests {
             );
         }
     }
+
+    #[test]
+    fn no_header_upsets_the_parser() {
+        let pieces = ["Bearer", " ", "=", ",", "\"", "\\", "realm", "é", "\t", "https://h/t", "x"];
+        // A fixed sequence (xorshift), so that a failure can be repeated.
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        for _ in 0..100_000 {
+            let mut text = String::new();
+            for _ in 0..=(state % 12) {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                text.push_str(pieces[(state >> 32) as usize % pieces.len()]);
+            }
+            for challenge in parse(&text) {
+                assert!(is_token(&challenge.scheme), "{text:?}");
+                assert!(challenge.parameters.iter().all(|(key, _)| is_token(key)), "{text:?}");
+            }
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::super::hosts;
+use super::super::hosts_toml;
 use super::*;
 
 const MIRRORED: &str = r#"
@@ -15,7 +15,7 @@ fn fields(server_address: &str) -> AuthFields<'_> {
 }
 
 fn hosts_of(domain: &str, text: &str) -> Vec<Host> {
-    hosts::parse(text, Path::new("/x/hosts.toml"), domain).unwrap()
+    hosts_toml::parse(text, Path::new("/x/hosts.toml"), domain).unwrap()
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::reference::Digest;
+use super::digest::Digest;
 
 /// A boxed cause.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
@@ -213,6 +213,12 @@ impl Failures {
     /// The shortest wait that any host asked for: the first of them may help.
     pub(super) fn retry_after(&self) -> Option<Duration> {
         self.0.iter().filter_map(|(_, error)| error.retry_after()).min()
+    }
+
+    /// Puts the failures of a round that began with host number `first` into the order of the hosts.
+    pub(super) fn began_with(&mut self, first: usize) {
+        let first = first.min(self.0.len());
+        self.0.rotate_right(first);
     }
 
     /// One error for the whole round. The last host is the registry itself and decides.

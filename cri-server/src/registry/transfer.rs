@@ -11,11 +11,12 @@ use futures::Stream;
 use reqwest::header::{self, HeaderMap, HeaderValue};
 use reqwest::{Response, StatusCode};
 
-use super::client::{Ask, Descriptor, Registry};
+use super::client::{Descriptor, Registry};
 use super::credentials::Credentials;
 use super::error::{Failures, RegistryError};
 use super::hosts::{Host, authority};
 use super::reference::Reference;
+use super::request::Ask;
 use super::transport;
 
 /// A connection that breaks only after this much has helped: the count of failures starts again.
@@ -36,6 +37,8 @@ pub struct Blob {
     hosts: Option<Vec<Host>>,
     /// The host to ask next.
     current: usize,
+    /// How many hosts have sent wrong bytes.
+    rejected: usize,
     connection: Option<Connection>,
     /// How far the reader has come.
     position: u64,
@@ -90,6 +93,7 @@ impl Registry {
             credentials: credentials.clone(),
             hosts: None,
             current: 0,
+            rejected: 0,
             connection: None,
             position: offset,
             failures: 0,
@@ -104,6 +108,26 @@ impl Blob {
     #[must_use]
     pub fn position(&self) -> u64 {
         self.position
+    }
+
+    /// The host that serves it now, for messages.
+    #[must_use]
+    pub fn host(&self) -> Option<String> {
+        self.hosts.as_ref()?.get(self.current).map(Host::name)
+    }
+
+    /// Begins again from the first byte at another host, because the bytes of this one were not those of the
+    /// digest. Says whether there is another one; if not, nothing changes.
+    pub fn restart_elsewhere(&mut self) -> bool {
+        let hosts = self.hosts.as_ref().map_or(0, Vec::len);
+        if self.rejected + 1 >= hosts {
+            return false;
+        }
+        self.rejected += 1;
+        self.current = (self.current + 1) % hosts;
+        self.connection = None;
+        (self.position, self.progress, self.failures) = (0, 0, 0);
+        true
     }
 
     /// The next bytes; `None` after the last one. A dropped call loses nothing: call again.
@@ -185,7 +209,7 @@ impl Blob {
             return Err(error);
         }
         if self.failures > 1 {
-            self.current += 1;
+            self.current = (self.current + 1) % self.hosts.as_ref().map_or(1, |hosts| hosts.len().max(1));
         }
         tracing::debug!(
             digest = %self.descriptor.digest, position = self.position, failures = self.failures,
@@ -213,6 +237,7 @@ impl Blob {
                     Err(error) => failures.push(&hosts[at].name(), error),
                 }
             }
+            failures.began_with(self.current);
             self.failures += 1;
             if self.failures >= self.registry.config().rounds || !failures.worth_another_round() {
                 let what = format!("{} of {}", self.descriptor.digest, self.reference.name());

@@ -1,0 +1,142 @@
+//! The shape of the code: what good.md asks for and a machine can check. Needs no root.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use cofferdam_tests::harness::workspace;
+
+const CRATES: [&str; 6] = ["proto", "cri-server", "shim", "netplugin", "vm", "tests"];
+const LONGEST: usize = 800;
+
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            if path.file_name().is_none_or(|name| name != "target") {
+                sources(&path, found);
+            }
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+fn all_sources() -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    for name in CRATES {
+        sources(&workspace().join(name), &mut found);
+    }
+    assert!(found.len() > 20, "the workspace's sources are not found: {found:?}");
+    let read = |path: PathBuf| {
+        let text = std::fs::read_to_string(&path).unwrap();
+        (path.strip_prefix(workspace()).unwrap().to_owned(), text)
+    };
+    found.into_iter().map(read).filter(|(_, text)| !text.starts_with("// @generated")).collect()
+}
+
+#[test]
+fn every_file_says_what_it_is_for() {
+    let silent: Vec<_> = all_sources()
+        .into_iter()
+        .filter(|(_, text)| !text.starts_with("//! ") || text.starts_with("//! (under construction)"))
+        .map(|(path, _)| path)
+        .collect();
+    assert!(silent.is_empty(), "these files do not begin with //! and a purpose: {silent:#?}");
+}
+
+#[test]
+fn no_file_is_too_long() {
+    let long: Vec<_> = all_sources()
+        .into_iter()
+        .map(|(path, text)| (path, text.lines().count()))
+        .filter(|(_, lines)| *lines > LONGEST)
+        .collect();
+    assert!(long.is_empty(), "over {LONGEST} lines; split by phase: {long:#?}");
+}
+
+#[test]
+fn unsafe_code_lives_in_sys_only() {
+    let wrong: Vec<_> = all_sources()
+        .into_iter()
+        .filter(|(path, _)| path.file_name().is_none_or(|name| name != "sys.rs"))
+        .filter(|(path, _)| !path.iter().any(|part| part == "sys"))
+        .filter(|(_, text)| text.lines().any(|line| unsafe_block(line.trim_start())))
+        .map(|(path, _)| path)
+        .collect();
+    assert!(wrong.is_empty(), "unsafe belongs into sys.rs or sys/: {wrong:#?}");
+}
+
+fn unsafe_block(line: &str) -> bool {
+    let opens = format!("unsafe {}", '{');
+    !line.starts_with("//") && (line.contains(&opens) || line.contains(concat!("unsafe", " fn ")))
+}
+
+/// The modules of cri-server in the order in which lib.rs declares them: the lowest first.
+fn module_order(lib: &str) -> Vec<&str> {
+    lib.lines()
+        .filter_map(|line| line.trim_start_matches("pub ").strip_prefix("mod ")?.strip_suffix(';'))
+        .collect()
+}
+
+#[test]
+fn modules_of_the_daemon_use_only_those_above_them() {
+    let lib = std::fs::read_to_string(workspace().join("cri-server/src/lib.rs")).unwrap();
+    let order = module_order(&lib);
+    assert!(order.len() > 5, "lib.rs declares hardly any module: {order:?}");
+    let place: BTreeMap<&str, usize> = order.iter().enumerate().map(|(at, name)| (*name, at)).collect();
+    let mut wrong = Vec::new();
+    for (path, text) in all_sources() {
+        let Ok(inside) = path.strip_prefix("cri-server/src") else { continue };
+        let first = inside.iter().next().unwrap().to_string_lossy();
+        let Some(own) = place.get(first.trim_end_matches(".rs")) else { continue };
+        for used in uses(&text) {
+            if place.get(used.as_str()).is_some_and(|at| at > own) {
+                wrong.push(format!("{} uses crate::{used}", path.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "a module uses only those above it in lib.rs: {wrong:#?}");
+}
+
+/// The modules that a file names as `crate::MODULE`.
+fn uses(text: &str) -> Vec<String> {
+    let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+    let mut found: Vec<String> = Vec::new();
+    for line in code {
+        for (at, prefix) in line.match_indices("crate::") {
+            let rest = &line[at + prefix.len()..];
+            let word: String =
+                rest.chars().take_while(|letter| letter.is_alphanumeric() || *letter == '_').collect();
+            if !found.contains(&word) {
+                found.push(word);
+            }
+        }
+    }
+    found
+}
+
+/// Which crates of ours each crate may depend on.
+const ALLOWED: [(&str, &[&str]); 6] = [
+    ("proto", &[]),
+    ("netplugin", &[]),
+    ("vm", &["cofferdam-proto"]),
+    ("shim", &["cofferdam-proto", "cofferdam-vm"]),
+    ("cri-server", &["cofferdam-proto", "cofferdam-netplugin"]),
+    ("tests", &["cofferdam", "cofferdam-proto", "cofferdam-netplugin", "cofferdam-shim", "cofferdam-vm"]),
+];
+
+#[test]
+fn crates_depend_in_one_direction() {
+    let mut wrong = Vec::new();
+    for (name, allowed) in ALLOWED {
+        let text = std::fs::read_to_string(workspace().join(name).join("Cargo.toml")).unwrap();
+        let package = text.lines().find_map(|line| line.strip_prefix("name = ")).unwrap().trim_matches('"');
+        let words = text.lines().filter_map(|line| line.split(['.', ' ', '=']).next());
+        for word in words.filter(|word| *word == "cofferdam" || word.starts_with("cofferdam-")) {
+            if word != package && !allowed.contains(&word) {
+                wrong.push(format!("{name} depends on {word}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "forbidden edges between crates: {wrong:#?}");
+}

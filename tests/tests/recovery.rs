@@ -1,0 +1,165 @@
+//! Death of the daemon or of a shim at any moment: nothing is lost, nothing is left.
+
+use std::path::Path;
+use std::time::Duration;
+
+use cofferdam_proto::cri::{ContainerState, PodSandboxState};
+use cofferdam_tests::client::build;
+use cofferdam_tests::harness::{Node, eventually, log};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+const COUNT: &str = "n=0; while :; do n=$((n+1)); echo $n; sleep 0.02; done";
+
+fn lines(path: &str) -> usize {
+    std::fs::read_to_string(path).map_or(0, |text| text.lines().count())
+}
+
+#[tokio::test]
+async fn a_container_runs_and_logs_on_while_the_daemon_is_dead() {
+    let Some(mut node) = Node::builder().start().await else { return };
+    let image = node.base_image().await;
+    let pod = node.run_pod(&node.pod("survivor")).await;
+    let id = node.run_container(&pod, build::shell("main", &image, COUNT)).await;
+    let before = node.cri.status(&id).await.unwrap();
+    let ip = node.cri.pod_status(&pod.id).await.unwrap().network;
+    node.kill9();
+    let at_death = lines(&before.log_path);
+    let grew = eventually(Duration::from_secs(5), async || lines(&before.log_path) > at_death + 20);
+    assert!(grew.await, "the log stands still while the daemon is dead");
+    node.restart().await;
+
+    let after = node.cri.status(&id).await.unwrap();
+    assert_eq!(after.state(), ContainerState::ContainerRunning);
+    assert_eq!((after.started_at, after.created_at), (before.started_at, before.created_at));
+    let pod_after = node.cri.pod_status(&pod.id).await.unwrap();
+    assert_eq!(pod_after.state(), PodSandboxState::SandboxReady);
+    assert_eq!(pod_after.network, ip);
+    let answer = node.cri.exec_sync(&id, &["echo", "back"], 10).await.unwrap();
+    assert_eq!(answer.stdout, b"back\n");
+    node.cri.stop(&id, 0).await.unwrap();
+    let numbers: Vec<u32> =
+        log::read(Path::new(&before.log_path)).iter().map(|entry| entry.text.parse().unwrap()).collect();
+    let expected: Vec<u32> = (1..=numbers.len() as u32).collect();
+    assert_eq!(numbers, expected, "the log has gaps");
+    node.destroy(&pod).await;
+    node.assert_clean().await;
+}
+
+#[tokio::test]
+async fn an_exit_while_the_daemon_is_dead_is_noticed_with_its_code_and_time() {
+    let Some(mut node) = Node::builder().start().await else { return };
+    let image = node.base_image().await;
+    let pod = node.run_pod(&node.pod("exits")).await;
+    let script = "until [ -e /go ]; do sleep 0.02; done; exit 42";
+    let id = node.run_container(&pod, build::shell("main", &image, script)).await;
+    node.cri.exec_sync(&id, &["sh", "-c", "(sleep 1; touch /go) >/dev/null 2>&1 &"], 10).await.unwrap();
+    node.kill9();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let restarted = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    node.restart().await;
+    let status = node.cri.wait_exited(&id, Duration::from_secs(5)).await.unwrap();
+    assert_eq!((status.state(), status.exit_code), (ContainerState::ContainerExited, 42));
+    assert!(
+        u128::try_from(status.finished_at).unwrap() < restarted.as_nanos(),
+        "finished_at is not the exit's time"
+    );
+    node.destroy(&pod).await;
+    node.assert_clean().await;
+}
+
+#[tokio::test]
+async fn a_restart_knows_every_state_and_can_go_on() {
+    let Some(mut node) = Node::builder().start().await else { return };
+    let image = node.base_image().await;
+    let pod = node.run_pod(&node.pod("states")).await;
+    let created = node
+        .cri
+        .create(&pod.id, &pod.config, build::container("new", &image, &["sleep", "1000"]))
+        .await
+        .unwrap();
+    let (exited, _) = node.run_to_end(&pod, build::shell("old", &image, "exit 9")).await;
+    let stopped = node.run_pod(&node.pod("stopped")).await;
+    node.cri.stop_pod(&stopped.id).await.unwrap();
+    node.restart().await;
+    assert_eq!(node.cri.status(&created).await.unwrap().state(), ContainerState::ContainerCreated);
+    assert_eq!(node.cri.status(&exited.id).await.unwrap().exit_code, 9);
+    assert_eq!(node.cri.pod_status(&stopped.id).await.unwrap().state(), PodSandboxState::SandboxNotready);
+    assert!(node.cri.image_status(&image).await.unwrap().is_some());
+    node.cri.start(&created).await.unwrap();
+    assert_eq!(node.cri.status(&created).await.unwrap().state(), ContainerState::ContainerRunning);
+    node.destroy(&pod).await;
+    node.destroy(&stopped).await;
+    node.assert_clean().await;
+}
+
+#[tokio::test]
+async fn a_daemon_killed_in_the_middle_of_anything_leaves_nothing_half_done() {
+    let Some(mut node) = Node::builder().start().await else { return };
+    let image = node.base_image().await;
+    for delay in [1, 3, 8, 15, 30, 60, 120] {
+        let mut tasks = tokio::task::JoinSet::new();
+        for number in 0..3 {
+            let (cri, config, image) =
+                (node.cri.clone(), node.pod(&format!("half{delay}-{number}")), image.clone());
+            tasks.spawn(async move {
+                let pod = cri.run_pod(&config, "").await?;
+                let id =
+                    cri.create(&pod, &config, build::container("main", &image, &["sleep", "1000"])).await?;
+                cri.start(&id).await?;
+                cri.destroy_pod(&pod).await
+            });
+        }
+        tokio::time::sleep(Duration::from_millis(delay)).await;
+        node.kill9();
+        tasks.shutdown().await;
+        node.restart().await;
+        for pod in node.cri.list_pods(None).await.unwrap() {
+            node.cri.destroy_pod(&pod.id).await.unwrap();
+        }
+        assert!(node.cri.list(None).await.unwrap().is_empty(), "containers without a pod after {delay} ms");
+    }
+    node.assert_clean().await;
+}
+
+#[tokio::test]
+async fn a_dead_shim_is_an_exited_container() {
+    let Some(node) = Node::builder().start().await else { return };
+    let image = node.base_image().await;
+    let pod = node.run_pod(&node.pod("orphan")).await;
+    let id = node.run_container(&pod, build::container("main", &image, &["sleep", "31337"])).await;
+    let shim = shim_of(&id).expect("no shim names the container");
+    kill(shim, Signal::SIGKILL).unwrap();
+    let status = node.cri.wait_exited(&id, Duration::from_secs(10)).await.unwrap();
+    assert_eq!(status.state(), ContainerState::ContainerExited, "nobody noticed");
+    assert_ne!(status.exit_code, 0);
+    assert!(node.cri.pod_ready(&pod.id).await, "the pod goes on");
+    let again = node.run_container(&pod, build::container("again", &image, &["sleep", "1000"])).await;
+    assert_eq!(node.cri.status(&again).await.unwrap().state(), ContainerState::ContainerRunning);
+    node.destroy(&pod).await;
+    node.assert_clean().await;
+}
+
+#[tokio::test]
+async fn a_pod_whose_shim_died_is_not_ready_and_can_be_removed() {
+    let Some(node) = Node::builder().start().await else { return };
+    let pod = node.run_pod(&node.pod("headless")).await;
+    kill(shim_of(&pod.id).expect("no shim names the pod"), Signal::SIGKILL).unwrap();
+    let noticed = eventually(Duration::from_secs(10), async || !node.cri.pod_ready(&pod.id).await);
+    assert!(noticed.await, "the pod is still ready");
+    node.destroy(&pod).await;
+    node.assert_clean().await;
+}
+
+/// The shim process that serves `id`.
+fn shim_of(id: &str) -> Option<Pid> {
+    let entries = std::fs::read_dir("/proc").ok()?.flatten();
+    let mut pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let found = pids.find(|pid| {
+        let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let command = String::from_utf8_lossy(&command);
+        let program = command.split('\0').next().unwrap_or_default();
+        program.contains("containerd-shim") && command.contains(id)
+    });
+    found.map(Pid::from_raw)
+}
