@@ -361,5 +361,4 @@ async fn privileged_a_full_disk_is_told_and_leaves_nothing() {
     let (error, left, images) = outcome;
     assert!(error.is_disk_full(), "{}", crate::registry::chain(&*error));
     assert_eq!((left, images), ([0, 0, 0], 0));
-    assert_eq!(crate::rpc::image::status(&error).code(), tonic::Code::ResourceExhausted);
 }
