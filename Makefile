@@ -2,10 +2,23 @@
 SHELL := /bin/bash
 ARCH := $(shell uname -m)
 TARGET := $(ARCH)-unknown-linux-gnu
+PREFIX ?= /usr/local
+DESTDIR ?=
+# Root does without; on a user's machine set-up, demo and tests ask for a password.
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: build shim
+# To build: a C compiler for the C parts of crates, and libseccomp, which the shim links statically.
+BUILD_PACKAGES := gcc libc6-dev make pkg-config libseccomp-dev ca-certificates
+# To run the demo and the tests: a registry, a root filesystem, real plugins and a real foreign shim, and what looks on.
+PEER_PACKAGES := docker-registry busybox-static containernetworking-plugins containerd runc \
+                 iproute2 nftables procps apache2-utils openssl
 
-build: shim ## the four binaries in target/release
+.PHONY: help build shim setup setup-build demo test unit e2e lint ci bench install clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | column -t -s "$$(printf '\t')"
+
+build: setup-build shim ## the four binaries in target/release
 	cargo build --release --locked -p cofferdam -p cofferdam-netplugin -p cofferdam-tests --bins
 
 # The shim is linked statically and at a fixed address: its pages are shared by all shims of the node, and as
@@ -16,3 +29,41 @@ shim:
 	cargo build --profile shim --locked -p cofferdam-shim --target $(TARGET)
 	mkdir -p target/release
 	install target/$(TARGET)/shim/containerd-shim-cofferdam-v1 target/release/
+
+setup-build: ## installs what the build needs and is missing
+	@SUDO="$(SUDO)" tests/setup.sh $(BUILD_PACKAGES)
+
+setup: setup-build ## installs what demo and tests need and is missing
+	@SUDO="$(SUDO)" tests/setup.sh $(PEER_PACKAGES)
+
+demo: setup build ## a pod runs, on throwaway folders; leaves nothing behind
+	$(SUDO) tests/demo.sh target/release
+
+test: setup build unit e2e ## all tests
+
+unit: ## the tests of the crates
+	cargo test --release --locked -p cofferdam -p cofferdam-netplugin -p cofferdam-vm -p cofferdam-proto
+	LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=/usr/lib/$(ARCH)-linux-gnu \
+	RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" \
+	cargo test --profile shim --locked -p cofferdam-shim --target $(TARGET)
+
+e2e: ## the tests through the socket
+	COFFERDAM_BIN_DIR=$(CURDIR)/target/release cargo test --release --locked -p cofferdam-tests
+
+lint: ## formatting, clippy with warnings denied, licences
+	cargo fmt --all --check
+	cargo clippy --release --locked --workspace --all-targets -- -D warnings
+	cargo test --release --locked -p cofferdam-tests --test licences --test arch
+
+ci: test lint ## what CI runs
+
+bench: setup build ## pods, containers, calls and memory, next to containerd where it is installed
+	$(SUDO) tests/bench.sh target/release
+
+install: build ## the binaries in $(PREFIX)/bin
+	install -d $(DESTDIR)$(PREFIX)/bin
+	install target/release/cofferdam target/release/containerd-shim-cofferdam-v1 \
+	        target/release/cofferdam-bridge target/release/cri-bench $(DESTDIR)$(PREFIX)/bin/
+
+clean: ## all that was built
+	cargo clean

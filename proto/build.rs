@@ -7,7 +7,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     if std::env::var_os("CARGO_FEATURE_CRI").is_some() {
         let descriptors = protox::compile(["proto/cri.proto", "proto/admin.proto"], ["proto"])?;
-        tonic_prost_build::configure().compile_fds(descriptors)?;
+        tonic_prost_build::configure()
+            // The daemon stores what the kubelet asked for, and the operator's commands print it.
+            .message_attribute(".runtime.v1", "#[derive(serde::Serialize, serde::Deserialize)]")
+            .message_attribute(".runtime.v1", "#[serde(default, rename_all = \"camelCase\")]")
+            .compile_fds(descriptors)?;
     }
     if std::env::var_os("CARGO_FEATURE_SHIM").is_some() {
         let out = PathBuf::from(std::env::var("OUT_DIR")?);

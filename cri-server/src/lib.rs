@@ -1,20 +1,30 @@
 //! The daemon of Cofferdam: serves the CRI to the kubelet, decides, and drives shims, network, images and store.
 //!
-//! A module uses only those above it in this list; `rpc` and `cli` are the edges.
+//! A module uses only those above it in this list; `server` and `cli` are the edges. `tests/tests/arch.rs` checks it.
 
-pub mod cgroup;
-pub mod cli;
-pub mod container;
-pub mod content;
-pub mod image;
-pub mod io;
+pub mod report;
 pub mod model;
-pub mod network;
-pub mod registry;
-pub mod rpc;
-pub mod runtime;
-pub mod sandbox;
-pub mod snapshot;
-pub mod spec;
-pub mod stats;
+pub mod index;
+pub mod operation;
+pub mod places;
 pub mod store;
+pub mod cgroup;
+pub mod node;
+pub mod io;
+pub mod registry;
+pub mod content;
+pub mod snapshot;
+pub mod image;
+pub mod network;
+pub mod spec;
+pub mod runtime;
+pub mod stats;
+pub mod config;
+pub mod ports;
+pub mod task;
+pub mod sandbox;
+pub mod container;
+pub mod pod;
+pub mod rpc;
+pub mod server;
+pub mod cli;

@@ -1,1 +1,9 @@
-fn main() {}
+//! `cofferdam`: the daemon and the operator's commands in one binary.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    cofferdam::cli::run(cofferdam::cli::Arguments::parse())
+}

@@ -1,1 +1,199 @@
-//! (under construction)
+//! Containers: one task of one pod each, from CreateContainer to RemoveContainer.
+//!
+//! [`Containers`] owns every [`Container`]; a container's changes are stored before they are seen. The task itself is
+//! prepared in the background once the container is created, so that its start has little left to do: see `prepare`.
+
+mod create;
+mod error;
+mod exec;
+mod log;
+mod prepare;
+pub mod record;
+mod recover;
+mod remove;
+mod start;
+mod stop;
+mod supervise;
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+use cofferdam_proto::cri;
+use tokio::sync::{Mutex, watch};
+
+pub use error::ContainerError;
+pub use record::{ContainerRecord, ContainerState, Exit, ExitCause};
+
+use crate::index::{Index, LookupError};
+use crate::model::{ContainerId, SandboxId};
+use crate::operation::{Operations, UnderWay};
+use crate::ports::Ports;
+use crate::runtime::{Handler, Shim};
+use crate::sandbox::Sandboxes;
+use crate::store::{StoreError, Table};
+use crate::task;
+
+/// A result that several callers wait for.
+pub type Shared<T> = Result<T, Arc<ContainerError>>;
+
+/// One container.
+pub struct Container {
+    /// As it was made; its `state` is the first one.
+    made: ContainerRecord,
+    state: watch::Sender<ContainerState>,
+    /// Held while a change is stored; nothing else waits for it.
+    change: Mutex<()>,
+    shim: ArcSwapOption<Shim>,
+}
+
+impl Container {
+    fn new(record: ContainerRecord) -> Arc<Self> {
+        let (state, _) = watch::channel(record.state.clone());
+        Arc::new(Self { made: record, state, change: Mutex::new(()), shim: ArcSwapOption::empty() })
+    }
+
+    #[must_use]
+    pub fn id(&self) -> &ContainerId {
+        &self.made.id
+    }
+
+    #[must_use]
+    pub fn sandbox(&self) -> &SandboxId {
+        &self.made.sandbox
+    }
+
+    #[must_use]
+    pub fn config(&self) -> &cri::ContainerConfig {
+        &self.made.config
+    }
+
+    /// The record as it was made; for the state see [`Self::state`].
+    #[must_use]
+    pub fn made(&self) -> &ContainerRecord {
+        &self.made
+    }
+
+    #[must_use]
+    pub fn state(&self) -> ContainerState {
+        self.state.borrow().clone()
+    }
+
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        matches!(*self.state.borrow(), ContainerState::Running { .. })
+    }
+
+    /// The first process of a running container.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        match *self.state.borrow() {
+            ContainerState::Running { pid, .. } => Some(pid),
+            ContainerState::Creating
+            | ContainerState::Created
+            | ContainerState::Exited { .. }
+            | ContainerState::Removing => None,
+        }
+    }
+
+    /// Waits until it does not run, whatever comes then.
+    async fn ended(&self) {
+        let mut state = self.state.subscribe();
+        // The sender lives in `self`: it cannot be gone.
+        let _ = state.wait_for(|s| !matches!(s, ContainerState::Running { .. })).await;
+    }
+
+    /// Stores the state that `next` makes of the present one, then shows it.
+    async fn change<E: From<StoreError>>(
+        &self,
+        ports: &Ports,
+        next: impl FnOnce(&ContainerState) -> Result<ContainerState, E>,
+    ) -> Result<(), E> {
+        let _one_at_a_time = self.change.lock().await;
+        let state = next(&self.state())?;
+        if state != *self.state.borrow() {
+            let record = ContainerRecord { state: state.clone(), ..self.made.clone() };
+            ports.store.put(Table::Containers, self.made.id.as_str(), &record).await?;
+            self.state.send_replace(state);
+        }
+        Ok(())
+    }
+}
+
+/// All containers of the node.
+pub struct Containers {
+    ports: Arc<Ports>,
+    sandboxes: Arc<Sandboxes>,
+    all: Index<Container>,
+    creates: Operations<Shared<ContainerId>>,
+    preparations: Operations<Shared<Arc<Shim>>>,
+    starts: Operations<Shared<()>>,
+    removals: Operations<Shared<()>>,
+}
+
+impl Containers {
+    /// No containers yet; see [`Self::recover`].
+    #[must_use]
+    pub fn new(ports: Arc<Ports>, sandboxes: Arc<Sandboxes>) -> Arc<Self> {
+        let tracker = || ports.tracker.clone();
+        Arc::new(Self {
+            all: Index::new("container"),
+            creates: Operations::new("CreateContainer", tracker()),
+            preparations: Operations::new("prepare container", tracker()),
+            starts: Operations::new("StartContainer", tracker()),
+            removals: Operations::new("RemoveContainer", tracker()),
+            ports: Arc::clone(&ports),
+            sandboxes,
+        })
+    }
+
+    /// All containers, those being made or removed among them.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<Container>> {
+        self.all.all()
+    }
+
+    /// Those of one pod.
+    #[must_use]
+    pub fn of_sandbox(&self, sandbox: &SandboxId) -> Vec<Arc<Container>> {
+        self.all().into_iter().filter(|c| c.sandbox() == sandbox).collect()
+    }
+
+    /// The container with this id, or whose id alone begins so.
+    ///
+    /// # Errors
+    /// When there is none, or more than one.
+    pub fn find(&self, id: &str) -> Result<Arc<Container>, LookupError> {
+        self.all.find(id)
+    }
+
+    /// What is being done to containers now.
+    #[must_use]
+    pub fn under_way(&self) -> Vec<UnderWay> {
+        let mut rows = self.creates.under_way();
+        rows.extend(self.preparations.under_way());
+        rows.extend(self.starts.under_way());
+        rows.extend(self.removals.under_way());
+        rows
+    }
+
+    /// The handler of a container: its pod's.
+    fn handler(&self, container: &Container) -> Result<&Handler, ContainerError> {
+        let sandbox = self.sandboxes.find(container.sandbox().as_str())?;
+        Ok(self.ports.handlers.handler(&sandbox.made().handler)?)
+    }
+
+    /// Ends the container's task and its shim, whatever state they are in.
+    async fn end_task(&self, container: &Container) -> Result<(), ContainerError> {
+        let bundle = self.ports.places.container(container.id());
+        let ending = task::Ending {
+            id: container.id().as_str(),
+            bundle: &bundle,
+            handler: self.handler(container)?,
+            shim: container.shim.load_full(),
+            cgroups_path: &container.made.cgroups_path,
+        };
+        task::end(&self.ports, ending).await?;
+        container.shim.store(None);
+        Ok(())
+    }
+}

@@ -1,1 +1,237 @@
-//! (under construction)
+//! Images of the node: pulled, imported, listed, removed.
+//!
+//! Invariants: a record is written last, when every layer is unpacked and on disk, so that an image is whole or absent; reads
+//! take no lock; compressed blobs are kept beside the unpacked layers, so that an export gives back the very bytes
+//! that were pulled.
+//!
+//! ```text
+//! <root>/content   blobs, see `content`
+//! <root>/layers    unpacked layers, see `snapshot`
+//! metadata.redb    table images: one record for each image id
+//! ```
+
+mod config;
+mod error;
+mod export;
+mod fetch;
+mod import;
+mod manifest;
+mod platform;
+mod pull;
+mod record;
+mod remove;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use arc_swap::ArcSwap;
+use tokio::sync::{RwLock, Semaphore};
+use tokio_util::task::TaskTracker;
+
+pub use config::Config;
+pub use error::ImageError;
+pub use manifest::{Platform, RunConfig};
+pub use pull::{LayerProgress, LayerStage, Pull, PullResult};
+pub use record::{ImageRecord, ImageUser, LayerRecord};
+pub use remove::DiskUsage;
+
+use crate::content::Content;
+use crate::registry::{Digest, Registry, RegistryConfig};
+use crate::snapshot::Snapshots;
+use crate::store::{Store, Table};
+use record::{Catalogue, Found};
+
+/// Configurations beyond this are no configurations.
+const MAX_CONFIG: u64 = 8 << 20;
+const MAX_MANIFEST: u64 = 4 << 20;
+
+/// The images of this node.
+pub struct ImageService {
+    root: PathBuf,
+    config: Config,
+    registry: Registry,
+    content: Arc<Content>,
+    snapshots: Arc<Snapshots>,
+    store: Arc<Store>,
+    catalogue: ArcSwap<Catalogue>,
+    /// Held by whoever changes the catalogue.
+    changes: tokio::sync::Mutex<()>,
+    flights: Mutex<Vec<pull::Flight>>,
+    /// Pulls belong to the service, not to their callers.
+    tasks: TaskTracker,
+    slots: Arc<Semaphore>,
+    /// One unpacking for each layer, whoever wants it.
+    layer_locks: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
+    /// Shared by pulls, whose blobs and layers no record names yet; exclusive for the sweep.
+    garbage: RwLock<()>,
+    sweep_wanted: AtomicBool,
+}
+
+impl ImageService {
+    /// Opens the images under `root`: finishes or drops what a crash left, and sets aside records of images that are no
+    /// longer whole. Blocks; call it before serving.
+    ///
+    /// # Errors
+    /// When directories or the store cannot be read.
+    pub fn open(root: &Path, config: Config, store: Arc<Store>) -> Result<Arc<Self>, ImageError> {
+        let content = Arc::new(Content::open(root)?);
+        let snapshots = Snapshots::open(root)?;
+        let registry = Registry::new(RegistryConfig {
+            config_path: Some(config.registry_config.clone()),
+            credentials_for_mirrors: config.credentials_for_mirrors,
+            ..RegistryConfig::default()
+        });
+        let slots = Arc::new(Semaphore::new(config.parallel_layers()));
+        let service = Self {
+            root: root.to_owned(),
+            registry,
+            content,
+            snapshots,
+            catalogue: ArcSwap::from_pointee(Catalogue::default()),
+            changes: tokio::sync::Mutex::new(()),
+            flights: Mutex::default(),
+            tasks: TaskTracker::new(),
+            slots,
+            layer_locks: Mutex::default(),
+            garbage: RwLock::new(()),
+            sweep_wanted: AtomicBool::new(true),
+            config,
+            store,
+        };
+        service.load()?;
+        service.sweep_if_idle();
+        Ok(Arc::new(service))
+    }
+
+    fn load(&self) -> Result<(), ImageError> {
+        let mut records: Vec<(String, ImageRecord)> = self.store.load(Table::Images)?;
+        // A crash between two writes may leave a tag on two images: the later one has it.
+        records.sort_by_key(|(_, record)| std::cmp::Reverse(record.pulled_at));
+        let mut seen = std::collections::HashSet::new();
+        let mut catalogue = Catalogue::default();
+        for (_, mut record) in records {
+            record.repo_tags.retain(|tag| seen.insert(tag.clone()));
+            record.pinned = self.is_pinned(&record.repo_tags);
+            let missing = self.missing_part(&record);
+            let id = record.id.clone();
+            match missing {
+                None => catalogue.images.insert(id, Arc::new(record)),
+                Some(part) => {
+                    tracing::warn!(image = %id, tags = ?record.repo_tags, part, "image is not whole; it will be pulled again when asked for");
+                    catalogue.broken.insert(id, Arc::new(record))
+                }
+            };
+        }
+        self.catalogue.store(Arc::new(catalogue));
+        Ok(())
+    }
+
+    fn missing_part(&self, record: &ImageRecord) -> Option<String> {
+        let blob = record.blobs().find(|digest| self.content.size(digest).is_none());
+        let layer =
+            || record.layers.iter().find(|layer| self.snapshots.layers().get(&layer.diff_id).is_none());
+        blob.map(|digest| format!("blob {digest}"))
+            .or_else(|| layer().map(|layer| format!("layer {}", layer.diff_id)))
+    }
+
+    fn is_pinned(&self, tags: &[String]) -> bool {
+        let pinned =
+            self.config.pinned.iter().filter_map(|text| crate::registry::Reference::parse(text).ok());
+        pinned.map(|reference| reference.to_string()).any(|name| tags.contains(&name))
+    }
+
+    /// Layers and writable layers, for whoever makes containers.
+    #[must_use]
+    pub fn snapshots(&self) -> &Arc<Snapshots> {
+        &self.snapshots
+    }
+
+    /// Every image.
+    #[must_use]
+    pub fn list(&self) -> Vec<Arc<ImageRecord>> {
+        self.catalogue.load().images.values().cloned().collect()
+    }
+
+    /// The image with this id, reference or beginning of an id.
+    ///
+    /// # Errors
+    /// When there is none, or the beginning fits several.
+    pub fn find(&self, text: &str) -> Result<Arc<ImageRecord>, ImageError> {
+        match self.catalogue.load().find(text) {
+            Found::One(image) => Ok(image),
+            Found::None => Err(ImageError::NotFound(text.to_owned())),
+            Found::Several => Err(ImageError::Ambiguous(text.to_owned())),
+        }
+    }
+
+    /// The image's configuration as its publisher wrote it.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn oci_config(&self, image: &ImageRecord) -> Result<serde_json::Value, ImageError> {
+        let bytes = self.content.read(&image.id, MAX_CONFIG)?;
+        serde_json::from_slice(&bytes).map_err(|e| ImageError::Malformed {
+            what: "image configuration",
+            digest: image.id.to_string(),
+            problem: e.to_string(),
+        })
+    }
+
+    /// Records an image whose parts are all there. Its tags leave other images.
+    async fn record(&self, mut image: ImageRecord) -> Result<Arc<ImageRecord>, ImageError> {
+        let _changing = self.changes.lock().await;
+        let mut catalogue = Catalogue::clone(&self.catalogue.load());
+        let known = catalogue.images.get(&image.id).or_else(|| catalogue.broken.get(&image.id));
+        if let Some(known) = known {
+            merge(&mut image.repo_tags, &known.repo_tags);
+            merge(&mut image.repo_digests, &known.repo_digests);
+        }
+        image.pinned = self.is_pinned(&image.repo_tags);
+        let image = Arc::new(image);
+        self.store.put(Table::Images, image.id.as_str(), &*image).await?;
+        for others in [&mut catalogue.images, &mut catalogue.broken] {
+            for other in others.values_mut().filter(|other| other.id != image.id) {
+                if other.repo_tags.iter().any(|tag| image.repo_tags.contains(tag)) {
+                    let mut less = ImageRecord::clone(other);
+                    less.repo_tags.retain(|tag| !image.repo_tags.contains(tag));
+                    less.pinned = self.is_pinned(&less.repo_tags);
+                    self.store.put(Table::Images, less.id.as_str(), &less).await?;
+                    *other = Arc::new(less);
+                }
+            }
+        }
+        catalogue.broken.remove(&image.id);
+        catalogue.images.insert(image.id.clone(), image.clone());
+        self.catalogue.store(Arc::new(catalogue));
+        Ok(image)
+    }
+
+    /// Waits for pulls under way; new ones are refused. For shutting down.
+    pub async fn close(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    fn want_sweep(&self) {
+        self.sweep_wanted.store(true, Ordering::Release);
+    }
+}
+
+/// Adds what is missing, keeping the order.
+fn merge(into: &mut Vec<String>, from: &[String]) {
+    for name in from {
+        if !into.contains(name) {
+            into.push(name.clone());
+        }
+    }
+}
+
+pub(crate) fn now_nanos() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}

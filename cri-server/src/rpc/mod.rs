@@ -1,1 +1,37 @@
-//! (under construction)
+//! The edge to the kubelet: decodes requests, calls the domain, encodes answers. One file per resource.
+
+mod admin;
+pub mod code;
+mod container;
+mod filter;
+mod image;
+mod node;
+mod runtime;
+mod sandbox;
+mod stats;
+mod usage;
+
+use std::sync::Arc;
+
+pub use admin::AdminRpc;
+pub use image::ImageRpc;
+pub use runtime::Runtime;
+
+use crate::container::Containers;
+use crate::pod::Pods;
+use crate::ports::Ports;
+use crate::sandbox::Sandboxes;
+use crate::stats::CpuRates;
+
+/// What the calls work on.
+#[derive(Clone)]
+pub struct Daemon {
+    pub ports: Arc<Ports>,
+    pub sandboxes: Arc<Sandboxes>,
+    pub containers: Arc<Containers>,
+    pub pods: Pods,
+    /// Keeps the last samples, from which rates are made.
+    pub rates: Arc<CpuRates>,
+    /// The configuration in force, for a person to look at.
+    pub config: Arc<crate::config::Config>,
+}

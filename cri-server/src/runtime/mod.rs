@@ -1,1 +1,25 @@
-//! (under construction)
+//! The daemon's side of the containerd shim protocol, version 2: which shim serves a pod ([`HandlerTable`]), how it is
+//! started and found again ([`Launcher`]), what is asked of it ([`Shim`]), and what it reports ([`events`]).
+//!
+//! Any shim is driven by the protocol alone. Ours differs in two points, both named by [`ShimKind`]: it writes the
+//! container's log itself, and it serves `ReopenLog`.
+
+mod bootstrap;
+mod connection;
+mod error;
+pub mod events;
+mod exec_sync;
+mod handler;
+mod launcher;
+mod log_pipe;
+mod options;
+mod process_tree;
+mod shim;
+
+pub use bootstrap::{AnswerError, Endpoint, ShimKind};
+pub use error::RuntimeError;
+pub use exec_sync::{ExecError, ExecOutput, ExecRunner};
+pub use handler::{Handler, HandlerError, HandlerTable, OWN_BINARY, OWN_TYPE, RuntimeConfig, UnknownHandler};
+pub use launcher::Launcher;
+pub use options::{GenericOptions, OwnOptions};
+pub use shim::{CreateTask, Deadlines, ExecProcess, Exit, Mount, Shim, TaskState, TaskStatus};

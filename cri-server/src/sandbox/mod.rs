@@ -1,1 +1,186 @@
-//! (under construction)
+//! Pod sandboxes: a pause process with the pod's namespaces, a network and the files its containers share.
+//!
+//! [`Sandboxes`] owns every [`Sandbox`]; a sandbox's changes are stored before they are seen. Reads take no lock that
+//! is held while anything waits.
+
+mod error;
+pub(crate) mod files;
+pub mod record;
+mod recover;
+mod remove;
+mod run;
+mod stop;
+mod supervise;
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+use cofferdam_proto::cri;
+use tokio::sync::{Mutex, watch};
+
+pub use error::SandboxError;
+pub use files::SandboxFiles;
+pub use record::{SandboxRecord, SandboxState, SandboxStatus};
+
+use crate::index::{Index, LookupError};
+use crate::model::SandboxId;
+use crate::network::PodAttachment;
+use crate::operation::{Operations, UnderWay};
+use crate::ports::Ports;
+use crate::runtime::Shim;
+use crate::spec::SandboxNamespaces;
+use crate::store::{StoreError, Table};
+
+/// A result that several callers wait for.
+pub type Shared<T> = Result<T, Arc<SandboxError>>;
+
+/// One pod sandbox.
+pub struct Sandbox {
+    /// As it was made; its `status` is the first one.
+    made: SandboxRecord,
+    status: watch::Sender<SandboxStatus>,
+    /// Held while a change is stored; nothing else waits for it.
+    change: Mutex<()>,
+    shim: ArcSwapOption<Shim>,
+}
+
+impl Sandbox {
+    fn new(record: SandboxRecord) -> Arc<Self> {
+        let (status, _) = watch::channel(record.status.clone());
+        Arc::new(Self { made: record, status, change: Mutex::new(()), shim: ArcSwapOption::empty() })
+    }
+
+    #[must_use]
+    pub fn id(&self) -> &SandboxId {
+        &self.made.id
+    }
+
+    #[must_use]
+    pub fn config(&self) -> &cri::PodSandboxConfig {
+        &self.made.config
+    }
+
+    /// The record as it was made; for the status see [`Self::status`].
+    #[must_use]
+    pub fn made(&self) -> &SandboxRecord {
+        &self.made
+    }
+
+    #[must_use]
+    pub fn status(&self) -> SandboxStatus {
+        self.status.borrow().clone()
+    }
+
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        matches!(self.status.borrow().state, SandboxState::Ready { .. })
+    }
+
+    /// The pause process of a ready sandbox.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        match self.status.borrow().state {
+            SandboxState::Ready { pid } => Some(pid),
+            SandboxState::Creating | SandboxState::NotReady | SandboxState::Removing => None,
+        }
+    }
+
+    /// Whether the pod has an ipc namespace, and with it shared memory, of its own.
+    #[must_use]
+    pub fn own_ipc(&self) -> bool {
+        let security = self.made.config.linux.as_ref().and_then(|l| l.security_context.as_ref());
+        let options = security.and_then(|s| s.namespace_options.as_ref());
+        options.is_none_or(|o| o.ipc() != cri::NamespaceMode::Node)
+    }
+
+    /// Where the pause container's cgroup is, as its spec names it.
+    ///
+    /// # Errors
+    /// When the kubelet's parent is none.
+    pub fn cgroups_path(&self, ports: &Ports) -> Result<String, SandboxError> {
+        let parent = self.made.config.linux.as_ref().map_or("", |l| l.cgroup_parent.as_str());
+        let path = crate::spec::resources::cgroups_path(&ports.features, parent, self.made.id.as_str())?;
+        Ok(path.display().to_string())
+    }
+
+    /// Where containers of a ready sandbox join its namespaces.
+    #[must_use]
+    pub fn namespaces(&self) -> Option<SandboxNamespaces> {
+        self.pid().map(SandboxNamespaces::of_process)
+    }
+
+    /// The metadata of the kubelet's request; empty where it gave none.
+    #[must_use]
+    pub fn metadata(&self) -> cri::PodSandboxMetadata {
+        self.made.config.metadata.clone().unwrap_or_default()
+    }
+
+    /// Stores the status that `next` makes of the present one, then shows it.
+    async fn change<E: From<StoreError>>(
+        &self,
+        ports: &Ports,
+        next: impl FnOnce(&SandboxStatus) -> Result<SandboxStatus, E>,
+    ) -> Result<(), E> {
+        let _one_at_a_time = self.change.lock().await;
+        let status = next(&self.status())?;
+        if status != *self.status.borrow() {
+            let record = SandboxRecord { status: status.clone(), ..self.made.clone() };
+            ports.store.put(Table::Sandboxes, self.made.id.as_str(), &record).await?;
+            self.status.send_replace(status);
+        }
+        Ok(())
+    }
+
+    fn attachment(&self, ports: &Ports) -> PodAttachment {
+        let metadata = self.metadata();
+        let mut pod = PodAttachment::new(self.made.id.clone(), run::netns_path(ports, &self.made.id));
+        pod.name = metadata.name;
+        pod.namespace = metadata.namespace;
+        pod.uid = metadata.uid;
+        pod
+    }
+}
+
+/// All sandboxes of the node.
+pub struct Sandboxes {
+    ports: Arc<Ports>,
+    all: Index<Sandbox>,
+    runs: Operations<Shared<SandboxId>>,
+    stops: Operations<Shared<()>>,
+    removals: Operations<Shared<()>>,
+}
+
+impl Sandboxes {
+    /// No sandboxes yet; see [`Self::recover`].
+    #[must_use]
+    pub fn new(ports: Arc<Ports>) -> Arc<Self> {
+        let tracker = || ports.tracker.clone();
+        Arc::new(Self {
+            all: Index::new("pod sandbox"),
+            runs: Operations::new("RunPodSandbox", tracker()),
+            stops: Operations::new("stop sandbox", tracker()),
+            removals: Operations::new("remove sandbox", tracker()),
+            ports: Arc::clone(&ports),
+        })
+    }
+
+    /// All sandboxes, those being made or removed among them.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<Sandbox>> {
+        self.all.all()
+    }
+
+    /// The sandbox with this id, or whose id alone begins so.
+    ///
+    /// # Errors
+    /// When there is none, or more than one.
+    pub fn find(&self, id: &str) -> Result<Arc<Sandbox>, LookupError> {
+        self.all.find(id)
+    }
+
+    /// What is being done to sandboxes now.
+    #[must_use]
+    pub fn under_way(&self) -> Vec<UnderWay> {
+        [self.runs.under_way(), self.stops.under_way(), self.removals.under_way()].concat()
+    }
+}

@@ -1,1 +1,252 @@
-//! (under construction)
+//! Layers unpacked once, and the overlay mounts that containers get of them.
+//!
+//! ```text
+//! <root>/layers, <root>/l                    see [`layer`]
+//! <root>/containers/<id>/{upper,work}        a container's writable layer
+//! <root>/containers/<id>/layers.json         what it stands on
+//! <root>/empty                               stands below containers of images without layers
+//! ```
+//!
+//! Invariant: a layer that a container's `layers.json` names is not removed; mounting itself is the shim's work.
+
+pub(crate) mod archive;
+mod decompress;
+mod error;
+mod extract;
+mod layer;
+mod limits;
+mod pipeline;
+#[cfg(test)]
+mod tests;
+mod tree;
+mod usage;
+mod view;
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+pub use decompress::decompress;
+pub use error::{SnapshotError, disk_full};
+pub use layer::{Layer, Layers};
+pub use limits::Limits;
+pub use pipeline::Source;
+pub use usage::Usage;
+pub use view::read_in_root;
+
+use crate::model::ContainerId;
+use crate::registry::Digest;
+
+/// What the kernel takes as mount options, less its own bookkeeping.
+const MAX_OPTIONS: usize = 4095;
+/// A measured writable layer is not measured again for so long.
+const USAGE_AGE: Duration = Duration::from_secs(10);
+
+/// One mount that makes up a container's root file system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// File system type.
+    pub kind: String,
+    /// Device or name.
+    pub source: String,
+    /// Mount options.
+    pub options: Vec<String>,
+}
+
+/// Layers and writable layers of the node.
+pub struct Snapshots {
+    root: PathBuf,
+    layers: Layers,
+    /// Which layers each container stands on. Held while a container is prepared and while layers are swept, so
+    /// that a layer cannot vanish between the two.
+    containers: Mutex<HashMap<ContainerId, Vec<Digest>>>,
+    measured: Mutex<HashMap<ContainerId, (Instant, Usage)>>,
+}
+
+impl Snapshots {
+    /// Opens the store under `root`, and removes what was never finished.
+    ///
+    /// # Errors
+    /// When directories cannot be made or read.
+    pub fn open(root: &Path) -> Result<Arc<Self>, SnapshotError> {
+        let layers = Layers::open(root)?;
+        let empty = root.join("empty");
+        fs::create_dir_all(&empty).map_err(SnapshotError::io("make directory", &empty))?;
+        let directory = root.join("containers");
+        fs::create_dir_all(&directory).map_err(SnapshotError::io("make directory", &directory))?;
+        let mut containers = HashMap::new();
+        for entry in fs::read_dir(&directory).map_err(SnapshotError::io("list", &directory))? {
+            let entry = entry.map_err(SnapshotError::io("list", &directory))?;
+            let Ok(id) = ContainerId::parse(&entry.file_name().to_string_lossy()) else { continue };
+            let stands_on = fs::read(entry.path().join("layers.json")).ok();
+            let stands_on = stands_on.and_then(|text| serde_json::from_slice(&text).ok());
+            // Without it the container was never prepared; its record's clean-up removes the rest.
+            containers.insert(id, stands_on.unwrap_or_default());
+        }
+        Ok(Arc::new(Self {
+            root: root.to_owned(),
+            layers,
+            containers: Mutex::new(containers),
+            measured: Mutex::new(HashMap::new()),
+        }))
+    }
+
+    /// The layers.
+    #[must_use]
+    pub fn layers(&self) -> &Layers {
+        &self.layers
+    }
+
+    fn containers(&self) -> MutexGuard<'_, HashMap<ContainerId, Vec<Digest>>> {
+        self.containers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Containers that have a writable layer here.
+    #[must_use]
+    pub fn container_ids(&self) -> Vec<ContainerId> {
+        self.containers().keys().cloned().collect()
+    }
+
+    /// Prepares a container's writable layer on the image's `layers` (bottom first) and says how to mount both.
+    /// Asked again for the same container, it answers the same. Blocks.
+    ///
+    /// # Errors
+    /// When a layer is missing, there are too many, or directories cannot be made; then nothing is left.
+    pub fn mounts(&self, layers: &[Digest], id: &ContainerId) -> Result<Vec<Mount>, SnapshotError> {
+        let mut containers = self.containers();
+        let lower = self.lower(layers)?;
+        let home = self.container(id);
+        let options = overlay_options(&lower, &home)?;
+        if containers.get(id).map(Vec::as_slice) != Some(layers) {
+            let top = lower.first().map(PathBuf::as_path);
+            if let Err(error) = prepare(&home, layers, top) {
+                if let Err(error) = layer::discard(&home) {
+                    tracing::warn!(container = %id, %error, "a half-made writable layer stays");
+                }
+                return Err(error);
+            }
+            containers.insert(id.clone(), layers.to_vec());
+        }
+        Ok(vec![Mount { kind: "overlay".to_owned(), source: "overlay".to_owned(), options }])
+    }
+
+    /// Directories to stack, top first; layers that an opaque one hides are left out.
+    fn lower(&self, layers: &[Digest]) -> Result<Vec<PathBuf>, SnapshotError> {
+        let mut lower = Vec::with_capacity(layers.len());
+        let mut seen = HashSet::new();
+        for digest in layers.iter().rev() {
+            let layer =
+                self.layers.get(digest).ok_or_else(|| SnapshotError::MissingLayer(digest.to_string()))?;
+            // The kernel refuses a directory twice; the lower one adds nothing that the upper one does not.
+            if seen.insert(digest) {
+                lower.push(self.root.join("l").join(&layer.short));
+            }
+            if layer.opaque_root {
+                break;
+            }
+        }
+        if lower.is_empty() {
+            lower.push(self.root.join("empty"));
+        }
+        Ok(lower)
+    }
+
+    fn container(&self, id: &ContainerId) -> PathBuf {
+        self.root.join("containers").join(id.as_str())
+    }
+
+    /// Removes a container's writable layer, which must not be mounted any more; absent means done. Blocks.
+    ///
+    /// # Errors
+    /// When something cannot be removed; the container then still counts as standing on its layers.
+    pub fn remove(&self, id: &ContainerId) -> Result<(), SnapshotError> {
+        layer::discard(&self.container(id))?;
+        self.containers().remove(id);
+        self.measured.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        Ok(())
+    }
+
+    /// What a container's writable layer holds; not older than ten seconds. Blocks.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn usage(&self, id: &ContainerId) -> Result<Usage, SnapshotError> {
+        let measured = || self.measured.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((when, usage)) = measured().get(id)
+            && when.elapsed() < USAGE_AGE
+        {
+            return Ok(*usage);
+        }
+        let usage = usage::of_tree(&self.container(id).join("upper"))?;
+        if self.containers().contains_key(id) {
+            measured().insert(id.clone(), (Instant::now(), usage));
+        }
+        Ok(usage)
+    }
+
+    /// The image's root file system, read-only and without a path. Blocks.
+    ///
+    /// # Errors
+    /// When a layer is missing or the kernel refuses.
+    pub fn view(&self, layers: &[Digest]) -> Result<OwnedFd, SnapshotError> {
+        view::stack(&self.lower(layers)?, &self.root.join("view"))
+    }
+
+    /// Makes the layers fit each other; see [`Layers`]. Blocks.
+    ///
+    /// # Errors
+    /// When a layer is missing or cannot be changed.
+    pub fn settle(&self, layers: &[Digest]) -> Result<(), SnapshotError> {
+        self.layers.settle(layers)
+    }
+
+    /// Removes every layer that neither `keep` nor a container wants; goes on after failures and returns them. Blocks.
+    pub fn sweep(&self, keep: &HashSet<Digest>) -> Vec<SnapshotError> {
+        let containers = self.containers();
+        let used: HashSet<&Digest> = containers.values().flatten().chain(keep).collect();
+        let doomed = self.layers.list().into_iter().map(|(digest, _)| digest).filter(|d| !used.contains(d));
+        doomed.filter_map(|digest| self.layers.remove(&digest).err()).collect()
+    }
+}
+
+fn overlay_options(lower: &[PathBuf], home: &Path) -> Result<Vec<String>, SnapshotError> {
+    let names: Vec<_> = lower.iter().map(|path| path.display().to_string()).collect();
+    let options = vec![
+        "index=off".to_owned(),
+        format!("lowerdir={}", names.join(":")),
+        format!("upperdir={}", home.join("upper").display()),
+        format!("workdir={}", home.join("work").display()),
+    ];
+    let bytes = options.iter().map(|option| option.len() + 1).sum();
+    if bytes > MAX_OPTIONS {
+        return Err(SnapshotError::TooManyLayers { count: lower.len(), bytes, limit: MAX_OPTIONS });
+    }
+    Ok(options)
+}
+
+/// The root directory that a container sees is the upper one, so it takes the attributes of the image's.
+fn prepare(home: &Path, layers: &[Digest], top: Option<&Path>) -> Result<(), SnapshotError> {
+    use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
+    for (name, mode) in [("upper", 0o755), ("work", 0o700)] {
+        let path = home.join(name);
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(mode)
+            .create(&path)
+            .map_err(SnapshotError::io("make directory", &path))?;
+    }
+    if let Some(top) = top {
+        let upper = home.join("upper");
+        let like = fs::metadata(top).map_err(SnapshotError::io("stat", top))?;
+        chown(&upper, Some(like.uid()), Some(like.gid()))
+            .map_err(SnapshotError::io("set the owner of", &upper))?;
+        fs::set_permissions(&upper, fs::Permissions::from_mode(like.mode() & 0o7777))
+            .map_err(SnapshotError::io("set the mode of", &upper))?;
+    }
+    let path = home.join("layers.json");
+    let text = serde_json::to_vec(layers).map_err(|e| SnapshotError::io("describe", &path)(e.into()))?;
+    fs::write(&path, text).map_err(SnapshotError::io("write", &path))
+}

@@ -1,1 +1,20 @@
-//! (under construction)
+//! Usage of containers and pods, read from cgroups and /proc: one open and one read per file, no shim, no lock held
+//! while reading.
+//!
+//! Invariant: a file that is missing makes its own number `None` and nothing else; a container that ends in the middle
+//! of a listing never fails the listing.
+//!
+//! See `admin-guide/cgroup-v2.rst`, `admin-guide/cgroup-v1/memory.rst` and `accounting/psi.rst` of the kernel.
+
+mod network;
+mod parse;
+mod rate;
+mod sample;
+
+#[cfg(test)]
+mod privileged;
+
+pub use network::{InterfaceCounters, NetworkSample, network_of_process};
+pub use parse::{Pressure, PressureLine};
+pub use rate::CpuRates;
+pub use sample::{Cpu, Io, Memory, Sample, Swap, sample};

@@ -1,0 +1,174 @@
+//! The processes of a cgroup: listing, killing all of them, and counting the kernel's out-of-memory kills.
+//!
+//! Invariant: a kill ends after a bounded time, and what it could not end is named.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::hierarchy::CgroupPaths;
+
+/// Rounds of killing: each takes what was forked since the last.
+const TRIES: u32 = 200;
+const PAUSE: Duration = Duration::from_millis(5);
+const MAX_DEPTH: usize = 32;
+
+/// Why processes are left in a cgroup.
+#[derive(Debug, thiserror::Error)]
+pub enum KillError {
+    #[error("{} processes of {folder:?} do not die, among them {:?}", pids.len(), pids.first())]
+    Survivors { folder: PathBuf, pids: Vec<i32> },
+    #[error("cannot read the processes of {folder:?}")]
+    Io { folder: PathBuf, source: io::Error },
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    // A cgroup that is removed while its file is open reads as ENODEV.
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV)
+}
+
+fn collect(folder: &Path, depth: usize, pids: &mut Vec<i32>) -> io::Result<()> {
+    let own = match fs::read_to_string(folder.join("cgroup.procs")) {
+        Err(error) if is_gone(&error) => return Ok(()),
+        // A threaded cgroup of v2 has no processes of its own: they are its ancestor's.
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => String::new(),
+        own => own?,
+    };
+    // 0 stands for a process of another pid namespace, which cannot be named from here.
+    pids.extend(own.lines().filter_map(|line| line.trim().parse::<i32>().ok()).filter(|pid| *pid > 0));
+    if depth == 0 {
+        return Ok(());
+    }
+    let entries = match fs::read_dir(folder) {
+        Err(error) if is_gone(&error) => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            collect(&entry.path(), depth - 1, pids)?;
+        }
+    }
+    Ok(())
+}
+
+/// The processes of a cgroup and of those below it, each once. A cgroup that is not there has none.
+///
+/// # Errors
+/// When a list cannot be read.
+pub fn processes(paths: &CgroupPaths) -> Result<Vec<i32>, KillError> {
+    let mut pids = Vec::new();
+    for folder in paths.folders() {
+        collect(folder, MAX_DEPTH, &mut pids)
+            .map_err(|source| KillError::Io { folder: folder.to_path_buf(), source })?;
+    }
+    pids.sort_unstable();
+    pids.dedup();
+    Ok(pids)
+}
+
+/// A zombie is dead and only waits for its parent, unless it is the first thread of a process whose others live on.
+fn is_alive_in(stat: &str) -> bool {
+    let Some((_, rest)) = stat.rsplit_once(") ") else { return false };
+    let mut fields = rest.split(' ');
+    let ended = matches!(fields.next(), None | Some("Z" | "X"));
+    let threads: u32 = fields.nth(16).and_then(|count| count.parse().ok()).unwrap_or(1);
+    !ended || threads > 1
+}
+
+fn is_alive(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| is_alive_in(&stat))
+}
+
+/// Kills every process of a cgroup and below it, until there is none.
+///
+/// # Errors
+/// When some do not die within a second, such as those that the kernel holds in a system call.
+pub fn kill_all(paths: &CgroupPaths) -> Result<(), KillError> {
+    // One write reaches all, with no race against forks, where the kernel knows it (5.14) and the container is in v2.
+    if let Some(unified) = &paths.unified {
+        if let Err(error) = fs::write(unified.join("cgroup.kill"), "1") {
+            tracing::debug!(%error, "no kill by cgroup: killing one by one");
+        }
+    }
+    let own = i32::try_from(std::process::id()).unwrap_or(i32::MAX);
+    let mut left = Vec::new();
+    for _ in 0..TRIES {
+        left = processes(paths)?;
+        // The daemon never kills itself, whatever somebody has put it into.
+        left.retain(|pid| *pid != own && is_alive(*pid));
+        if left.is_empty() {
+            return Ok(());
+        }
+        for pid in left.iter().filter_map(|pid| Pid::from_raw(*pid)) {
+            // ESRCH means that it has just ended.
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        sleep(PAUSE);
+    }
+    let folder = paths.folders().next().map(Path::to_path_buf).unwrap_or_default();
+    Err(KillError::Survivors { folder, pids: left })
+}
+
+/// The value of one line of `key value` lines.
+pub(crate) fn keyed(text: &str, key: &str) -> Option<u64> {
+    text.lines().find_map(|line| {
+        let (name, value) = line.split_once(' ')?;
+        (name == key).then(|| value.trim().parse().ok()).flatten()
+    })
+}
+
+/// How many processes of the cgroup the kernel has killed for want of memory; `None` where nothing counts.
+#[must_use]
+pub fn oom_kill_count(paths: &CgroupPaths) -> Option<u64> {
+    let file = match paths.controllers.get("memory") {
+        Some(folder) => folder.join("memory.oom_control"),
+        None => paths.unified.as_ref()?.join("memory.events"),
+    };
+    keyed(&fs::read_to_string(file).ok()?, "oom_kill")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_keyed_line_is_read_by_its_whole_key() {
+        let text = "oom_kill_disable 0\nunder_oom 0\noom_kill 3\nbroken\n";
+        assert_eq!(keyed(text, "oom_kill"), Some(3));
+        assert_eq!(keyed(text, "oom"), None);
+        assert_eq!(keyed("oom_kill x\n", "oom_kill"), None);
+    }
+
+    #[test]
+    fn a_zombie_with_living_threads_is_alive() {
+        let stat = |state: &str, threads: u32| {
+            format!("7 (a) b) {state} 1 7 7 0 -1 4194304 1 0 0 0 0 0 0 0 20 0 {threads} 0 5 6")
+        };
+        assert!(is_alive_in(&stat("S", 1)) && is_alive_in(&stat("Z", 3)));
+        assert!(!is_alive_in(&stat("Z", 1)) && !is_alive_in(""));
+    }
+
+    #[test]
+    fn the_count_is_read_in_both_worlds() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut v1 = CgroupPaths::default();
+        v1.controllers.insert("memory".to_owned(), folder.path().to_path_buf());
+        assert_eq!(oom_kill_count(&v1), None);
+        fs::write(folder.path().join("memory.oom_control"), "under_oom 0\noom_kill 2\n").unwrap();
+        assert_eq!(oom_kill_count(&v1), Some(2));
+        let v2 = CgroupPaths { unified: Some(folder.path().to_path_buf()), ..CgroupPaths::default() };
+        fs::write(folder.path().join("memory.events"), "oom 9\noom_kill 4\noom_group_kill 1\n").unwrap();
+        assert_eq!(oom_kill_count(&v2), Some(4));
+    }
+
+    #[test]
+    fn a_cgroup_that_is_gone_has_no_processes_and_is_dead() {
+        let gone = CgroupPaths { unified: Some("/nonexistent/cgroup".into()), ..CgroupPaths::default() };
+        assert!(processes(&gone).unwrap().is_empty());
+        kill_all(&gone).unwrap();
+    }
+}

@@ -1,0 +1,298 @@
+//! CreateContainer: from the kubelet's request to a record, a root filesystem and a spec.
+//!
+//! The record is stored before the first effect; a failure at any step takes back what was made.
+
+use std::fs;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cofferdam_proto::cri;
+
+use super::record::{ContainerRecord, ContainerState};
+use super::{Container, ContainerError, Containers, Shared};
+use crate::image::{ImageError, ImageRecord};
+use crate::model::ContainerId;
+use crate::operation::Stage;
+use crate::ports::{Ports, now};
+use crate::sandbox::{Sandbox, SandboxFiles};
+use crate::snapshot::read_in_root;
+use crate::spec::host::LinuxHost;
+use crate::spec::user::AccountFiles;
+use crate::spec::{self, ContainerInput, ResolvedUser, container_spec};
+use crate::store::Table;
+
+/// The most that is read of an image's passwd or group.
+const MAX_FILE: u64 = 1 << 20;
+
+impl Containers {
+    /// Creates a container in a ready sandbox, or joins the creation of the same name and attempt.
+    ///
+    /// # Errors
+    /// When the request is wrong or a step fails; then nothing of the container is left.
+    pub async fn create(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        config: cri::ContainerConfig,
+    ) -> Shared<ContainerId> {
+        let key = validate(&config).map_err(Arc::new)?;
+        let (containers, pod) = (Arc::clone(self), Arc::clone(sandbox));
+        let begin = |stage| async move { containers.make(&pod, config, &stage).await.map_err(Arc::new) };
+        let joined = self.creates.join(&format!("{}/{key}", sandbox.id()), begin).await;
+        joined.map_err(|lost| Arc::new(lost.into()))?
+    }
+
+    async fn make(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        config: cri::ContainerConfig,
+        stage: &Stage,
+    ) -> Result<ContainerId, ContainerError> {
+        if !sandbox.is_ready() {
+            let state = sandbox.status().state.name();
+            return Err(ContainerError::SandboxNotReady { id: sandbox.id().to_string(), state });
+        }
+        if let Some(existing) = self.same_container(sandbox, &config) {
+            if existing.state() == ContainerState::Created && *existing.config() == config {
+                return Ok(existing.id().clone());
+            }
+            let state = existing.state().name();
+            return Err(ContainerError::Exists { id: existing.id().clone(), state });
+        }
+        stage.set("looking at the image");
+        let image = self.image_of(&config)?;
+        let draft = self.draft(sandbox, config, &image).await?;
+        stage.set("recording");
+        self.ports.store.put(Table::Containers, draft.record.id.as_str(), &draft.record).await?;
+        let container = Container::new(draft.record.clone());
+        self.all.insert(container.id().as_str(), Arc::clone(&container));
+        stage.set("making the root filesystem and the spec");
+        match self.build(sandbox, &container, &image, draft.user).await {
+            Ok(()) => {
+                self.prepare_in_background(&container);
+                Ok(container.id().clone())
+            }
+            Err(error) => {
+                stage.set("undoing");
+                if let Err(left) = self.take_away(&container).await {
+                    tracing::warn!(container = %container.id(), error = %crate::report::chain(&left), "undo");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn same_container(&self, sandbox: &Sandbox, config: &cri::ContainerConfig) -> Option<Arc<Container>> {
+        let same = |c: &Arc<Container>| c.config().metadata == config.metadata;
+        self.of_sandbox(sandbox.id()).into_iter().find(same)
+    }
+
+    fn image_of(&self, config: &cri::ContainerConfig) -> Result<Arc<ImageRecord>, ContainerError> {
+        let named = config.image.as_ref().map(|i| i.image.as_str()).unwrap_or_default();
+        match self.ports.images.find(named) {
+            Err(ImageError::NotFound(image)) => Err(ContainerError::NoImage { image }),
+            found => Ok(found?),
+        }
+    }
+
+    /// Settles all that the record holds; changes nothing on the node.
+    async fn draft(
+        &self,
+        sandbox: &Sandbox,
+        config: cri::ContainerConfig,
+        image: &Arc<ImageRecord>,
+    ) -> Result<Draft, ContainerError> {
+        let ports = &self.ports;
+        let id = ContainerId::generate().map_err(failed("id from", Path::new("/dev/urandom")))?;
+        let security = config.linux.as_ref().and_then(|l| l.security_context.clone()).unwrap_or_default();
+        let user = resolve_user(ports, &security, image).await?;
+        let parent = sandbox.config().linux.as_ref().map_or("", |l| l.cgroup_parent.as_str());
+        let record = ContainerRecord {
+            cgroups_path: spec::resources::cgroups_path(&ports.features, parent, id.as_str())?
+                .display()
+                .to_string(),
+            stop_signal: spec::stop_signal(&config, &image.configuration())?,
+            sandbox: sandbox.id().clone(),
+            image_id: image.id.to_string(),
+            image_ref: image.reference(),
+            layers: image.diff_ids(),
+            created_at: now(),
+            log_path: log_path(sandbox.config(), &config),
+            user: Some(cri::LinuxContainerUser {
+                uid: user.uid.into(),
+                gid: user.gid.into(),
+                supplemental_groups: user.additional_gids.iter().map(|g| i64::from(*g)).collect(),
+            }),
+            state: ContainerState::Creating,
+            id,
+            config,
+        };
+        Ok(Draft { record, user })
+    }
+
+    async fn build(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        container: &Arc<Container>,
+        image: &Arc<ImageRecord>,
+        user: ResolvedUser,
+    ) -> Result<(), ContainerError> {
+        let target = self.target_pid_namespace(sandbox, container.config())?;
+        let work = Build {
+            ports: Arc::clone(&self.ports),
+            sandbox: Arc::clone(sandbox),
+            container: Arc::clone(container),
+            image: Arc::clone(image),
+            user,
+            target,
+        };
+        tokio::task::spawn_blocking(move || work.run()).await??;
+        container.change(&self.ports, |s| Ok::<_, ContainerError>(s.prepared()?)).await
+    }
+
+    /// The pid namespace of the container that TARGET mode names.
+    fn target_pid_namespace(
+        &self,
+        sandbox: &Sandbox,
+        config: &cri::ContainerConfig,
+    ) -> Result<Option<PathBuf>, ContainerError> {
+        let security = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
+        let Some(options) = security.and_then(|s| s.namespace_options.as_ref()) else { return Ok(None) };
+        if options.pid() != cri::NamespaceMode::Target {
+            return Ok(None);
+        }
+        let target = self.find(&options.target_id)?;
+        if target.sandbox() != sandbox.id() {
+            let text = format!("target_id {} is a container of another pod", options.target_id);
+            return Err(ContainerError::Invalid(text));
+        }
+        let pid = target.pid().ok_or_else(|| ContainerError::NotRunning { state: target.state().name() })?;
+        Ok(Some(PathBuf::from(format!("/proc/{pid}/ns/pid"))))
+    }
+}
+
+struct Draft {
+    record: ContainerRecord,
+    user: ResolvedUser,
+}
+
+/// What is made on the node for a container, in a thread that may block.
+struct Build {
+    ports: Arc<Ports>,
+    sandbox: Arc<Sandbox>,
+    container: Arc<Container>,
+    image: Arc<ImageRecord>,
+    user: ResolvedUser,
+    target: Option<PathBuf>,
+}
+
+impl Build {
+    fn run(self) -> Result<(), ContainerError> {
+        let id = self.container.id();
+        self.ports.snapshots.mounts(&self.image.diff_ids(), id)?;
+        let bundle = self.ports.places.container(id);
+        let rootfs = bundle.join("rootfs");
+        fs::create_dir_all(&rootfs).map_err(failed("make", &rootfs))?;
+        if let Some(folder) = self.container.made().log_path.as_deref().and_then(Path::parent) {
+            fs::create_dir_all(folder).map_err(failed("make the log's folder", folder))?;
+        }
+        let config = self.with_host_paths()?;
+        let localhost_seccomp = spec::container::localhost_seccomp_path(&config)?
+            .map(|path| spec::host::read_profile(&path))
+            .transpose()?;
+        let files = SandboxFiles::of(self.ports.places.sandbox(self.sandbox.id()), self.sandbox.own_ipc());
+        let namespaces = self.sandbox.namespaces().ok_or_else(|| ContainerError::SandboxNotReady {
+            id: self.sandbox.id().to_string(),
+            state: self.sandbox.status().state.name(),
+        })?;
+        let spec = container_spec(&ContainerInput {
+            id,
+            sandbox_id: self.sandbox.id(),
+            config: &config,
+            sandbox_config: self.sandbox.config(),
+            image: &self.image.configuration(),
+            image_name: config.image.as_ref().map(|i| i.image.as_str()).unwrap_or_default(),
+            user: &self.user,
+            rootfs: Path::new("rootfs"),
+            hostname: &crate::sandbox::files::host_name(self.sandbox.config()),
+            namespaces: &namespaces,
+            target_pid_namespace: self.target.as_deref(),
+            files: &files.for_spec(),
+            localhost_seccomp: localhost_seccomp.as_deref(),
+            host: &LinuxHost,
+            defaults: &self.ports.spec_defaults,
+            features: &self.ports.features,
+        })?;
+        spec.save(bundle.join("config.json")).map_err(ContainerError::SpecFile)
+    }
+
+    /// The request with its host paths made where they are missing, as the kubelet expects, and with symlinks resolved.
+    fn with_host_paths(&self) -> Result<cri::ContainerConfig, ContainerError> {
+        let mut config = self.container.config().clone();
+        for mount in &mut config.mounts {
+            if mount.host_path.is_empty() {
+                continue;
+            }
+            let path = Path::new(&mount.host_path);
+            if !path.is_absolute() {
+                let text = format!("the host path {:?} of a mount is not absolute", mount.host_path);
+                return Err(ContainerError::Invalid(text));
+            }
+            let real = match fs::canonicalize(path) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    fs::create_dir_all(path).map_err(failed("make the mount's source", path))?;
+                    path.to_owned()
+                }
+                other => other.map_err(failed("resolve the mount's source", path))?,
+            };
+            mount.host_path = real.to_str().map(str::to_owned).ok_or_else(|| {
+                ContainerError::Invalid(format!("the mount's source {} is not UTF-8", real.display()))
+            })?;
+        }
+        Ok(config)
+    }
+}
+
+fn failed<'a>(operation: &'static str, path: &'a Path) -> impl FnOnce(std::io::Error) -> ContainerError + 'a {
+    move |source| ContainerError::File { operation, path: path.to_owned(), source }
+}
+
+/// Settles names and groups with the image's own account files, read without following anything out of it.
+async fn resolve_user(
+    ports: &Arc<Ports>,
+    security: &cri::LinuxContainerSecurityContext,
+    image: &Arc<ImageRecord>,
+) -> Result<ResolvedUser, ContainerError> {
+    let (ports, security, image) = (Arc::clone(ports), security.clone(), Arc::clone(image));
+    tokio::task::spawn_blocking(move || {
+        let view = ports.snapshots.view(&image.diff_ids())?;
+        let read = |path: &str| read_in_root(view.as_fd(), path, MAX_FILE);
+        let passwd = read("etc/passwd")?.unwrap_or_default();
+        let group = read("etc/group")?.unwrap_or_default();
+        let files = AccountFiles { passwd: &passwd, group: &group };
+        Ok(spec::user::resolve(&security, &image.config.user, files)?)
+    })
+    .await?
+}
+
+fn log_path(sandbox: &cri::PodSandboxConfig, container: &cri::ContainerConfig) -> Option<PathBuf> {
+    let given = !sandbox.log_directory.is_empty() && !container.log_path.is_empty();
+    given.then(|| Path::new(&sandbox.log_directory).join(&container.log_path))
+}
+
+/// Checks what every step relies on; answers the part of the key that the container adds.
+fn validate(config: &cri::ContainerConfig) -> Result<String, ContainerError> {
+    let invalid = |text: &str| Err(ContainerError::Invalid(text.to_owned()));
+    let Some(metadata) = &config.metadata else { return invalid("metadata is missing") };
+    if metadata.name.is_empty() {
+        return invalid("metadata.name is empty");
+    }
+    if config.image.as_ref().is_none_or(|image| image.image.is_empty()) {
+        return invalid("image is missing");
+    }
+    let escapes = Path::new(&config.log_path).components().any(|c| c == std::path::Component::ParentDir);
+    if escapes || config.log_path.starts_with('/') {
+        return invalid("log_path must be a path below the pod's log_directory");
+    }
+    Ok(format!("{}/{}", metadata.name, metadata.attempt))
+}

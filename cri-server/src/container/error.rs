@@ -1,0 +1,73 @@
+//! Why something could not be done with a container.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::cgroup::CgroupError;
+use crate::image::ImageError;
+use crate::index::LookupError;
+use crate::io::IoError;
+use crate::model::ContainerId;
+use crate::operation::Lost;
+use crate::runtime::{RuntimeError, UnknownHandler};
+use crate::snapshot::SnapshotError;
+use crate::spec::{SpecError, UserError};
+use crate::store::StoreError;
+use crate::task::TaskError;
+
+use super::record::Refused;
+
+/// What went wrong with a container.
+#[derive(Debug, thiserror::Error)]
+pub enum ContainerError {
+    #[error("container config: {0}")]
+    Invalid(String),
+    #[error("pod sandbox {id} is {state}")]
+    SandboxNotReady { id: String, state: &'static str },
+    #[error("container {id} of the same name and attempt is {state}: remove it first")]
+    Exists { id: ContainerId, state: &'static str },
+    #[error("image {image:?} is not on this node: pull it first")]
+    NoImage { image: String },
+    #[error(transparent)]
+    Lookup(#[from] LookupError),
+    #[error(transparent)]
+    Handler(#[from] UnknownHandler),
+    #[error("container {operation} {path}")]
+    File { operation: &'static str, path: PathBuf, source: std::io::Error },
+    #[error("container image")]
+    Image(#[from] ImageError),
+    #[error("container root filesystem")]
+    Snapshot(#[from] SnapshotError),
+    #[error("container user")]
+    User(#[from] UserError),
+    #[error("container spec")]
+    Spec(#[from] SpecError),
+    #[error("container spec file")]
+    SpecFile(#[source] oci_spec::OciSpecError),
+    #[error("container streams")]
+    Io(#[from] IoError),
+    #[error("container runtime")]
+    Runtime(#[from] RuntimeError),
+    #[error("container cgroup")]
+    Cgroup(#[from] CgroupError),
+    #[error("container task")]
+    Task(#[from] TaskError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    #[error("cannot start the container: {0}")]
+    Start(String),
+    #[error("the container is {state}, not running")]
+    NotRunning { state: &'static str },
+    #[error("the container did not end within {after:?} of SIGKILL")]
+    Unkillable { after: Duration },
+    #[error(transparent)]
+    Exec(#[from] crate::runtime::ExecError),
+    #[error(transparent)]
+    Lost(#[from] Lost),
+    #[error("a thread of the daemon ended without a result")]
+    Thread(#[from] tokio::task::JoinError),
+    #[error("{0}")]
+    Shared(String),
+}

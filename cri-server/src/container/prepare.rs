@@ -1,0 +1,110 @@
+//! The task of a created container, made in the background.
+//!
+//! CreateContainer answers as soon as the container's record, root filesystem and spec are there. Its shim is started
+//! and its first process made at once, while the kubelet is still on its way to StartContainer; the start joins
+//! this. What fails here is the start's error, as users of containerd know it.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::{Container, ContainerError, ContainerState, Containers, Shared};
+use crate::io::{ContainerIo, IoPlan, LogKeeper};
+use crate::operation::Stage;
+use crate::runtime::{CreateTask, Handler, Mount, Shim, ShimKind};
+use crate::task;
+
+impl Containers {
+    /// The container's shim with its task made: the one there is, or the one under way, or a new one.
+    pub(super) async fn prepared(self: &Arc<Self>, container: &Arc<Container>) -> Shared<Arc<Shim>> {
+        if let Some(shim) = container.shim.load_full() {
+            return Ok(shim);
+        }
+        let (containers, target) = (Arc::clone(self), Arc::clone(container));
+        let begin = |stage| async move { containers.prepare(&target, &stage).await.map_err(Arc::new) };
+        let joined = self.preparations.join(container.id().as_str(), begin).await;
+        joined.map_err(|lost| Arc::new(lost.into()))?
+    }
+
+    /// Begins the preparation and does not wait for it.
+    pub(super) fn prepare_in_background(self: &Arc<Self>, container: &Arc<Container>) {
+        let (containers, container) = (Arc::clone(self), Arc::clone(container));
+        self.ports.tracker.spawn(async move {
+            if let Err(error) = containers.prepared(&container).await {
+                // The start tries again and tells its caller.
+                tracing::debug!(container = %container.id(), error = %crate::report::chain(&error), "preparation");
+            }
+        });
+    }
+
+    async fn prepare(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        stage: &Stage,
+    ) -> Result<Arc<Shim>, ContainerError> {
+        // Another preparation may have ended between the caller's look and this one's begin.
+        if let Some(shim) = container.shim.load_full() {
+            return Ok(shim);
+        }
+        let state = container.state();
+        if state != ContainerState::Created {
+            return Err(ContainerError::NotRunning { state: state.name() });
+        }
+        let handler = self.handler(container)?;
+        let bundle = self.ports.places.container(container.id());
+        let config = container.config();
+        stage.set("starting the shim");
+        let shim =
+            self.ports.launcher.start(handler, container.id().as_str(), task::NAMESPACE, &bundle).await?;
+        let shim = Arc::new(shim);
+        container.shim.store(Some(Arc::clone(&shim)));
+        stage.set("making the task");
+        let made = async {
+            let rootfs = self.ports.snapshots.mounts(&container.made.layers, container.id())?;
+            let io = self.streams(container, handler, &bundle).await?;
+            let streams = io.streams();
+            let task = CreateTask {
+                bundle: bundle.clone(),
+                rootfs: rootfs.into_iter().map(shim_mount).collect(),
+                stdin: streams.stdin,
+                stdout: streams.stdout,
+                stderr: streams.stderr,
+                terminal: config.tty,
+                options: handler.options.clone(),
+            };
+            if let Err(error) = shim.create(task).await {
+                io.abandon()?;
+                return Err(error.into());
+            }
+            Ok::<_, ContainerError>(())
+        };
+        if let Err(error) = made.await {
+            stage.set("undoing");
+            if let Err(left) = self.end_task(container).await {
+                tracing::warn!(container = %container.id(), error = %crate::report::chain(&left), "undo");
+            }
+            return Err(error);
+        }
+        Ok(shim)
+    }
+
+    async fn streams(
+        &self,
+        container: &Container,
+        handler: &Handler,
+        bundle: &Path,
+    ) -> Result<ContainerIo, ContainerError> {
+        let config = container.config();
+        let binary = self.ports.pause.check()?;
+        let keeper = match handler.kind {
+            ShimKind::Own => LogKeeper::Shim,
+            ShimKind::Runc | ShimKind::Foreign => LogKeeper::Writer { binary: &binary, max_line: None },
+        };
+        let log = container.made.log_path.as_deref();
+        let plan = IoPlan { terminal: config.tty, stdin: config.stdin, log, keeper };
+        Ok(ContainerIo::prepare(bundle, plan).await?)
+    }
+}
+
+fn shim_mount(mount: crate::snapshot::Mount) -> Mount {
+    Mount { type_: mount.kind, source: mount.source, options: mount.options, ..Default::default() }
+}

@@ -1,0 +1,42 @@
+//! RemoveContainer: whatever state it is in, the container goes, and its record last. Its log stays: it is the kubelet's.
+
+use std::sync::Arc;
+
+use super::{Container, ContainerError, ContainerState, Containers, Shared};
+use crate::store::Table;
+
+impl Containers {
+    /// Ends the container if it runs and forgets it.
+    ///
+    /// # Errors
+    /// What could not be taken away; the record stays, and the next call tries again.
+    pub async fn remove(self: &Arc<Self>, container: &Arc<Container>) -> Shared<()> {
+        let (containers, target) = (Arc::clone(self), Arc::clone(container));
+        let begin = |_stage| async move { containers.take_away(&target).await.map_err(Arc::new) };
+        let joined = self.removals.join(container.id().as_str(), begin).await;
+        joined.map_err(|lost| Arc::new(lost.into()))?
+    }
+
+    pub(super) async fn take_away(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+    ) -> Result<(), ContainerError> {
+        let removing = |_: &ContainerState| Ok::<_, ContainerError>(ContainerState::Removing);
+        container.change(&self.ports, removing).await?;
+        // A preparation under way ends first: it would make a task after this.
+        self.preparations.ended(container.id().as_str()).await;
+        self.end_task(container).await?;
+        let (snapshots, id) = (Arc::clone(&self.ports.snapshots), container.id().clone());
+        tokio::task::spawn_blocking(move || snapshots.remove(&id)).await??;
+        let bundle = self.ports.places.container(container.id());
+        match tokio::fs::remove_dir_all(&bundle).await {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                return Err(ContainerError::File { operation: "remove", path: bundle, source });
+            }
+            Ok(()) | Err(_) => {}
+        }
+        self.ports.store.delete(Table::Containers, container.id().as_str()).await?;
+        self.all.remove(container.id().as_str());
+        Ok(())
+    }
+}

@@ -1,0 +1,81 @@
+//! StartContainer: lets the prepared process run.
+//!
+//! A container that cannot be started has exited: code 128, reason StartError, and the runtime's words as message.
+
+use std::sync::Arc;
+
+use super::{Container, ContainerError, ContainerState, Containers, Exit, ExitCause, Shared};
+use crate::operation::Stage;
+use crate::ports::now;
+use crate::runtime::Shim;
+
+/// What users of containerd know for a container that could not be started.
+const START_ERROR: i32 = 128;
+
+impl Containers {
+    /// Starts a created container, or joins its start.
+    ///
+    /// # Errors
+    /// When it is in another state, or the runtime refuses; then it has exited.
+    pub async fn start(self: &Arc<Self>, container: &Arc<Container>) -> Shared<()> {
+        let (containers, target) = (Arc::clone(self), Arc::clone(container));
+        let begin = |stage| async move { containers.begin(&target, &stage).await.map_err(Arc::new) };
+        let joined = self.starts.join(container.id().as_str(), begin).await;
+        joined.map_err(|lost| Arc::new(lost.into()))?
+    }
+
+    async fn begin(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        stage: &Stage,
+    ) -> Result<(), ContainerError> {
+        // Refuses early, with the state's own words.
+        container.state().started(0, 0)?;
+        let sandbox = self.sandboxes.find(container.sandbox().as_str())?;
+        if !sandbox.is_ready() {
+            let state = sandbox.status().state.name();
+            return Err(ContainerError::SandboxNotReady { id: sandbox.id().to_string(), state });
+        }
+        stage.set("waiting for the task");
+        match self.run_task(container, stage).await {
+            Ok((shim, pid)) => {
+                stage.set("recording");
+                let started = |s: &ContainerState| Ok::<_, ContainerError>(s.started(pid, now())?);
+                if let Err(error) = container.change(&self.ports, started).await {
+                    // It was removed or its record cannot be kept: it must not run unseen.
+                    self.end_task(container).await?;
+                    return Err(error);
+                }
+                self.supervise(container, shim);
+                Ok(())
+            }
+            Err(error) => {
+                let message = crate::report::chain(&*error);
+                self.never_ran(container, &message).await?;
+                Err(ContainerError::Start(message))
+            }
+        }
+    }
+
+    async fn run_task(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        stage: &Stage,
+    ) -> Shared<(Arc<Shim>, u32)> {
+        let shim = self.prepared(container).await?;
+        stage.set("starting the process");
+        let pid = shim.start("").await.map_err(|e| Arc::new(e.into()))?;
+        Ok((shim, pid))
+    }
+
+    async fn never_ran(&self, container: &Arc<Container>, message: &str) -> Result<(), ContainerError> {
+        let exit = Exit {
+            code: START_ERROR,
+            finished_at: now(),
+            cause: ExitCause::StartError,
+            message: message.to_owned(),
+        };
+        container.change(&self.ports, |s| Ok::<_, ContainerError>(s.exited(exit))).await?;
+        self.end_task(container).await
+    }
+}

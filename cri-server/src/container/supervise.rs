@@ -1,0 +1,80 @@
+//! Watches a running container, and records its exit as soon as it is known.
+//!
+//! Invariant: whether the kernel's OOM killer struck is read from the cgroup before the exit is seen by anyone, and
+//! the shim is let go only after the exit is on disk.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::{Container, ContainerError, Containers, Exit, ExitCause};
+use crate::ports::now;
+use crate::runtime::Shim;
+use crate::task::{self, End};
+
+/// The exit code of a container whose own one nobody knows.
+pub(super) const UNKNOWN_CODE: i32 = 255;
+
+impl Containers {
+    /// Watches until the container has ended; the daemon's end ends the task.
+    pub(super) fn supervise(self: &Arc<Self>, container: &Arc<Container>, shim: Arc<Shim>) {
+        let (containers, container) = (Arc::clone(self), Arc::clone(container));
+        self.ports.tracker.spawn(async move {
+            let stopping = containers.ports.stopping.clone();
+            let watched = stopping.run_until_cancelled(containers.see_off(&container, shim)).await;
+            if let Some(Err(error)) = watched {
+                tracing::error!(container = %container.id(), error = %crate::report::chain(&error), "exit");
+            }
+        });
+    }
+
+    async fn see_off(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        shim: Arc<Shim>,
+    ) -> Result<(), ContainerError> {
+        let bundle = self.ports.places.container(container.id());
+        let handler = self.handler(container)?;
+        let ending = task::Ending {
+            id: container.id().as_str(),
+            bundle: &bundle,
+            handler,
+            shim: Some(Arc::clone(&shim)),
+            cgroups_path: &container.made.cgroups_path,
+        };
+        let end = task::wait(&self.ports, ending).await?;
+        let exit = self.exit_of(container, end);
+        container.change(&self.ports, |s| Ok::<_, ContainerError>(s.exited(exit))).await?;
+        // What is let go here is let go again by the container's removal, if this fails.
+        self.end_task(container).await
+    }
+
+    pub(super) fn exit_of(&self, container: &Container, end: End) -> Exit {
+        let oom_killed = self.ports.cgroups.oom_kill_count(&container.made.cgroups_path).unwrap_or(0) > 0;
+        let (exit, message) = match end {
+            End::Told(exit) => (Some(exit), ""),
+            End::ShimDead(exit) => (exit, "the container's shim died"),
+        };
+        let finished_at = exit.and_then(|e| e.exited_at).map_or_else(now, nanoseconds);
+        match exit {
+            Some(exit) => {
+                let code = i32::try_from(exit.status).unwrap_or(UNKNOWN_CODE);
+                Exit {
+                    code,
+                    finished_at,
+                    cause: ExitCause::of(code, oom_killed),
+                    message: message.to_owned(),
+                }
+            }
+            None => Exit {
+                code: UNKNOWN_CODE,
+                finished_at,
+                cause: ExitCause::Unknown,
+                message: message.to_owned(),
+            },
+        }
+    }
+}
+
+fn nanoseconds(time: SystemTime) -> i64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX))
+}

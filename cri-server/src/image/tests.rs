@@ -1,0 +1,231 @@
+//! Pulls from the fixture registry on 127.0.0.1:5000 (tests/fixtures), imports and exports. They unpack, so they need root.
+
+use std::os::fd::AsFd;
+
+use super::*;
+use crate::registry::{Credentials, RegistryError};
+use crate::snapshot::read_in_root;
+
+struct Node {
+    root: tempfile::TempDir,
+    service: Arc<ImageService>,
+    store: Arc<Store>,
+}
+
+impl Node {
+    fn new(config: Config) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let certs = root.path().join("certs.d/docker.io");
+        std::fs::create_dir_all(&certs).unwrap();
+        std::fs::write(certs.join("hosts.toml"), "server = \"http://127.0.0.1:5000\"\n").unwrap();
+        let store = Store::open(&root.path().join("metadata.redb")).unwrap();
+        let config = Config { registry_config: root.path().join("certs.d"), ..config };
+        let service = ImageService::open(root.path(), config, store.clone()).unwrap();
+        Self { root, service, store }
+    }
+
+    fn reopen(&mut self) {
+        self.service =
+            ImageService::open(self.root.path(), self.service.config.clone(), self.store.clone()).unwrap();
+    }
+
+    async fn pull(&self, name: &str) -> PullResult {
+        self.service.pull(name, Credentials::anonymous()).await
+    }
+
+    fn read(&self, image: &ImageRecord, path: &str) -> Option<Vec<u8>> {
+        let view = self.service.snapshots().view(&image.diff_ids()).unwrap();
+        read_in_root(view.as_fd(), path, 8 << 20).unwrap()
+    }
+
+    fn count(&self, folder: &str) -> usize {
+        std::fs::read_dir(self.root.path().join(folder)).unwrap().count()
+    }
+
+    fn has_scratch(&self) -> bool {
+        let layers = std::fs::read_dir(self.root.path().join("layers")).unwrap();
+        let mut names = layers.map(|e| e.unwrap().file_name().to_string_lossy().into_owned());
+        names.any(|name| name.starts_with("tmp-")) || self.count("content/ingest") > 0
+    }
+}
+
+/// The tests need the registry; without it they fail and say what to do.
+fn registry_is_up() {
+    let address = "127.0.0.1:5000".parse().unwrap();
+    std::net::TcpStream::connect_timeout(&address, std::time::Duration::from_secs(1)).expect(
+        "these tests need docker-registry with the fixture images on 127.0.0.1:5000; see tests/fixtures",
+    );
+}
+
+#[tokio::test]
+async fn privileged_fixture_images_are_pulled_whole() {
+    registry_is_up();
+    let mut node = Node::new(Config::default());
+    for name in [
+        "whiteouts",
+        "attributes",
+        "config",
+        "uncompressed",
+        "schema2",
+        "zstd",
+        "multiarch",
+        "schema2-list",
+        "many-layers",
+    ] {
+        let reference = format!("docker.io/fixtures/{name}:1");
+        let image =
+            node.pull(&reference).await.unwrap_or_else(|e| panic!("{name}: {}", crate::registry::chain(&*e)));
+        assert_eq!(image.repo_tags, [reference.clone()]);
+        assert_eq!(node.service.find(&reference).unwrap().id, image.id);
+        assert_eq!(node.service.find(image.id.as_str()).unwrap().id, image.id);
+        assert_eq!(node.service.find(&image.id.hex()[..12]).unwrap().id, image.id);
+        assert_eq!(node.service.find(&image.repo_digests[0]).unwrap().id, image.id);
+        let shell = node.read(&image, "/bin/sh");
+        assert!(shell.is_some() || node.read(&image, "/bin/busybox").is_some(), "{name}");
+    }
+    let whiteouts = node.service.find("fixtures/whiteouts:1").unwrap();
+    assert_eq!(node.read(&whiteouts, "/data/keep").unwrap(), b"changed");
+    for gone in ["/data/gone", "/dir/b", "/tree", "/opaque/old", "/again/old", "/data/own"] {
+        assert_eq!(node.read(&whiteouts, gone), None, "{gone}");
+    }
+    for there in ["/dir/a", "/opaque/new", "/was-file/inside", "/was-dir", "/was-link/own", "/again/fresh"] {
+        assert!(node.read(&whiteouts, there).is_some(), "{there}");
+    }
+    let config = node.service.find("fixtures/config:1").unwrap();
+    assert_eq!(config.user(), ImageUser::Name("app".to_owned()));
+    assert_eq!((config.config.stop_signal.as_str(), config.config.volumes.len()), ("SIGUSR1", 1));
+    assert!(node.service.oci_config(&config).unwrap()["config"]["Labels"]["org.example.label"] == "value");
+
+    let before = node.service.list();
+    node.reopen();
+    assert_eq!(before, node.service.list());
+    let usage = node.service.disk_usage().await.unwrap();
+    assert!(usage.images.bytes > 1 << 20 && usage.images.inodes > 100);
+    for image in before {
+        node.service.remove(image.id.as_str()).await.unwrap();
+        node.service.remove(image.id.as_str()).await.unwrap();
+    }
+    assert_eq!((node.count("layers"), node.count("l"), node.count("content/blobs/sha256")), (0, 0, 0));
+    assert!(!node.has_scratch());
+}
+
+#[tokio::test]
+async fn privileged_what_is_no_image_for_us_is_refused_and_leaves_nothing() {
+    registry_is_up();
+    let node = Node::new(Config::default());
+    for (name, expected) in [
+        ("fixtures/bad-diffid:1", "diff id"),
+        ("fixtures/other-arch-only:1", "has no image for linux/"),
+        ("fixtures/artifact:1", "artifact"),
+        ("fixtures/no-such-image:1", "not found"),
+        (
+            "fixtures/whiteouts@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+            "not found",
+        ),
+        ("Not A Name", "invalid image reference"),
+    ] {
+        let error = node.pull(name).await.unwrap_err();
+        let text = crate::registry::chain(&*error);
+        assert!(text.contains(expected), "{name}: {text}");
+    }
+    assert!(node.service.list().is_empty() && !node.has_scratch());
+    assert_eq!((node.count("layers"), node.count("content/blobs/sha256")), (0, 0));
+    let unreachable = node.pull("127.0.0.1:1/x:1").await.unwrap_err();
+    assert!(
+        matches!(&*unreachable, ImageError::Registry { source, .. } if matches!(source.decisive(), RegistryError::Unreachable { .. }))
+    );
+}
+
+#[tokio::test]
+async fn privileged_hostile_paths_end_inside_the_layer() {
+    registry_is_up();
+    let node = Node::new(Config::default());
+    let image = node.pull("fixtures/escape:1").await.unwrap();
+    for name in ["symlink", "dotdot", "up"] {
+        let name = format!("/tmp/fixtures-escaped-{name}");
+        assert!(!Path::new(&name).exists());
+        assert_eq!(node.read(&image, &name).unwrap(), b"x");
+    }
+}
+
+#[tokio::test]
+async fn privileged_pulls_are_joined_and_outlive_their_callers() {
+    registry_is_up();
+    let node = Node::new(Config::default());
+    let start = || node.service.start_pull("fixtures/many-layers:1", Credentials::anonymous()).unwrap();
+    let other = node.service.start_pull("fixtures/many-layers:1", Credentials::password("a", "b")).unwrap();
+    let (first, second) = (start(), start());
+    assert_eq!(node.service.flights.lock().unwrap().len(), 2, "same image and login: one pull");
+    let mut progress = first.progress.clone();
+    drop(first);
+    let image = second.finish().await.unwrap();
+    assert_eq!(other.finish().await.unwrap().id, image.id);
+    let layers = progress.borrow_and_update().clone();
+    assert_eq!(layers.len(), image.layers.len());
+    assert!(
+        layers
+            .iter()
+            .all(|l| matches!(l.stage, LayerStage::Done | LayerStage::Present) && l.received == l.total)
+    );
+    let abandoned = node.service.start_pull("fixtures/zstd:1", Credentials::anonymous()).unwrap();
+    drop(abandoned);
+    node.service.close().await;
+    assert!(node.service.find("fixtures/zstd:1").is_ok());
+    assert!(node.service.start_pull("fixtures/config:1", Credentials::anonymous()).is_err(), "closed");
+}
+
+#[tokio::test]
+async fn privileged_an_image_that_lost_a_layer_is_pulled_again() {
+    registry_is_up();
+    let mut node = Node::new(Config::default());
+    let image = node.pull("fixtures/whiteouts:1").await.unwrap();
+    std::fs::remove_dir_all(node.root.path().join("layers").join(image.layers[1].diff_id.hex())).unwrap();
+    std::fs::create_dir_all(node.root.path().join("layers/tmp-3/fs/half")).unwrap();
+    std::fs::write(node.root.path().join("content/ingest/9"), "half").unwrap();
+    node.reopen();
+    assert!(!node.has_scratch());
+    assert!(matches!(node.service.find("fixtures/whiteouts:1"), Err(ImageError::NotFound(_))));
+    let again = node.pull("fixtures/whiteouts:1").await.unwrap();
+    assert_eq!((again.id.clone(), &again.repo_tags), (image.id.clone(), &image.repo_tags));
+    // A blob that rotted on disk is fetched again when its layer is needed.
+    std::fs::remove_dir_all(node.root.path().join("layers").join(image.layers[1].diff_id.hex())).unwrap();
+    let blob = node.root.path().join("content/blobs/sha256").join(image.layers[1].blob.hex());
+    std::fs::write(&blob, "rotten").unwrap();
+    node.reopen();
+    node.pull("fixtures/whiteouts:1").await.unwrap();
+    assert_eq!(std::fs::metadata(&blob).unwrap().len(), image.layers[1].size);
+}
+
+#[tokio::test]
+async fn privileged_pinned_images_stay_and_tags_move() {
+    registry_is_up();
+    let pinned = vec!["docker.io/fixtures/config:1".to_owned()];
+    let node = Node::new(Config { pinned, ..Config::default() });
+    let config = node.pull("fixtures/config:1").await.unwrap();
+    assert!(config.pinned);
+    assert!(matches!(node.service.remove("fixtures/config:1").await, Err(ImageError::Pinned(_))));
+    let zstd = node.pull("fixtures/zstd:1").await.unwrap();
+    let stolen = ImageRecord {
+        repo_tags: config.repo_tags.clone(),
+        repo_digests: Vec::new(),
+        ..ImageRecord::clone(&zstd)
+    };
+    node.service.record(stolen).await.unwrap();
+    assert_eq!(node.service.find("fixtures/config:1").unwrap().id, zstd.id);
+    let old = node.service.find(config.id.as_str()).unwrap();
+    assert!(old.repo_tags.is_empty() && !old.pinned);
+    node.service.remove(&config.repo_digests[0]).await.unwrap();
+    assert_eq!(node.service.list().len(), 1);
+}
+
+#[tokio::test]
+async fn privileged_bounds_of_the_configuration_hold() {
+    registry_is_up();
+    let node = Node::new(Config { max_layer_bytes: 1000, ..Config::default() });
+    let text = crate::registry::chain(&*node.pull("fixtures/config:1").await.unwrap_err());
+    assert!(text.contains("limit of 1000 unpacked bytes"), "{text}");
+    let node = Node::new(Config { max_layers: 3, ..Config::default() });
+    let text = crate::registry::chain(&*node.pull("fixtures/many-layers:1").await.unwrap_err());
+    assert!(text.contains("more than the 3 allowed"), "{text}");
+    assert!(!node.has_scratch());
+}

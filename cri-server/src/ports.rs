@@ -1,0 +1,45 @@
+//! What the domain works with: everything below sandboxes and containers, wired once.
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::cgroup::Cgroups;
+use crate::image::ImageService;
+use crate::network::Network;
+use crate::node::Features;
+use crate::places::Places;
+use crate::runtime::{ExecRunner, Handler, HandlerTable, Launcher};
+use crate::snapshot::Snapshots;
+use crate::spec::Defaults;
+use crate::store::Store;
+
+/// The parts that sandboxes and containers are made with.
+pub struct Ports {
+    pub places: Places,
+    pub store: Arc<Store>,
+    pub handlers: HandlerTable,
+    pub launcher: Launcher,
+    /// Whose shim's executable is also the pause program: our own.
+    pub pause: Handler,
+    pub exec: ExecRunner,
+    pub network: Network,
+    pub images: Arc<ImageService>,
+    pub snapshots: Arc<Snapshots>,
+    pub cgroups: Cgroups,
+    /// What the node allows a spec to ask for.
+    pub features: Features,
+    pub spec_defaults: Defaults,
+    /// Owns every task of the domain; the daemon waits for them when it ends.
+    pub tracker: TaskTracker,
+    /// Cancelled when the daemon ends: what only watches ends then, what changes something is waited for.
+    pub stopping: CancellationToken,
+}
+
+/// Nanoseconds since the epoch, the CRI's time.
+#[must_use]
+pub fn now() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |d| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX))
+}

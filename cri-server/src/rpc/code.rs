@@ -1,0 +1,128 @@
+//! The one place where errors of the domain become gRPC codes.
+//!
+//! The message is the error with all its sources. The code is the innermost cause's that is known: a full disk is
+//! RESOURCE_EXHAUSTED wherever it was met.
+
+use std::error::Error;
+use std::io;
+use std::sync::Arc;
+
+use tonic::{Code, Status};
+
+use crate::container::ContainerError;
+use crate::image::ImageError;
+use crate::index::LookupError;
+use crate::network::NetworkError;
+use crate::pod::PodError;
+use crate::report::chain;
+use crate::runtime::{ExecError, RuntimeError};
+use crate::sandbox::SandboxError;
+use crate::spec::{SpecError, SpecErrorKind};
+
+/// The status that a call answers for `error`.
+pub fn status(error: &(dyn Error + 'static)) -> Status {
+    Status::new(code(error), chain(error))
+}
+
+fn code(error: &(dyn Error + 'static)) -> Code {
+    if let Some(code) = full_disk(error) {
+        return code;
+    }
+    let mut cause = Some(error);
+    let mut known = None;
+    while let Some(error) = cause {
+        known = of_one(error).or(known);
+        cause = error.source();
+    }
+    known.unwrap_or(Code::Internal)
+}
+
+fn full_disk(error: &(dyn Error + 'static)) -> Option<Code> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
+        if matches!(kind, Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)) {
+            return Some(Code::ResourceExhausted);
+        }
+        cause = error.source();
+    }
+    None
+}
+
+/// The code of this error alone, where it decides one.
+fn of_one(error: &(dyn Error + 'static)) -> Option<Code> {
+    if let Some(error) = error.downcast_ref::<Arc<SandboxError>>() {
+        return Some(code(error.as_ref()));
+    }
+    if let Some(error) = error.downcast_ref::<Arc<ContainerError>>() {
+        return Some(code(error.as_ref()));
+    }
+    if let Some(error) = error.downcast_ref::<Arc<ImageError>>() {
+        return Some(code(error.as_ref()));
+    }
+    if let Some(error) = error.downcast_ref::<LookupError>() {
+        return Some(match error {
+            LookupError::NotFound { .. } => Code::NotFound,
+            LookupError::Ambiguous { .. } => Code::InvalidArgument,
+        });
+    }
+    if let Some(error) = error.downcast_ref::<SandboxError>() {
+        return of_sandbox(error);
+    }
+    if let Some(error) = error.downcast_ref::<ContainerError>() {
+        return of_container(error);
+    }
+    if let Some(error) = error.downcast_ref::<SpecError>() {
+        return Some(match error.kind() {
+            SpecErrorKind::Invalid => Code::InvalidArgument,
+            SpecErrorKind::Unsupported => Code::Unimplemented,
+            SpecErrorKind::Unavailable => Code::FailedPrecondition,
+            SpecErrorKind::Host => Code::Internal,
+        });
+    }
+    if let Some(NetworkError::Port { .. }) = error.downcast_ref::<NetworkError>() {
+        return Some(Code::InvalidArgument);
+    }
+    if let Some(error) = error.downcast_ref::<RuntimeError>() {
+        return of_runtime(error);
+    }
+    error.downcast_ref::<PodError>().and(None)
+}
+
+fn of_sandbox(error: &SandboxError) -> Option<Code> {
+    match error {
+        SandboxError::Invalid(_) | SandboxError::Handler(_) => Some(Code::InvalidArgument),
+        SandboxError::Exists { .. } => Some(Code::AlreadyExists),
+        SandboxError::Refused(_) => Some(Code::FailedPrecondition),
+        _ => None,
+    }
+}
+
+fn of_container(error: &ContainerError) -> Option<Code> {
+    match error {
+        ContainerError::Invalid(_) | ContainerError::Handler(_) | ContainerError::User(_) => {
+            Some(Code::InvalidArgument)
+        }
+        ContainerError::Exists { .. } => Some(Code::AlreadyExists),
+        ContainerError::NoImage { .. } => Some(Code::NotFound),
+        ContainerError::Refused(_)
+        | ContainerError::NotRunning { .. }
+        | ContainerError::SandboxNotReady { .. } => Some(Code::FailedPrecondition),
+        ContainerError::Unkillable { .. } | ContainerError::Exec(ExecError::DeadlineExceeded { .. }) => {
+            Some(Code::DeadlineExceeded)
+        }
+        _ => None,
+    }
+}
+
+fn of_runtime(error: &RuntimeError) -> Option<Code> {
+    match error {
+        RuntimeError::FailedPrecondition { .. } | RuntimeError::ShimMissing { .. } => {
+            Some(Code::FailedPrecondition)
+        }
+        RuntimeError::Unimplemented { .. } => Some(Code::Unimplemented),
+        RuntimeError::Unavailable { .. } | RuntimeError::ConnectionLost { .. } => Some(Code::Unavailable),
+        RuntimeError::Timeout { .. } | RuntimeError::ShimHangs { .. } => Some(Code::DeadlineExceeded),
+        _ => None,
+    }
+}

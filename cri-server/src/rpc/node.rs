@@ -1,0 +1,144 @@
+//! The calls about the node itself: version, conditions, configuration.
+
+use std::collections::HashMap;
+
+use cofferdam_proto::cri;
+use tonic::Status;
+
+use super::Daemon;
+use super::code::status;
+use crate::cgroup::Driver;
+use crate::node::{Severity, preflight};
+use crate::report::chain;
+
+/// The version of the CRI that is served.
+const CRI_VERSION: &str = "v1";
+/// What the kubelet calls the two conditions.
+const RUNTIME_READY: &str = "RuntimeReady";
+const NETWORK_READY: &str = "NetworkReady";
+
+pub(super) async fn version(_: &Daemon, _: cri::VersionRequest) -> Result<cri::VersionResponse, Status> {
+    Ok(cri::VersionResponse {
+        // The version of this message, which no client looks at; all runtimes say the same.
+        version: "0.1.0".to_owned(),
+        runtime_name: "cofferdam".to_owned(),
+        runtime_version: env!("CARGO_PKG_VERSION").to_owned(),
+        runtime_api_version: CRI_VERSION.to_owned(),
+    })
+}
+
+pub(super) async fn status_call(
+    daemon: &Daemon,
+    request: cri::StatusRequest,
+) -> Result<cri::StatusResponse, Status> {
+    let network = match daemon.ports.network.status().await {
+        Ok(ready) => condition(NETWORK_READY, true, "", &ready.warning.unwrap_or_default()),
+        Err(why) => condition(NETWORK_READY, false, "NetworkPluginNotReady", &why.reason),
+    };
+    let conditions = vec![runtime_condition(daemon), network];
+    let info = if request.verbose { verbose(daemon).await } else { HashMap::new() };
+    let features = Some(cri::RuntimeHandlerFeatures {
+        recursive_read_only_mounts: daemon.ports.features.recursive_readonly,
+        user_namespaces: false,
+    });
+    let names = std::iter::once(String::new()).chain(daemon.ports.handlers.iter().map(|h| h.name.clone()));
+    Ok(cri::StatusResponse {
+        status: Some(cri::RuntimeStatus { conditions }),
+        info,
+        runtime_handlers: names.map(|name| cri::RuntimeHandler { name, features }).collect(),
+        features: Some(cri::RuntimeFeatures {
+            supplemental_groups_policy: true,
+            user_namespaces_host_network: false,
+        }),
+    })
+}
+
+fn condition(kind: &str, status: bool, reason: &str, message: &str) -> cri::RuntimeCondition {
+    cri::RuntimeCondition {
+        r#type: kind.to_owned(),
+        status,
+        reason: reason.to_owned(),
+        message: message.to_owned(),
+    }
+}
+
+/// The runtime is ready when the default handler's shim is there and the node lacks nothing that every pod needs.
+fn runtime_condition(daemon: &Daemon) -> cri::RuntimeCondition {
+    let ports = &daemon.ports;
+    let handler = ports.handlers.handler("").map_err(|e| e.to_string());
+    let shim = handler.and_then(|h| h.check().map_err(|e| chain(&e)));
+    if let Err(reason) = shim {
+        return condition(RUNTIME_READY, false, "ShimMissing", &reason);
+    }
+    let missing: Vec<String> = preflight()
+        .into_iter()
+        .filter(|f| f.severity == Severity::Blocking)
+        .map(|f| format!("{}: {} ({})", f.what, f.why, f.fix))
+        .collect();
+    if missing.is_empty() {
+        condition(RUNTIME_READY, true, "", "")
+    } else {
+        condition(RUNTIME_READY, false, "NodeLacks", &missing.join("; "))
+    }
+}
+
+async fn verbose(daemon: &Daemon) -> HashMap<String, String> {
+    let ports = &daemon.ports;
+    let under_way = [daemon.sandboxes.under_way(), daemon.containers.under_way()].concat();
+    let findings = preflight();
+    let handlers: Vec<_> = ports
+        .handlers
+        .iter()
+        .map(|h| match h.check() {
+            Ok(path) => serde_json::json!({"name": h.name, "shim": path, "isolation": h.isolation}),
+            Err(error) => {
+                serde_json::json!({"name": h.name, "error": chain(&error), "isolation": h.isolation})
+            }
+        })
+        .collect();
+    let network = ports.network.status().await;
+    let network = match &network {
+        Ok(ready) => serde_json::json!({"name": ready.network, "configuration": ready.source}),
+        Err(why) => serde_json::json!({"error": why.reason}),
+    };
+    let info = serde_json::json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "config": &*daemon.config,
+        "cgroupDriver": driver(daemon).as_str_name(),
+        "cgroupLayout": format!("{:?}", ports.features.layout),
+        "preflight": findings,
+        "handlers": handlers,
+        "network": network,
+        "operations": under_way,
+        "pods": daemon.sandboxes.all().len(),
+        "containers": daemon.containers.all().len(),
+    });
+    HashMap::from([("info".to_owned(), info.to_string())])
+}
+
+fn driver(daemon: &Daemon) -> cri::CgroupDriver {
+    match daemon.ports.features.driver {
+        Driver::Systemd => cri::CgroupDriver::Systemd,
+        Driver::Cgroupfs => cri::CgroupDriver::Cgroupfs,
+    }
+}
+
+pub(super) async fn runtime_config(
+    daemon: &Daemon,
+    _: cri::RuntimeConfigRequest,
+) -> Result<cri::RuntimeConfigResponse, Status> {
+    Ok(cri::RuntimeConfigResponse {
+        linux: Some(cri::LinuxRuntimeConfiguration { cgroup_driver: driver(daemon).into() }),
+    })
+}
+
+pub(super) async fn update_runtime_config(
+    daemon: &Daemon,
+    request: cri::UpdateRuntimeConfigRequest,
+) -> Result<cri::UpdateRuntimeConfigResponse, Status> {
+    let network = request.runtime_config.and_then(|c| c.network_config);
+    if let Some(network) = network.filter(|n| !n.pod_cidr.is_empty()) {
+        daemon.ports.network.update_pod_cidr(&network.pod_cidr).map_err(|e| status(&e))?;
+    }
+    Ok(cri::UpdateRuntimeConfigResponse {})
+}

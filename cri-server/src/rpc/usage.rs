@@ -1,0 +1,139 @@
+//! The calls about usage, straight from the cgroups; no shim is asked.
+
+use std::sync::Arc;
+
+use cofferdam_proto::cri;
+use tonic::Status;
+
+use super::code::status;
+use super::filter::{id_matches, labels_match};
+use super::{Daemon, stats};
+use crate::container::Container;
+use crate::ports::now;
+use crate::sandbox::Sandbox;
+use crate::stats::{Sample, network_of_process, sample};
+
+pub(super) async fn container_stats(
+    daemon: &Daemon,
+    request: cri::ContainerStatsRequest,
+) -> Result<cri::ContainerStatsResponse, Status> {
+    let container = daemon.containers.find(&request.container_id).map_err(|e| status(&e))?;
+    if !container.is_running() {
+        let text = format!("container {} is {}", container.id(), container.state().name());
+        return Err(Status::failed_precondition(text));
+    }
+    let stats = blocking(daemon, move |daemon| of_container(daemon, &container)).await?;
+    Ok(cri::ContainerStatsResponse { stats: Some(stats) })
+}
+
+pub(super) async fn list_container_stats(
+    daemon: &Daemon,
+    request: cri::ListContainerStatsRequest,
+) -> Result<cri::ListContainerStatsResponse, Status> {
+    let filter = request.filter.unwrap_or_default();
+    let selected = daemon.containers.all().into_iter().filter(|c| {
+        c.is_running()
+            && id_matches(&filter.id, c.id().as_str())
+            && id_matches(&filter.pod_sandbox_id, c.sandbox().as_str())
+            && labels_match(&filter.label_selector, &c.config().labels)
+    });
+    let selected: Vec<_> = selected.collect();
+    let stats =
+        blocking(daemon, move |daemon| selected.iter().map(|c| of_container(daemon, c)).collect()).await?;
+    Ok(cri::ListContainerStatsResponse { stats })
+}
+
+pub(super) async fn pod_sandbox_stats(
+    daemon: &Daemon,
+    request: cri::PodSandboxStatsRequest,
+) -> Result<cri::PodSandboxStatsResponse, Status> {
+    let sandbox = daemon.sandboxes.find(&request.pod_sandbox_id).map_err(|e| status(&e))?;
+    if !sandbox.is_ready() {
+        let text = format!("pod sandbox {} is {}", sandbox.id(), sandbox.status().state.name());
+        return Err(Status::failed_precondition(text));
+    }
+    let stats = blocking(daemon, move |daemon| of_pod(daemon, &sandbox)).await?;
+    Ok(cri::PodSandboxStatsResponse { stats: Some(stats) })
+}
+
+pub(super) async fn list_pod_sandbox_stats(
+    daemon: &Daemon,
+    request: cri::ListPodSandboxStatsRequest,
+) -> Result<cri::ListPodSandboxStatsResponse, Status> {
+    let filter = request.filter.unwrap_or_default();
+    let selected = daemon.sandboxes.all().into_iter().filter(|s| {
+        s.is_ready()
+            && id_matches(&filter.id, s.id().as_str())
+            && labels_match(&filter.label_selector, &s.config().labels)
+    });
+    let selected: Vec<_> = selected.collect();
+    let stats = blocking(daemon, move |daemon| selected.iter().map(|s| of_pod(daemon, s)).collect()).await?;
+    Ok(cri::ListPodSandboxStatsResponse { stats })
+}
+
+/// Runs `work` where reading many small files may block.
+async fn blocking<T: Send + 'static>(
+    daemon: &Daemon,
+    work: impl FnOnce(&Daemon) -> T + Send + 'static,
+) -> Result<T, Status> {
+    let daemon = daemon.clone();
+    let done = tokio::task::spawn_blocking(move || work(&daemon)).await;
+    done.map_err(|e| Status::internal(format!("stats: {e}")))
+}
+
+fn sample_of(daemon: &Daemon, cgroups_path: &str) -> Sample {
+    let paths = daemon.ports.cgroups.hierarchies().paths(cgroups_path).unwrap_or_default();
+    sample(&paths)
+}
+
+fn of_container(daemon: &Daemon, container: &Arc<Container>) -> cri::ContainerStats {
+    let (made, config) = (container.made(), container.config());
+    let sample = sample_of(daemon, &made.cgroups_path);
+    let nano_cores = daemon.rates.observe(made.id.as_str(), sample.at, sample.cpu.usage_nanos);
+    let attributes = cri::ContainerAttributes {
+        id: made.id.to_string(),
+        metadata: config.metadata.clone(),
+        labels: config.labels.clone(),
+        annotations: config.annotations.clone(),
+    };
+    stats::container_stats(attributes, &sample, nano_cores, writable_layer(daemon, container))
+}
+
+fn writable_layer(daemon: &Daemon, container: &Container) -> Option<cri::FilesystemUsage> {
+    let usage = daemon.ports.snapshots.usage(container.id()).ok()?;
+    Some(cri::FilesystemUsage {
+        timestamp: now(),
+        fs_id: Some(cri::FilesystemIdentifier {
+            mountpoint: daemon.ports.places.root().display().to_string(),
+        }),
+        used_bytes: Some(cri::UInt64Value { value: usage.bytes }),
+        inodes_used: Some(cri::UInt64Value { value: usage.inodes }),
+    })
+}
+
+fn of_pod(daemon: &Daemon, sandbox: &Arc<Sandbox>) -> cri::PodSandboxStats {
+    let containers = daemon.containers.of_sandbox(sandbox.id());
+    let running = containers.iter().filter(|c| c.is_running());
+    let container_stats: Vec<_> = running.clone().map(|c| of_container(daemon, c)).collect();
+    let parent = sandbox.config().linux.as_ref().map_or("", |l| l.cgroup_parent.as_str());
+    // The pod's own cgroup also counts what the kubelet puts there; without one its containers are added up.
+    let sample = if parent.is_empty() {
+        let mut sum = sample_of(daemon, &sandbox.cgroups_path(&daemon.ports).unwrap_or_default());
+        for container in running {
+            sum.add(&sample_of(daemon, &container.made().cgroups_path));
+        }
+        sum
+    } else {
+        sample_of(daemon, parent)
+    };
+    let nano_cores = daemon.rates.observe(sandbox.id().as_str(), sample.at, sample.cpu.usage_nanos);
+    let attributes = cri::PodSandboxAttributes {
+        id: sandbox.id().to_string(),
+        metadata: sandbox.config().metadata.clone(),
+        labels: sandbox.config().labels.clone(),
+        annotations: sandbox.config().annotations.clone(),
+    };
+    let network =
+        sandbox.pid().filter(|_| sandbox.made().own_network).and_then(|p| network_of_process(p).ok());
+    stats::pod_stats(attributes, &sample, nano_cores, network.as_ref(), container_stats)
+}

@@ -1,0 +1,366 @@
+//! Starts shims, reaches them again after a restart, and cleans up after those that died.
+//!
+//! Invariant: no command of a shim outlives its deadline, and nothing of a shim that stays (its descriptors, its
+//! process) is held by the daemon but the connection.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use containerd_shim_protos::api::DeleteResponse;
+use nix::sys::signal::Signal;
+use protobuf::Message;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::process::{Child, Command};
+
+use super::bootstrap::{AnswerError, Dialect, Endpoint, Identity, excerpt, parse_answer};
+use super::connection::Connection;
+use super::error::RuntimeError;
+use super::handler::Handler;
+use super::log_pipe::LogPipe;
+use super::shim::{Deadlines, Exit, Shim, exit_of};
+
+/// More than any answer has; the rest of the output is an error by itself.
+const LONGEST_OUTPUT: usize = 64 * 1024;
+/// How long output is awaited after the command ended: its pipe may have leaked into the shim that stays.
+const OUTPUT_GRACE: Duration = Duration::from_millis(250);
+/// Where [`Launcher::start`] keeps the shim's address in the bundle.
+const ENDPOINT_FILE: &str = "shim.json";
+/// The longest folder in which shims that name sockets by a SHA-256 stay within a socket's address.
+const LONGEST_SOCKET_DIR: usize = 107 - 1 - 64 - 1;
+
+/// The daemon as shims see it.
+#[derive(Debug)]
+pub struct Launcher {
+    state: PathBuf,
+    own_exe: PathBuf,
+    events_address: String,
+    deadlines: Deadlines,
+}
+
+impl Launcher {
+    /// `state` is the daemon's state folder, `events` the socket of [`super::events::Sink`].
+    #[must_use]
+    pub fn new(state: &Path, own_exe: &Path, events: &Path) -> Self {
+        Self {
+            state: state.to_owned(),
+            own_exe: own_exe.to_owned(),
+            events_address: events.to_string_lossy().into_owned(),
+            deadlines: Deadlines::default(),
+        }
+    }
+
+    /// Other deadlines than the default.
+    #[must_use]
+    pub fn with_deadlines(mut self, deadlines: Deadlines) -> Self {
+        self.deadlines = deadlines;
+        self
+    }
+
+    /// Starts the shim of task `id`, or joins the one that already serves its group, and connects.
+    ///
+    /// The bundle's folder must be named `id` and hold `config.json`. Run it in a task that nobody drops: what a shim
+    /// has begun when its caller goes away is undone by [`Self::delete`] only.
+    ///
+    /// # Errors
+    /// [`RuntimeError`]; nothing but a possible orphan for [`Self::delete`] is left then.
+    pub async fn start(
+        &self,
+        handler: &Handler,
+        id: &str,
+        namespace: &str,
+        bundle: &Path,
+    ) -> Result<Shim, RuntimeError> {
+        let binary = handler.check()?;
+        check_bundle(id, bundle)?;
+        let log = LogPipe::make(bundle, id)?;
+        let endpoint = self.negotiate(handler, &binary, id, namespace, bundle).await?;
+        let shim = self.open(id, &endpoint).await?;
+        store_endpoint(bundle, &endpoint)?;
+        log.forward(&shim);
+        Ok(shim)
+    }
+
+    /// Runs `shim start` with the input that this shim understands; the first time that has to be found out.
+    async fn negotiate(
+        &self,
+        handler: &Handler,
+        binary: &Path,
+        id: &str,
+        namespace: &str,
+        bundle: &Path,
+    ) -> Result<Endpoint, RuntimeError> {
+        let start = |dialect| self.bootstrap(handler, binary, id, namespace, bundle, dialect);
+        if let Some(dialect) = handler.dialect() {
+            return start(dialect).await;
+        }
+        let (endpoint, dialect) = match start(Dialect::Bootstrap).await {
+            // An older shim takes the newer input for options of an unknown type.
+            Err(newer @ RuntimeError::ShimFailed { .. }) => match start(Dialect::Legacy).await {
+                Ok(endpoint) => (endpoint, Dialect::Legacy),
+                Err(older) => {
+                    tracing::debug!(task = id, error = %older, "nor does it start with the older input");
+                    return Err(newer);
+                }
+            },
+            other => (other?, Dialect::Bootstrap),
+        };
+        handler.remember(dialect);
+        Ok(endpoint)
+    }
+
+    /// Runs `shim start` once.
+    async fn bootstrap(
+        &self,
+        handler: &Handler,
+        binary: &Path,
+        id: &str,
+        namespace: &str,
+        bundle: &Path,
+        dialect: Dialect,
+    ) -> Result<Endpoint, RuntimeError> {
+        let sockets = self.socket_dir()?;
+        let address = self.state.to_string_lossy();
+        let identity = self.identity(id, namespace, &address, sockets.as_deref());
+        let input = identity
+            .input(dialect, handler.options.as_ref())
+            .map_err(|source| RuntimeError::Message { call: "start", source })?;
+        let mut command = command(binary, &identity);
+        command.args(identity.arguments("start", None)).current_dir(bundle);
+        let output = self.run(command, binary, "start", &input).await?;
+        if !output.status.success() {
+            return Err(output.failed(binary, "start"));
+        }
+        let answer = || RuntimeError::Answer {
+            binary: binary.to_owned(),
+            action: "start",
+            source: AnswerError::TooLong(LONGEST_OUTPUT),
+        };
+        if output.stdout.len() > LONGEST_OUTPUT {
+            return Err(answer());
+        }
+        parse_answer(&output.stdout, handler.kind).map_err(|source| RuntimeError::Answer {
+            binary: binary.to_owned(),
+            action: "start",
+            source,
+        })
+    }
+
+    /// Connects to a shim that runs already, after a restart of the daemon.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Connect`] when it is gone; then [`Self::delete`] tells how its task ended.
+    pub async fn connect(&self, id: &str, endpoint: &Endpoint, bundle: &Path) -> Result<Shim, RuntimeError> {
+        let log = LogPipe::make(bundle, id)?;
+        let shim = self.open(id, endpoint).await?;
+        log.forward(&shim);
+        Ok(shim)
+    }
+
+    async fn open(&self, id: &str, endpoint: &Endpoint) -> Result<Shim, RuntimeError> {
+        let failed = |source| RuntimeError::Connect { address: endpoint.address.clone(), source };
+        let path = endpoint.socket_path().ok_or_else(|| failed(io::ErrorKind::Unsupported.into()))?;
+        let connecting = tokio::time::timeout(self.deadlines.launch, Connection::open(path));
+        let connection =
+            connecting.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(failed)?;
+        Ok(Shim::new(id, endpoint.clone(), connection, self.deadlines))
+    }
+
+    /// Where the shim of this bundle was reached last, as [`Self::start`] recorded it.
+    #[must_use]
+    pub fn recorded(bundle: &Path) -> Option<Endpoint> {
+        serde_json::from_slice(&std::fs::read(bundle.join(ENDPOINT_FILE)).ok()?).ok()
+    }
+
+    /// Cleans up after a shim that died: kills what is left of the task, unmounts its root filesystem.
+    ///
+    /// # Errors
+    /// [`RuntimeError`] when the shim's command fails or hangs.
+    pub async fn delete(
+        &self,
+        handler: &Handler,
+        id: &str,
+        namespace: &str,
+        bundle: &Path,
+    ) -> Result<Exit, RuntimeError> {
+        let binary = handler.check()?;
+        check_bundle(id, bundle)?;
+        let address = self.state.to_string_lossy();
+        let identity = self.identity(id, namespace, &address, None);
+        let mut command = command(&binary, &identity);
+        command.args(identity.arguments("delete", Some(bundle))).current_dir(bundle);
+        let output = self.run(command, &binary, "delete", &[]).await?;
+        if !output.status.success() {
+            return Err(output.failed(&binary, "delete"));
+        }
+        if !output.stderr.trim_ascii().is_empty() {
+            tracing::warn!(task = id, "{} delete: {}", binary.display(), excerpt(&output.stderr));
+        }
+        remove_dead_socket(bundle);
+        let answer = DeleteResponse::parse_from_bytes(&output.stdout)
+            .map_err(|source| RuntimeError::Message { call: "delete", source })?;
+        Ok(exit_of(&answer))
+    }
+
+    fn identity<'a>(
+        &'a self,
+        id: &'a str,
+        namespace: &'a str,
+        address: &'a str,
+        socket_dir: Option<&'a str>,
+    ) -> Identity<'a> {
+        Identity {
+            id,
+            namespace,
+            grpc_address: address,
+            ttrpc_address: &self.events_address,
+            daemon: &self.own_exe,
+            socket_dir,
+        }
+    }
+
+    /// The folder for the sockets of shims, private to the daemon's user. With a state folder whose path is too long
+    /// for it, shims choose their own.
+    fn socket_dir(&self) -> Result<Option<String>, RuntimeError> {
+        let path = self.state.join("s");
+        let text = path.to_string_lossy();
+        if text.len() > LONGEST_SOCKET_DIR {
+            return Ok(None);
+        }
+        let mut builder = std::fs::DirBuilder::new();
+        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+        match builder.create(&path) {
+            Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+                Err(RuntimeError::File { operation: "make", path, source })
+            }
+            _ => Ok(Some(text.into_owned())),
+        }
+    }
+
+    /// Runs one command of a shim: bounded in time and output.
+    async fn run(
+        &self,
+        mut command: Command,
+        binary: &Path,
+        action: &'static str,
+        input: &[u8],
+    ) -> Result<Output, RuntimeError> {
+        let failed = |source| RuntimeError::Spawn { binary: binary.to_owned(), action, source };
+        let mut child = command.spawn().map_err(failed)?;
+        let after = self.deadlines.launch;
+        match tokio::time::timeout(after, converse(&mut child, input)).await {
+            Ok(output) => output.map_err(failed),
+            Err(_) => {
+                // With all that it started: its group is its own. Killed and reaped here, not at some later time.
+                if let Some(group) = child.id().and_then(|id| i32::try_from(id).ok()) {
+                    let _ = nix::sys::signal::killpg(nix::unistd::Pid::from_raw(group), Signal::SIGKILL);
+                }
+                child.kill().await.map_err(failed)?;
+                Err(RuntimeError::ShimHangs { binary: binary.to_owned(), action, after })
+            }
+        }
+    }
+}
+
+/// What a shim's command left behind.
+struct Output {
+    status: ExitStatus,
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+}
+
+impl Output {
+    fn failed(&self, binary: &Path, action: &'static str) -> RuntimeError {
+        let words = if self.stderr.trim_ascii().is_empty() { &self.stdout } else { &self.stderr };
+        RuntimeError::ShimFailed {
+            binary: binary.to_owned(),
+            action,
+            status: self.status.to_string(),
+            output: excerpt(words),
+        }
+    }
+}
+
+/// A command in a process group of its own: a signal from the daemon's terminal must not reach the shim that stays.
+fn command(binary: &Path, identity: &Identity<'_>) -> Command {
+    let mut command = Command::new(binary);
+    command
+        .envs(identity.environment())
+        // The daemon's own ties to its supervisor are none of the shim's.
+        .env_remove("NOTIFY_SOCKET")
+        .env_remove("LISTEN_FDS")
+        .env_remove("LISTEN_PID")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true);
+    command
+}
+
+/// Feeds the command and collects what it prints until it ends.
+async fn converse(child: &mut Child, input: &[u8]) -> io::Result<Output> {
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let feed = async {
+        if let Some(mut stdin) = stdin {
+            // A command that ends without reading is judged by its status.
+            let _ = stdin.write_all(input).await;
+        }
+    };
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let mut streams =
+        Box::pin(async { tokio::join!(feed, collect(stdout, &mut out), collect(stderr, &mut err)) });
+    let status = tokio::select! {
+        _ = &mut streams => None,
+        status = child.wait() => Some(status?),
+    };
+    let status = match status {
+        None => child.wait().await?,
+        Some(status) => {
+            let _ = tokio::time::timeout(OUTPUT_GRACE, &mut streams).await;
+            status
+        }
+    };
+    drop(streams);
+    Ok(Output { status, stdout: out, stderr: err })
+}
+
+/// Reads to the end, keeps the beginning: one byte more than allowed shows that there was more.
+async fn collect(stream: Option<impl AsyncRead + Unpin>, kept: &mut Vec<u8>) {
+    let Some(mut stream) = stream else { return };
+    let mut buffer = [0; 4096];
+    while let Ok(count @ 1..) = stream.read(&mut buffer).await {
+        let room = (LONGEST_OUTPUT + 1).saturating_sub(kept.len());
+        kept.extend_from_slice(&buffer[..count.min(room)]);
+    }
+}
+
+fn check_bundle(id: &str, bundle: &Path) -> Result<(), RuntimeError> {
+    if bundle.is_absolute() && bundle.file_name().is_some_and(|name| name == id) {
+        return Ok(());
+    }
+    Err(RuntimeError::Bundle { id: id.to_owned(), bundle: bundle.to_owned() })
+}
+
+/// Removes the socket of a shim that died before it could; one that still serves others in its group stays.
+fn remove_dead_socket(bundle: &Path) {
+    let Some(endpoint) = Launcher::recorded(bundle) else { return };
+    let Some(path) = endpoint.socket_path() else { return };
+    let refused = std::os::unix::net::UnixStream::connect(path)
+        .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+    if refused && let Err(error) = std::fs::remove_file(path) {
+        tracing::warn!(path = %path.display(), %error, "socket of a dead shim stays");
+    }
+}
+
+/// Records the address beside the bundle's other files, whole or not at all.
+fn store_endpoint(bundle: &Path, endpoint: &Endpoint) -> Result<(), RuntimeError> {
+    let path = bundle.join(ENDPOINT_FILE);
+    let write = || {
+        let mut file = tempfile::NamedTempFile::new_in(bundle)?;
+        serde_json::to_writer(&mut file, endpoint)?;
+        file.persist(&path).map_err(|error| error.error)
+    };
+    write().map(drop).map_err(|source| RuntimeError::File { operation: "write", path: path.clone(), source })
+}

@@ -1,0 +1,55 @@
+//! After the daemon's start: finds the pods again that the last one left, and finishes or undoes what was half done.
+
+use std::sync::Arc;
+
+use futures::future::join_all;
+
+use super::record::{SandboxRecord, SandboxState};
+use super::{Sandbox, SandboxError, Sandboxes};
+use crate::runtime::Launcher;
+use crate::store::Table;
+
+impl Sandboxes {
+    /// Loads the records. Ready sandboxes are watched again, or become not ready when their shim is gone.
+    ///
+    /// # Errors
+    /// When the records cannot be read.
+    pub async fn recover(self: &Arc<Self>) -> Result<(), SandboxError> {
+        let records = self.ports.store.load::<SandboxRecord>(Table::Sandboxes)?;
+        let recoveries = records.into_iter().map(|(_, record)| {
+            let sandbox = Sandbox::new(record);
+            self.all.insert(sandbox.id().as_str(), Arc::clone(&sandbox));
+            self.recover_one(sandbox)
+        });
+        join_all(recoveries).await;
+        Ok(())
+    }
+
+    async fn recover_one(self: &Arc<Self>, sandbox: Arc<Sandbox>) {
+        let bundle = self.ports.places.sandbox(sandbox.id());
+        if let Some(endpoint) = Launcher::recorded(&bundle) {
+            let shim = self.ports.launcher.connect(sandbox.id().as_str(), &endpoint, &bundle).await;
+            sandbox.shim.store(shim.ok().map(Arc::new));
+        }
+        let done = match (sandbox.status().state, sandbox.shim.load_full()) {
+            (SandboxState::Ready { .. }, Some(shim)) => {
+                self.supervise(&sandbox, shim);
+                Ok(())
+            }
+            // The network stays until the kubelet stops the pod.
+            (SandboxState::Ready { .. }, None) => self.lost(&sandbox).await,
+            (SandboxState::Creating | SandboxState::Removing, _) => self.take_away(&sandbox).await,
+            (SandboxState::NotReady, _) => Ok(()),
+        };
+        if let Err(error) = done {
+            tracing::warn!(sandbox = %sandbox.id(), error = %crate::report::chain(&error), "recovery");
+        }
+    }
+
+    /// Nobody watches the pause process any more: it is ended.
+    async fn lost(&self, sandbox: &Arc<Sandbox>) -> Result<(), SandboxError> {
+        tracing::warn!(sandbox = %sandbox.id(), "the pod's shim is gone: the pod is not ready");
+        self.end_pause(sandbox).await?;
+        self.mark_ended(sandbox).await
+    }
+}

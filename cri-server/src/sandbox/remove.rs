@@ -1,0 +1,32 @@
+//! Removing a sandbox: what stopping leaves, and the record last.
+
+use std::sync::Arc;
+
+use super::record::{SandboxState, SandboxStatus};
+use super::{Sandbox, SandboxError, Sandboxes, Shared, files};
+use crate::store::Table;
+
+impl Sandboxes {
+    /// Stops the sandbox if need be and forgets it. Its containers must be gone.
+    ///
+    /// # Errors
+    /// What could not be taken away; the record stays, and the next call tries again.
+    pub async fn remove(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Shared<()> {
+        let (sandboxes, target) = (Arc::clone(self), Arc::clone(sandbox));
+        let begin = |_stage| async move { sandboxes.take_away(&target).await.map_err(Arc::new) };
+        let joined = self.removals.join(sandbox.id().as_str(), begin).await;
+        joined.map_err(|lost| Arc::new(lost.into()))?
+    }
+
+    pub(super) async fn take_away(&self, sandbox: &Arc<Sandbox>) -> Result<(), SandboxError> {
+        let removing = |s: &SandboxStatus| {
+            Ok::<_, SandboxError>(SandboxStatus { state: SandboxState::Removing, ..s.clone() })
+        };
+        sandbox.change(&self.ports, removing).await?;
+        self.tear_down(sandbox).await?;
+        files::remove(&self.ports, sandbox)?;
+        self.ports.store.delete(Table::Sandboxes, sandbox.id().as_str()).await?;
+        self.all.remove(sandbox.id().as_str());
+        Ok(())
+    }
+}

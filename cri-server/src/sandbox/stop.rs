@@ -1,0 +1,103 @@
+//! Stopping a sandbox: everything but its record goes away. Idempotent, and the same that undoes a failed run.
+//!
+//! Invariant: a failed step does not keep the others from being tried, and what is absent counts as done.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::record::SandboxStatus;
+use super::{Sandbox, SandboxError, Sandboxes, Shared, files};
+use crate::model::SandboxId;
+use crate::network::netns::Pins;
+use crate::runtime::{Handler, Shim};
+use crate::task;
+
+/// The task of a pause process, with what [`task::Ending`] borrows.
+pub(super) struct PauseTask<'a> {
+    id: SandboxId,
+    bundle: PathBuf,
+    handler: &'a Handler,
+    shim: Option<Arc<Shim>>,
+    cgroups_path: String,
+}
+
+impl PauseTask<'_> {
+    pub(super) fn ending(&self) -> task::Ending<'_> {
+        task::Ending {
+            id: self.id.as_str(),
+            bundle: &self.bundle,
+            handler: self.handler,
+            shim: self.shim.clone(),
+            cgroups_path: &self.cgroups_path,
+        }
+    }
+}
+
+impl Sandboxes {
+    /// Ends the pause process, detaches the network and unmounts what the pod shared. Its containers must be gone.
+    ///
+    /// # Errors
+    /// What could not be taken away; the next call tries again.
+    pub async fn stop(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Shared<()> {
+        let (sandboxes, target) = (Arc::clone(self), Arc::clone(sandbox));
+        let begin = |_stage| async move { sandboxes.halt(&target).await.map_err(Arc::new) };
+        let joined = self.stops.join(sandbox.id().as_str(), begin).await;
+        joined.map_err(|lost| Arc::new(lost.into()))?
+    }
+
+    async fn halt(&self, sandbox: &Arc<Sandbox>) -> Result<(), SandboxError> {
+        self.mark_ended(sandbox).await?;
+        self.tear_down(sandbox).await
+    }
+
+    /// Records that the sandbox is not ready any more.
+    pub(super) async fn mark_ended(&self, sandbox: &Sandbox) -> Result<(), SandboxError> {
+        let ended =
+            |s: &SandboxStatus| Ok::<_, SandboxError>(SandboxStatus { state: s.state.ended(), ..s.clone() });
+        sandbox.change(&self.ports, ended).await
+    }
+
+    /// Takes back all that [`Sandboxes::run`] made, but the folder and the record.
+    pub(super) async fn tear_down(&self, sandbox: &Arc<Sandbox>) -> Result<(), SandboxError> {
+        let mut failures = Vec::new();
+        failures.extend(self.end_pause(sandbox).await.err());
+        failures.extend(self.disconnect(sandbox).await.err());
+        failures.extend(files::unmount(&self.ports, sandbox.id()).err());
+        SandboxError::collect(failures)
+    }
+
+    pub(super) async fn end_pause(&self, sandbox: &Sandbox) -> Result<(), SandboxError> {
+        let pause = self.ending(sandbox)?;
+        task::end(&self.ports, pause.ending()).await?;
+        sandbox.shim.store(None);
+        Ok(())
+    }
+
+    /// What ending or watching the pause task needs.
+    pub(super) fn ending(&self, sandbox: &Sandbox) -> Result<PauseTask<'_>, SandboxError> {
+        let ports = &self.ports;
+        let handler = ports.handlers.handler(&sandbox.made.handler)?;
+        Ok(PauseTask {
+            id: sandbox.id().clone(),
+            bundle: ports.places.sandbox(sandbox.id()),
+            handler,
+            shim: sandbox.shim.load_full(),
+            cgroups_path: sandbox.cgroups_path(ports)?,
+        })
+    }
+
+    async fn disconnect(&self, sandbox: &Sandbox) -> Result<(), SandboxError> {
+        if !sandbox.made.own_network {
+            return Ok(());
+        }
+        if sandbox.status().attached {
+            self.ports.network.detach(&sandbox.attachment(&self.ports)).await?;
+            let detached =
+                |s: &SandboxStatus| Ok::<_, SandboxError>(SandboxStatus { attached: false, ..s.clone() });
+            sandbox.change(&self.ports, detached).await?;
+        }
+        let (pins, id) = (Pins::new(self.ports.places.state()), sandbox.id().clone());
+        tokio::task::spawn_blocking(move || pins.remove(&id)).await??;
+        Ok(())
+    }
+}

@@ -1,0 +1,31 @@
+//! Watches a pause process: when it ends, by itself or with its shim, the sandbox is not ready any more.
+
+use std::sync::Arc;
+
+use super::{Sandbox, SandboxError, Sandboxes};
+use crate::runtime::Shim;
+use crate::task::{self, End};
+
+impl Sandboxes {
+    /// Watches until the pause process has ended; the daemon's end ends the task.
+    pub(super) fn supervise(self: &Arc<Self>, sandbox: &Arc<Sandbox>, shim: Arc<Shim>) {
+        let (sandboxes, sandbox) = (Arc::clone(self), Arc::clone(sandbox));
+        self.ports.tracker.spawn(async move {
+            let stopping = sandboxes.ports.stopping.clone();
+            let watched = stopping.run_until_cancelled(sandboxes.see_off(&sandbox, shim)).await;
+            if let Some(Err(error)) = watched {
+                tracing::error!(sandbox = %sandbox.id(), error = %crate::report::chain(&error), "end of the pause process");
+            }
+        });
+    }
+
+    async fn see_off(&self, sandbox: &Arc<Sandbox>, shim: Arc<Shim>) -> Result<(), SandboxError> {
+        let places = self.ending(sandbox)?;
+        let end = task::wait(&self.ports, task::Ending { shim: Some(shim), ..places.ending() }).await?;
+        if sandbox.is_ready() {
+            let shim_died = matches!(end, End::ShimDead(_));
+            tracing::warn!(sandbox = %sandbox.id(), shim_died, "the pause process ended: the pod is not ready");
+        }
+        self.mark_ended(sandbox).await
+    }
+}

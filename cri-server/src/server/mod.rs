@@ -1,0 +1,184 @@
+//! Wires the daemon and runs it: open, recover, serve, drain.
+//!
+//! The order matters: the socket answers only after the records are loaded and the shims of running pods are found
+//! again, and what changes something is finished before the daemon ends. Pods run on without it.
+
+mod events;
+mod socket;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cofferdam_proto::admin::admin_server::AdminServer;
+use cofferdam_proto::cri::image_service_server::ImageServiceServer;
+use cofferdam_proto::cri::runtime_service_server::RuntimeServiceServer;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::transport::Server;
+
+use crate::cgroup::{CgroupError, Cgroups};
+use crate::config::Config;
+use crate::container::{ContainerError, Containers};
+use crate::image::{ImageError, ImageService};
+use crate::network::Network;
+use crate::node::{Features, Severity, preflight};
+use crate::places::Places;
+use crate::pod::Pods;
+use crate::ports::Ports;
+use crate::rpc::{AdminRpc, Daemon, ImageRpc, Runtime};
+use crate::runtime::events::Sink;
+use crate::runtime::{
+    ExecRunner, Handler, HandlerError, HandlerTable, Launcher, OWN_TYPE, RuntimeConfig, RuntimeError,
+};
+use crate::sandbox::{SandboxError, Sandboxes};
+use crate::spec::Defaults;
+use crate::store::{Store, StoreError};
+
+/// How long operations under way may take to end when the daemon does.
+const DRAIN: Duration = Duration::from_secs(10);
+/// The largest request: the kubelet's are far smaller.
+const MAX_MESSAGE: usize = 16 << 20;
+
+/// Why the daemon cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("folders of the daemon")]
+    Places(#[source] std::io::Error),
+    #[error("{operation} socket {path}")]
+    Socket { operation: &'static str, path: PathBuf, source: std::io::Error },
+    #[error("another daemon serves at {path}")]
+    InUse { path: PathBuf },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("runtime handlers: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Handlers(Vec<HandlerError>),
+    #[error("images")]
+    Images(#[from] ImageError),
+    #[error("cgroups")]
+    Cgroups(#[from] CgroupError),
+    #[error("events of shims")]
+    Events(#[from] RuntimeError),
+    #[error("recovery of sandboxes")]
+    Sandboxes(#[from] SandboxError),
+    #[error("recovery of containers")]
+    Containers(#[from] ContainerError),
+    #[error("the server failed")]
+    Server(#[from] tonic::transport::Error),
+}
+
+/// Serves until `stop` is cancelled.
+///
+/// # Errors
+/// When the daemon cannot begin to serve, or its socket fails.
+pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> Result<(), ServeError> {
+    for finding in preflight() {
+        match finding.severity {
+            Severity::Blocking => {
+                tracing::error!(what = %finding.what, why = %finding.why, fix = %finding.fix, "preflight")
+            }
+            Severity::Degraded => {
+                tracing::warn!(what = %finding.what, why = %finding.why, fix = %finding.fix, "preflight")
+            }
+            Severity::Info => tracing::info!(what = %finding.what, why = %finding.why, "preflight"),
+        }
+    }
+    let places = Places::new(&config.root, &config.state);
+    places.create().map_err(ServeError::Places)?;
+    let listener = socket::bind(&config.socket).await?;
+    let (sink, received) = Sink::bind(&config.state).await?;
+    let ports = open(&config, places, own_exe, &sink).await?;
+    ports.tracker.spawn(events::drain(received));
+    let sandboxes = Sandboxes::new(Arc::clone(&ports));
+    let containers = Containers::new(Arc::clone(&ports), Arc::clone(&sandboxes));
+    sandboxes.recover().await?;
+    containers.recover().await?;
+    sweep(&ports, &sandboxes, &containers).await;
+    let daemon = Arc::new(Daemon {
+        ports: Arc::clone(&ports),
+        pods: Pods { sandboxes: Arc::clone(&sandboxes), containers: Arc::clone(&containers) },
+        sandboxes,
+        containers,
+        rates: Arc::default(),
+        config: Arc::new(config.clone()),
+    });
+    tracing::info!(socket = %config.socket.display(), version = env!("CARGO_PKG_VERSION"), "serving");
+    let runtime =
+        RuntimeServiceServer::new(Runtime(Arc::clone(&daemon))).max_decoding_message_size(MAX_MESSAGE);
+    let image = ImageServiceServer::new(ImageRpc::new(Arc::clone(&ports.images)));
+    let admin = AdminServer::new(AdminRpc::new(Arc::clone(&ports.images)));
+    Server::builder()
+        .trace_fn(|request| tracing::debug_span!("rpc", call = request.uri().path()))
+        .add_service(runtime)
+        .add_service(image.max_decoding_message_size(MAX_MESSAGE))
+        .add_service(admin)
+        .serve_with_incoming_shutdown(listener, stop.cancelled())
+        .await?;
+    drain(&ports, &daemon, sink).await;
+    Ok(())
+}
+
+async fn open(
+    config: &Config,
+    places: Places,
+    own_exe: &Path,
+    sink: &Sink,
+) -> Result<Arc<Ports>, ServeError> {
+    let store = Store::open(&places.records())?;
+    let handlers = HandlerTable::from_config(&config.runtimes, &config.default_runtime, own_exe)
+        .map_err(ServeError::Handlers)?;
+    let own = RuntimeConfig { kind: Some(OWN_TYPE.to_owned()), ..Default::default() };
+    let pause = Handler::new("pause", &own, own_exe).map_err(|e| ServeError::Handlers(vec![e]))?;
+    let features = Features { driver: config.driver(), ..Features::probe() };
+    let images = ImageService::open(&config.root, config.image.clone(), Arc::clone(&store))?;
+    let snapshots = Arc::clone(images.snapshots());
+    Ok(Arc::new(Ports {
+        pause,
+        launcher: Launcher::new(&config.state, own_exe, sink.path()),
+        exec: ExecRunner::default(),
+        network: Network::open(&config.network, &config.state),
+        cgroups: Cgroups::open()?,
+        places,
+        store,
+        handlers,
+        images,
+        snapshots,
+        features,
+        spec_defaults: Defaults::default(),
+        tracker: TaskTracker::new(),
+        stopping: CancellationToken::new(),
+    }))
+}
+
+/// Takes away what belongs to nobody: networks and writable layers of pods that are gone.
+async fn sweep(ports: &Ports, sandboxes: &Arc<Sandboxes>, containers: &Arc<Containers>) {
+    let valid = || sandboxes.all().iter().map(|s| s.id().clone()).collect::<Vec<_>>();
+    if let Err(error) = ports.network.gc(valid).await {
+        tracing::warn!(error = %crate::report::chain(&error), "network garbage");
+    }
+    let known = containers.ids();
+    for id in ports.snapshots.container_ids().iter().filter(|id| !known.contains(id)) {
+        if let Err(error) = ports.snapshots.remove(id) {
+            tracing::warn!(container = %id, error = %crate::report::chain(&error), "writable layer");
+        }
+    }
+}
+
+/// Lets what is under way end; watching ends at once.
+async fn drain(ports: &Ports, daemon: &Daemon, sink: Sink) {
+    ports.stopping.cancel();
+    sink.shutdown().await;
+    ports.tracker.close();
+    let under_way = || [daemon.sandboxes.under_way(), daemon.containers.under_way()].concat();
+    let drained = async {
+        ports.exec.drained().await;
+        ports.tracker.wait().await;
+    };
+    if tokio::time::timeout(DRAIN, drained).await.is_err() {
+        tracing::warn!(operations = ?under_way(), "ending although operations are under way; the next start settles them");
+    }
+    if daemon.sandboxes.all().is_empty() {
+        ports.network.teardown_if_unused().await;
+        ports.cgroups.remove_default_parent();
+    }
+}

@@ -1,0 +1,303 @@
+//! The store of unpacked layers.
+//!
+//! ```text
+//! <root>/layers/<diff id hex>/fs           what overlayfs stacks
+//! <root>/layers/<diff id hex>/layer.json   size, and what the archive left open
+//! <root>/layers/tmp-<number>/              being unpacked; removed at start
+//! <root>/l/<short>                         symbolic link to ../layers/<hex>/fs, because mount options are limited
+//! ```
+//!
+//! Invariant: a directory named by a diff id holds exactly that layer, synced; it appears by one rename.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid};
+use serde::{Deserialize, Serialize};
+
+use super::error::SnapshotError;
+use super::limits::Limits;
+use super::pipeline::{self, Source};
+use super::tree;
+use crate::registry::Digest;
+
+/// Shortest alias of a layer, in hexadecimal digits.
+const SHORT: usize = 8;
+
+/// What is known about an unpacked layer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Layer {
+    /// Bytes of file content.
+    pub bytes: u64,
+    /// Inodes.
+    pub inodes: u64,
+    /// Directories whose attributes the archive does not tell. Names that are not UTF-8 are missing here; such
+    /// directories keep the attributes they were made with.
+    implied: Vec<String>,
+    /// Nothing below this layer is visible.
+    pub(super) opaque_root: bool,
+    /// The alias under `l/`.
+    pub(super) short: String,
+}
+
+/// All layers of the node.
+pub struct Layers {
+    root: PathBuf,
+    next: AtomicU64,
+    known: Mutex<HashMap<Digest, Layer>>,
+}
+
+impl Layers {
+    /// Opens the store; removes what was never finished.
+    pub(super) fn open(root: &Path) -> Result<Self, SnapshotError> {
+        for name in ["layers", "l"] {
+            let path = root.join(name);
+            fs::create_dir_all(&path).map_err(SnapshotError::io("make directory", &path))?;
+        }
+        let layers =
+            Self { root: root.to_owned(), next: AtomicU64::new(0), known: Mutex::new(HashMap::new()) };
+        layers.load()?;
+        Ok(layers)
+    }
+
+    fn load(&self) -> Result<(), SnapshotError> {
+        let directory = self.root.join("layers");
+        let failed = || SnapshotError::io("list", &directory);
+        let mut known = HashMap::new();
+        for entry in fs::read_dir(&directory).map_err(failed())? {
+            let name = entry.map_err(failed())?.file_name().to_string_lossy().into_owned();
+            let digest = Digest::parse(&if name.len() == 128 {
+                format!("sha512:{name}")
+            } else {
+                format!("sha256:{name}")
+            });
+            match digest.ok().map(|digest| self.read(&digest).map(|layer| (digest, layer))) {
+                Some(Ok((digest, layer))) => drop(known.insert(digest, layer)),
+                // Not a layer, or one whose description is lost: it is pulled again when it is needed.
+                _ => self.discard(&directory.join(name))?,
+            }
+        }
+        self.drop_stale_aliases(&known)?;
+        for (digest, layer) in &mut known {
+            layer.short = self.alias(digest)?;
+        }
+        *self.known() = known;
+        Ok(())
+    }
+
+    fn drop_stale_aliases(&self, known: &HashMap<Digest, Layer>) -> Result<(), SnapshotError> {
+        let directory = self.root.join("l");
+        let failed = || SnapshotError::io("list", &directory);
+        for entry in fs::read_dir(&directory).map_err(failed())? {
+            let path = entry.map_err(failed())?.path();
+            let target = fs::read_link(&path).unwrap_or_default();
+            if !known.keys().any(|digest| target == alias_target(digest)) {
+                fs::remove_file(&path).map_err(SnapshotError::io("remove", &path))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn read(&self, digest: &Digest) -> io::Result<Layer> {
+        let directory = self.directory(digest);
+        let layer = serde_json::from_slice(&fs::read(directory.join("layer.json"))?)?;
+        if !directory.join("fs").is_dir() {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        Ok(layer)
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<Digest, Layer>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn directory(&self, digest: &Digest) -> PathBuf {
+        self.root.join("layers").join(digest.hex())
+    }
+
+    /// The layer's description, if it is unpacked here.
+    #[must_use]
+    pub fn get(&self, digest: &Digest) -> Option<Layer> {
+        self.known().get(digest).cloned()
+    }
+
+    /// Every unpacked layer.
+    #[must_use]
+    pub fn list(&self) -> Vec<(Digest, Layer)> {
+        self.known().iter().map(|(digest, layer)| (digest.clone(), layer.clone())).collect()
+    }
+
+    /// Unpacks a layer that is not there yet; blocks. Afterwards it is on disk, whole.
+    ///
+    /// # Errors
+    /// When the stream, its content or the node are not as they should be; then nothing is left.
+    pub fn unpack(
+        &self,
+        diff_id: &Digest,
+        source: &mut Source<'_>,
+        limits: &Limits,
+    ) -> Result<Layer, SnapshotError> {
+        let scratch =
+            self.root.join("layers").join(format!("tmp-{}", self.next.fetch_add(1, Ordering::Relaxed)));
+        let result = self.unpack_into(&scratch, diff_id, source, limits);
+        if result.is_err()
+            && let Err(error) = self.discard(&scratch)
+        {
+            tracing::warn!(path = %scratch.display(), %error, "an unfinished layer stays until the next start");
+        }
+        result
+    }
+
+    fn unpack_into(
+        &self,
+        scratch: &Path,
+        diff_id: &Digest,
+        source: &mut Source<'_>,
+        limits: &Limits,
+    ) -> Result<Layer, SnapshotError> {
+        let target = scratch.join("fs");
+        fs::create_dir_all(&target).map_err(SnapshotError::io("make directory", &target))?;
+        rustix::fs::chmodat(CWD, &target, Mode::from_raw_mode(0o755), AtFlags::empty())
+            .map_err(|e| SnapshotError::io("set the mode of", &target)(e.into()))?;
+        let (made, actual) = pipeline::run(source, &target, diff_id.algorithm(), limits)?;
+        if actual != *diff_id {
+            return Err(SnapshotError::DiffId { expected: diff_id.to_string(), actual: actual.to_string() });
+        }
+        let mut layer = Layer {
+            bytes: made.bytes,
+            inodes: made.inodes,
+            implied: made.implied.into_iter().filter_map(|path| String::from_utf8(path).ok()).collect(),
+            opaque_root: made.opaque_root,
+            short: String::new(),
+        };
+        self.publish(scratch, diff_id, &layer)?;
+        layer.short = self.alias(diff_id)?;
+        self.known().insert(diff_id.clone(), layer.clone());
+        Ok(layer)
+    }
+
+    fn publish(&self, scratch: &Path, diff_id: &Digest, layer: &Layer) -> Result<(), SnapshotError> {
+        let description = scratch.join("layer.json");
+        let text = serde_json::to_vec(layer).map_err(|e| SnapshotError::io("describe", scratch)(e.into()))?;
+        fs::write(&description, text).map_err(SnapshotError::io("write", &description))?;
+        let handle = File::open(scratch).map_err(SnapshotError::io("open", scratch))?;
+        rustix::fs::syncfs(&handle).map_err(|e| SnapshotError::io("sync", scratch)(e.into()))?;
+        let target = self.directory(diff_id);
+        if target.exists() {
+            // Known layers are not unpacked again, so this is one that lost its description.
+            self.discard(&target)?;
+        }
+        fs::rename(scratch, &target).map_err(SnapshotError::io("rename to", &target))?;
+        let parent = self.root.join("layers");
+        File::open(&parent).and_then(|d| d.sync_all()).map_err(SnapshotError::io("sync", &parent))
+    }
+
+    /// The shortest alias not taken by another layer.
+    fn alias(&self, digest: &Digest) -> Result<String, SnapshotError> {
+        let target = alias_target(digest);
+        for length in SHORT..=digest.hex().len() {
+            let name = &digest.hex()[..length];
+            let path = self.root.join("l").join(name);
+            match symlink(&target, &path) {
+                Ok(()) => return Ok(name.to_owned()),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    if fs::read_link(&path).is_ok_and(|known| known == target) {
+                        return Ok(name.to_owned());
+                    }
+                }
+                Err(error) => return Err(SnapshotError::io("link", &path)(error)),
+            }
+        }
+        Err(SnapshotError::MissingLayer(digest.to_string()))
+    }
+
+    /// Removes a layer; absent means done.
+    pub(super) fn remove(&self, digest: &Digest) -> Result<(), SnapshotError> {
+        let layer = self.known().remove(digest);
+        if let Some(layer) = layer {
+            let path = self.root.join("l").join(&layer.short);
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(SnapshotError::io("remove", &path)(error));
+                }
+                _ => {}
+            }
+        }
+        // Renamed first: half a layer must never carry a layer's name.
+        let doomed =
+            self.root.join("layers").join(format!("tmp-{}", self.next.fetch_add(1, Ordering::Relaxed)));
+        let path = self.directory(digest);
+        match fs::rename(&path, &doomed) {
+            Ok(()) => self.discard(&doomed),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(SnapshotError::io("rename", &path)(error)),
+        }
+    }
+
+    fn discard(&self, path: &Path) -> Result<(), SnapshotError> {
+        discard(path)
+    }
+
+    /// Gives directories that a layer uses without describing the attributes that lower layers give them, which is
+    /// what unpacking the layers onto each other would have left. Blocks.
+    pub(super) fn settle(&self, layers: &[Digest]) -> Result<(), SnapshotError> {
+        for (height, digest) in layers.iter().enumerate() {
+            let layer = self.get(digest).ok_or_else(|| SnapshotError::MissingLayer(digest.to_string()))?;
+            if layer.opaque_root {
+                continue;
+            }
+            for path in &layer.implied {
+                for lower in layers[..height].iter().rev() {
+                    if self.copy_attributes(lower, digest, path)? {
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers whether the search ends at `lower`.
+    fn copy_attributes(&self, lower: &Digest, upper: &Digest, path: &str) -> Result<bool, SnapshotError> {
+        let open = |digest: &Digest| {
+            let root = self.directory(digest).join("fs");
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let directory = rustix::fs::openat(CWD, &root, flags, Mode::empty())?;
+            tree::resolve(directory.as_fd(), path.as_bytes(), flags, ResolveFlags::NO_SYMLINKS)
+        };
+        let Ok(from) = open(lower) else { return Ok(false) };
+        let failed = || SnapshotError::entry_io("copy attributes of", path.as_bytes());
+        let to = open(upper).map_err(failed())?;
+        let stat = rustix::fs::fstat(&from).map_err(failed())?;
+        rustix::fs::fchown(&to, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))
+            .map_err(failed())?;
+        rustix::fs::fchmod(&to, Mode::from_raw_mode(stat.st_mode & 0o7777)).map_err(failed())?;
+        Ok(true)
+    }
+}
+
+fn alias_target(digest: &Digest) -> PathBuf {
+    Path::new("../layers").join(digest.hex()).join("fs")
+}
+
+/// Removes a file or a directory of any depth.
+pub(super) fn discard(path: &Path) -> Result<(), SnapshotError> {
+    let failed = |e: rustix::io::Errno| SnapshotError::io("remove", path)(e.into());
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(()) };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let parent = rustix::fs::openat(CWD, parent, flags, Mode::empty()).map_err(failed)?;
+    match rustix::fs::unlinkat(&parent, name, AtFlags::empty()) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+        Err(rustix::io::Errno::ISDIR | rustix::io::Errno::PERM) => {
+            tree::remove_tree(parent.as_fd(), name.as_bytes()).map_err(failed)
+        }
+        Err(errno) => Err(failed(errno)),
+    }
+}

@@ -1,0 +1,146 @@
+//! Ending a task, whatever state its shim is in: asked first, forced then, without its help at last.
+//!
+//! Invariant: when [`end`] succeeds, no process of the task runs, its cgroups are gone, and its shim has ended or
+//! has been told to. Absent is done, so it can be repeated.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::cgroup::CgroupError;
+use crate::ports::Ports;
+use crate::runtime::{Exit, Handler, Launcher, RuntimeError, Shim};
+
+/// The namespace of tasks in shims: the one that other tools know for Kubernetes.
+pub const NAMESPACE: &str = "k8s.io";
+/// How long a killed process may take to be gone, before its shim is no longer relied on.
+const KILLED: Duration = Duration::from_secs(5);
+/// How often a lost connection is made anew before the shim counts as dead.
+const RECONNECTS: u32 = 3;
+
+/// What is left of a task.
+#[derive(Debug, thiserror::Error)]
+pub enum TaskError {
+    #[error("shim")]
+    Runtime(#[from] RuntimeError),
+    #[error("cgroup")]
+    Cgroup(#[from] CgroupError),
+}
+
+/// The task to end.
+#[derive(Clone)]
+pub struct Ending<'a> {
+    pub id: &'a str,
+    pub bundle: &'a Path,
+    pub handler: &'a Handler,
+    pub shim: Option<Arc<Shim>>,
+    /// As in the task's spec.
+    pub cgroups_path: &'a str,
+}
+
+/// Kills the task if it runs, and lets its shim go.
+///
+/// # Errors
+/// When processes or cgroups are left.
+pub async fn end(ports: &Ports, ending: Ending<'_>) -> Result<(), TaskError> {
+    let asked = match &ending.shim {
+        Some(shim) => ask(shim).await,
+        None => Err(RuntimeError::ConnectionLost { call: "Kill" }),
+    };
+    if let Err(error) = asked {
+        // Nothing was ever started: nothing to force.
+        if ending.shim.is_some() || Launcher::recorded(ending.bundle).is_some() {
+            tracing::debug!(task = ending.id, error = %crate::report::chain(&error), "the shim gives no help");
+            force(ports, &ending).await?;
+        }
+    }
+    ports.cgroups.remove(ending.cgroups_path).await?;
+    Ok(())
+}
+
+/// Kills through the shim, waits for the end, and has the shim forget the task and go.
+async fn ask(shim: &Shim) -> Result<(), RuntimeError> {
+    match tokio::time::timeout(KILLED, shim.kill("", libc::SIGKILL.unsigned_abs(), true)).await {
+        Ok(Ok(()) | Err(RuntimeError::NotFound { .. })) => {}
+        Ok(Err(error)) => return Err(error),
+        Err(_) => return Err(RuntimeError::Timeout { call: "Kill", after: KILLED }),
+    }
+    match tokio::time::timeout(KILLED, shim.wait("")).await {
+        Ok(Ok(_) | Err(RuntimeError::NotFound { .. })) => {}
+        Ok(Err(error)) => return Err(error),
+        Err(_) => return Err(RuntimeError::Timeout { call: "Wait", after: KILLED }),
+    }
+    release(shim).await
+}
+
+/// Has the shim forget an ended task, and go.
+///
+/// # Errors
+/// When the shim does not do so.
+pub async fn release(shim: &Shim) -> Result<(), RuntimeError> {
+    match shim.delete("").await {
+        Ok(_) | Err(RuntimeError::NotFound { .. }) => {}
+        Err(error) => return Err(error),
+    }
+    shim.shutdown().await
+}
+
+/// Ends a task whose shim does not: kills the cgroup, then the shim, then lets the shim's own command clean up.
+async fn force(ports: &Ports, ending: &Ending<'_>) -> Result<Option<Exit>, TaskError> {
+    ports.cgroups.kill_all(ending.cgroups_path).await?;
+    if let Some(shim) = &ending.shim {
+        kill_shim(shim).await;
+    }
+    let deleted = ports.launcher.delete(ending.handler, ending.id, NAMESPACE, ending.bundle).await;
+    match deleted {
+        Ok(exit) => Ok(Some(exit)),
+        Err(error) => {
+            tracing::warn!(task = ending.id, error = %crate::report::chain(&error), "shim delete failed");
+            Ok(None)
+        }
+    }
+}
+
+/// Kills a shim that may hang. One that answers who it is gets the signal; a dead one needs none.
+async fn kill_shim(shim: &Shim) {
+    if shim.is_closed() {
+        return;
+    }
+    if let Ok(pid) = shim.shim_pid().await {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap_or(0));
+        if pid.as_raw() > 1 {
+            // It may have ended by itself since it answered.
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+}
+
+/// How the waiting for a task's end went.
+#[derive(Clone, Copy, Debug)]
+pub enum End {
+    /// The shim told.
+    Told(Exit),
+    /// The shim is dead; its command may know, from what the shim wrote down.
+    ShimDead(Option<Exit>),
+}
+
+/// Waits for the task's end, through lost connections, until the shim tells or is known to be dead. A dead shim's
+/// processes are killed: nobody would keep their exit.
+///
+/// # Errors
+/// When the shim is dead and its processes could not be ended.
+pub async fn wait(ports: &Ports, ending: Ending<'_>) -> Result<End, TaskError> {
+    let mut shim = ending.shim.clone();
+    for _ in 0..=RECONNECTS {
+        let Some(connected) = shim else { break };
+        match connected.wait("").await {
+            Ok(exit) => return Ok(End::Told(exit)),
+            Err(error) => {
+                tracing::warn!(task = ending.id, error = %crate::report::chain(&error), "waiting for the end");
+            }
+        }
+        let again = ports.launcher.connect(ending.id, connected.endpoint(), ending.bundle).await;
+        shim = again.ok().map(Arc::new);
+    }
+    Ok(End::ShimDead(force(ports, &ending).await?))
+}

@@ -1,0 +1,56 @@
+//! The proxy of the environment. The variables are read once per process, so a child process has the test's.
+
+use std::process::{Command, Output};
+
+use cofferdam::registry::{Credentials, Reference, Registry};
+
+use crate::fake::Server;
+use crate::{config, sound};
+
+/// Reserved for names that never resolve.
+const DOMAIN: &str = "registry.invalid:80";
+
+fn pull_in_child(environment: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "proxy::child_pulls", "--ignored"]);
+    for name in ["http_proxy", "https_proxy", "all_proxy", "no_proxy"] {
+        command.env_remove(name).env_remove(name.to_uppercase());
+    }
+    command.envs(environment.iter().copied()).output().unwrap()
+}
+
+#[tokio::test]
+#[ignore = "run by the tests below in a process of its own"]
+async fn child_pulls() {
+    let mut config = config(None);
+    config.rounds = 1;
+    let domain = std::env::var("PULL_FROM").unwrap_or(DOMAIN.to_owned());
+    let reference = Reference::parse(&format!("{domain}/team/app:v1")).unwrap();
+    Registry::new(config).resolve(&reference, &Credentials::anonymous()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_proxy_of_the_environment_is_used_but_for_its_exceptions_and_loopback() {
+    let proxy = Server::start(|request| {
+        let mut asked = request.clone();
+        asked.path = asked.path.replace("http://registry.invalid", "");
+        sound(&asked, b"")
+    })
+    .await;
+    let url = format!("http://{}", proxy.address);
+    let output = tokio::task::block_in_place(|| pull_in_child(&[("http_proxy", &url)]));
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(proxy.requests().len(), 1);
+    let output = tokio::task::block_in_place(|| {
+        pull_in_child(&[("http_proxy", &url), ("no_proxy", "registry.invalid")])
+    });
+    assert!(!output.status.success());
+    assert_eq!(proxy.requests().len(), 1);
+
+    let local = Server::start(|request| sound(request, b"")).await;
+    let output = tokio::task::block_in_place(|| {
+        pull_in_child(&[("http_proxy", &url), ("https_proxy", &url), ("PULL_FROM", &local.domain())])
+    });
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!((proxy.requests().len(), local.requests().len()), (1, 1));
+}
