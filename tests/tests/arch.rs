@@ -67,8 +67,9 @@ fn unsafe_code_lives_in_sys_only() {
 }
 
 fn unsafe_block(line: &str) -> bool {
-    let opens = format!("unsafe {}", '{');
-    !line.starts_with("//") && (line.contains(&opens) || line.contains(concat!("unsafe", " fn ")))
+    // Put together here, so that this file does not hold what it looks for.
+    let words = ["{", "fn ", "impl "].map(|next| format!("unsafe {next}"));
+    !line.starts_with("//") && words.iter().any(|word| line.contains(word.as_str()))
 }
 
 /// The modules of cri-server in the order in which lib.rs declares them: the lowest first.

@@ -5,7 +5,8 @@
 //!
 //! With `COFFERDAM_TEST_ENDPOINT` set, nodes attach to that socket instead (any CRI runtime; it must read the folder
 //! `COFFERDAM_TEST_CERTS_D` for its registries): it proves the tests themselves. Tests that need a daemon of their own
-//! then print that they are skipped.
+//! then print that they are skipped. With `COFFERDAM_TEST_SHIM` set, nodes run their daemon with that shim (and, if
+//! `COFFERDAM_TEST_OCI_RUNTIME` is set, with that OCI runtime under it) instead of ours.
 
 pub mod cli;
 pub mod leak;

@@ -44,6 +44,7 @@ pub struct Pod {
 pub struct NodeBuilder {
     sections: HashMap<&'static str, String>,
     cni: Vec<(String, String)>,
+    disk: Option<String>,
 }
 
 impl NodeBuilder {
@@ -58,6 +59,12 @@ impl NodeBuilder {
     /// Puts a file into the CNI configuration folder. `@DIR@` in it stands for the node's folder.
     pub fn cni(mut self, name: &str, text: &str) -> Self {
         self.cni.push((name.into(), text.into()));
+        self
+    }
+
+    /// Puts the daemon's root on a disk of its own: a tmpfs with these mount options.
+    pub fn disk(mut self, options: &str) -> Self {
+        self.disk = Some(options.into());
         self
     }
 
@@ -97,6 +104,13 @@ impl Node {
         let dir = folder.path().to_owned();
         for name in ["certs.d", "net.d", "logs"] {
             std::fs::create_dir(dir.join(name)).expect("cannot make the node's folders");
+        }
+        if let Some(options) = &builder.disk {
+            let root = dir.join("root");
+            std::fs::create_dir(&root).expect("cannot make the root");
+            let flags = nix::mount::MsFlags::empty();
+            nix::mount::mount(Some("tmpfs"), &root, Some("tmpfs"), flags, Some(options.as_str()))
+                .expect("cannot mount the root's disk");
         }
         for (name, text) in &builder.cni {
             let text = text.replace("@DIR@", &dir.display().to_string());
@@ -310,6 +324,15 @@ fn config(dir: &Path, extra: &HashMap<&'static str, String>) -> String {
         ("nri", "socket = \"\"\n".into()),
         ("metrics", "address = \"\"\n".into()),
     ];
+    // Another shim in place of ours, with the OCI runtime it should use.
+    if let Some(path) = std::env::var_os("COFFERDAM_TEST_SHIM") {
+        sections[0].1 += "default_runtime = \"tested\"\n";
+        let mut lines = format!("path = {path:?}\n");
+        if let Some(binary) = std::env::var_os("COFFERDAM_TEST_OCI_RUNTIME") {
+            let _ = writeln!(lines, "binary = {binary:?}");
+        }
+        sections.push(("runtimes.tested", lines));
+    }
     let network = extra.get("network").map_or("", String::as_str);
     let defaults = [
         ("conf_dir", format!("\"{dir}/net.d\"")),
