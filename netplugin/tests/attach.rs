@@ -52,6 +52,28 @@ fn privileged_result_describes_what_is_there() {
     host.assert_clean();
 }
 
+/// The next holder of an address has another hardware address: neighbours that remember the old one must learn it.
+#[test]
+fn privileged_a_requested_hardware_address_is_announced() {
+    let host = Host::new(&["10.99.0.0/24"]);
+    for mac in ["02:00:00:00:00:01", "02:00:00:00:00:02"] {
+        let pod = Ns::bare();
+        let mut request = host.request("one", &pod);
+        request.config.runtime_config.mac = Some(mac.parse().unwrap());
+        request.config.runtime_config.ips = vec!["10.99.0.9".to_owned()];
+        host.add(&request).unwrap();
+        let server = pod.serve("10.99.0.9:80", 1);
+        host.ns.ask("10.99.0.9:80").unwrap();
+        server.done();
+        let known = host.ns.shell("ip neigh show 10.99.0.9");
+        assert!(known.contains(mac), "{known}");
+        host.del(&request);
+        // What a neighbour in another namespace would still have.
+        host.ns.shell(&format!("ip neigh replace 10.99.0.9 lladdr {mac} dev br0 nud reachable"));
+    }
+    host.assert_clean();
+}
+
 #[test]
 fn privileged_own_routes_replace_the_default() {
     let mut host = Host::new(&["10.99.0.0/24"]);

@@ -65,8 +65,13 @@ impl Store {
         let (path, next) = (self.folder.join("leases"), self.folder.join("leases.new"));
         let text = serde_json::to_vec(&self.leases)
             .map_err(|source| StoreError::Decode { path: path.clone(), source })?;
-        failed(std::fs::write(&next, text), "write", &next)?;
-        failed(std::fs::rename(&next, &path), "replace", &path)
+        let replaced = failed(std::fs::write(&next, text), "write", &next)
+            .and_then(|()| failed(std::fs::rename(&next, &path), "replace", &path));
+        if replaced.is_err() {
+            // On a full disk a part of it may have been written.
+            let _ = std::fs::remove_file(&next);
+        }
+        replaced
     }
 
     /// Removes the network's record, and the data folder when this was its last network.
