@@ -262,3 +262,45 @@ pub fn retire(socket: &mut Socket, chain: &NetworkChain, bridge_is_gone: bool) -
     }
     Err(NatError::Contended)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chain() -> NetworkChain {
+        let subnets = ["10.99.0.0/24", "fd99::/64"].map(|s| s.parse().unwrap()).to_vec();
+        NetworkChain { bridge: "br0".to_owned(), masquerade: true, subnets }
+    }
+
+    fn port(host_port: u16, host_ip: Option<&str>) -> HostPort {
+        HostPort {
+            protocol: Protocol::Tcp,
+            host_ip: host_ip.map(|ip| ip.parse().unwrap()),
+            host_port,
+            pod_ip: "10.99.0.2".parse().unwrap(),
+            pod_port: 80,
+        }
+    }
+
+    #[test]
+    fn a_chains_name_says_what_it_does() {
+        let name = chain().name();
+        assert_eq!(name, chain().name());
+        assert!(name.starts_with("br0-") && name.len() <= 31, "{name}");
+        assert_ne!(name, NetworkChain { masquerade: false, ..chain() }.name());
+        assert_ne!(name, NetworkChain { subnets: Vec::new(), ..chain() }.name());
+    }
+
+    #[test]
+    fn two_host_ports_of_one_pod_port_expose_it_once() {
+        let ip = "10.99.0.2".parse().unwrap();
+        let all = entries("o", &chain(), &[ip], &[port(8080, None), port(8081, Some("192.0.2.1"))]);
+        let sets: Vec<&str> = all.iter().map(|e| e.set).collect();
+        assert_eq!(sets, ["pods4", "ports4", "exposed4", "addrports4"]);
+        assert_eq!(all[1].key, [6, 0, 0, 0, 0x1f, 0x90, 0, 0]);
+        assert_eq!(all[1].value, Value::Bytes(vec![10, 99, 0, 2, 0, 80, 0, 0]));
+        assert_eq!(all[3].key, [192, 0, 2, 1, 6, 0, 0, 0, 0x1f, 0x91, 0, 0]);
+        assert_eq!(port_text(&all[3].key), "8081/tcp");
+        assert_eq!(udp_port(&all[1].key), None);
+    }
+}

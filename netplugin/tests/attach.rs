@@ -238,6 +238,30 @@ fn privileged_gc_keeps_exactly_the_valid_attachments() {
     host.assert_clean();
 }
 
+#[test]
+fn privileged_a_full_disk_fails_cleanly() {
+    let host = Host::new(&["10.99.0.0/24"]);
+    // No room at all: not even the temporary file of the record can have contents.
+    let full = tempfile::tempdir().unwrap();
+    let mount = format!(
+        "mount -t tmpfs -o size=4k none {0} && head -c 4096 /dev/zero > {0}/filler",
+        full.path().display()
+    );
+    host.ns.shell(&mount);
+    let pod = Ns::bare();
+    let mut request = host.request("one", &pod);
+    request.config.ipam.data_dir = full.path().to_path_buf();
+    let outcome = host.add(&request);
+    let left: Vec<_> =
+        std::fs::read_dir(full.path().join("test")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    host.ns.shell(&format!("umount {}", full.path().display()));
+    let error = outcome.unwrap_err();
+    assert_eq!(code(&error), ErrorCode::Io as u32, "{error}");
+    assert_eq!(left, ["lock"]);
+    host.assert_no_attachment("one");
+    host.assert_clean();
+}
+
 /// An ADD that was killed between its steps: the pair has no alias yet, nothing is in the maps.
 #[test]
 fn privileged_gc_finds_what_a_killed_add_left() {
