@@ -238,27 +238,45 @@ fn privileged_gc_keeps_exactly_the_valid_attachments() {
     host.assert_clean();
 }
 
+/// A disk of a few pages, unmounted whatever happens.
+struct SmallDisk<'a>(&'a Host, tempfile::TempDir);
+
+impl<'a> SmallDisk<'a> {
+    fn new(host: &'a Host) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        host.ns.shell(&format!("mount -t tmpfs -o size=12k none {}", folder.path().display()));
+        Self(host, folder)
+    }
+
+    fn fill(&self) {
+        self.0.ns.shell(&format!("cat /dev/zero > {}/filler 2>/dev/null || true", self.1.path().display()));
+    }
+}
+
+impl Drop for SmallDisk<'_> {
+    fn drop(&mut self) {
+        self.0.ns.shell(&format!("umount {}", self.1.path().display()));
+    }
+}
+
 #[test]
-fn privileged_a_full_disk_fails_cleanly() {
-    let host = Host::new(&["10.99.0.0/24"]);
-    // No room at all: not even the temporary file of the record can have contents.
-    let full = tempfile::tempdir().unwrap();
-    let mount = format!(
-        "mount -t tmpfs -o size=4k none {0} && head -c 4096 /dev/zero > {0}/filler",
-        full.path().display()
-    );
-    host.ns.shell(&mount);
-    let pod = Ns::bare();
-    let mut request = host.request("one", &pod);
-    request.config.ipam.data_dir = full.path().to_path_buf();
-    let outcome = host.add(&request);
-    let left: Vec<_> =
-        std::fs::read_dir(full.path().join("test")).unwrap().map(|e| e.unwrap().file_name()).collect();
-    host.ns.shell(&format!("umount {}", full.path().display()));
-    let error = outcome.unwrap_err();
+fn privileged_a_full_disk_refuses_pods_and_lets_them_go() {
+    let mut host = Host::new(&["10.99.0.0/24"]);
+    let elsewhere = host.conf.ipam.data_dir.clone();
+    let place = Host::new(&["10.99.0.0/24"]);
+    let disk = SmallDisk::new(&place);
+    host.conf.ipam.data_dir = disk.1.path().join("leases");
+    let (_pod, request) = host.pod("one");
+    disk.fill();
+    let other = Ns::bare();
+    let error = host.add(&host.request("two", &other)).unwrap_err();
     assert_eq!(code(&error), ErrorCode::Io as u32, "{error}");
-    assert_eq!(left, ["lock"]);
+    host.assert_no_attachment("two");
+    host.del(&request);
     host.assert_no_attachment("one");
+    assert!(host.leases().starts_with('{') && host.leases().ends_with('}'), "{}", host.leases());
+    assert!(host.ns.run(|| cofferdam_netplugin::teardown_if_unused(&host.conf)).unwrap());
+    host.conf.ipam.data_dir = elsewhere;
     host.assert_clean();
 }
 
