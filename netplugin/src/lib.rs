@@ -9,6 +9,7 @@
 
 mod bridge;
 mod command;
+mod conntrack;
 mod error;
 mod ipam;
 mod link;

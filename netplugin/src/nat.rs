@@ -11,6 +11,7 @@
 //! bridges      our bridges: nothing on the wire there may speak to 127.0.0.0/8
 //! ```
 
+use crate::conntrack;
 use crate::nft::{self, DROP, DataSpec, Element, Expression as E, Hook, RETURN, SetSpec, Value, slot};
 use crate::sys::netlink::{Message, NetlinkError, Socket};
 use crate::types::{IpNet, Protocol};
@@ -63,16 +64,41 @@ const fn family(number: u8, names: [&'static str; 4]) -> Family {
         addr_len: len,
         source: if four { 12 } else { 8 },
         destination: if four { 16 } else { 24 },
-        pods: SetSpec { name: names[0], key_type: kind, key_len: len, data: DataSpec::Verdict },
-        ports: SetSpec { name: names[1], key_type: join(&[PROTO, PORT]), key_len: 8, data: target },
-        addrports: SetSpec { name: names[2], key_type: full, key_len: len + 8, data: target },
-        exposed: SetSpec { name: names[3], key_type: full, key_len: len + 8, data: DataSpec::None },
+        pods: SetSpec {
+            name: names[0],
+            key_type: kind,
+            key_len: len,
+            data: DataSpec::Verdict,
+            host_order: false,
+        },
+        ports: SetSpec {
+            name: names[1],
+            key_type: join(&[PROTO, PORT]),
+            key_len: 8,
+            data: target,
+            host_order: false,
+        },
+        addrports: SetSpec {
+            name: names[2],
+            key_type: full,
+            key_len: len + 8,
+            data: target,
+            host_order: false,
+        },
+        exposed: SetSpec {
+            name: names[3],
+            key_type: full,
+            key_len: len + 8,
+            data: DataSpec::None,
+            host_order: false,
+        },
     }
 }
 
 const V4: Family = family(IPV4, ["pods4", "ports4", "addrports4", "exposed4"]);
 const V6: Family = family(IPV6, ["pods6", "ports6", "addrports6", "exposed6"]);
-const BRIDGES: SetSpec = SetSpec { name: "bridges", key_type: IFNAME, key_len: 16, data: DataSpec::None };
+const BRIDGES: SetSpec =
+    SetSpec { name: "bridges", key_type: IFNAME, key_len: 16, data: DataSpec::None, host_order: true };
 
 impl Family {
     fn of(addr: IpAddr) -> &'static Self {
@@ -329,7 +355,10 @@ pub fn publish(socket: &mut Socket, chain: &NetworkChain, elements: &[Element]) 
     for _ in 0..TRIES {
         let messages = elements.iter().map(|e| nft::new_element(TABLE, e, true)).collect();
         match nft::commit(socket, messages, None).map_err(|e| (e.errno(), e)) {
-            Ok(()) => return Ok(()),
+            Ok(()) => {
+                forget_flows(socket, elements);
+                return Ok(());
+            }
             Err((Some(Errno::ENOENT), _)) => {
                 create(socket, base())?;
                 create(socket, chain.messages())?;
@@ -340,6 +369,30 @@ pub fn publish(socket: &mut Socket, chain: &NetworkChain, elements: &[Element]) 
         }
     }
     Err(NatError::Contended)
+}
+
+/// Flows that are not forgotten end by themselves when they are idle, so a kernel without that service is no
+/// reason to fail.
+fn forget_flows(socket: &mut Socket, elements: &[Element]) {
+    let ports: Vec<u16> =
+        elements.iter().filter(|e| is_port(e.set)).filter_map(|e| udp_port(&e.key)).collect();
+    if !ports.is_empty() {
+        let _ = conntrack::forget_udp(socket, &ports);
+    }
+}
+
+fn is_port(set: &str) -> bool {
+    [V4.ports, V6.ports, V4.addrports, V6.addrports].iter().any(|s| s.name == set)
+}
+
+/// The host port at the end of a host port's key, if it is one of UDP.
+fn udp_port(key: &[u8]) -> Option<u16> {
+    match key.last_chunk()? {
+        [proto, _, _, _, high, low, _, _] if i32::from(*proto) == libc::IPPROTO_UDP => {
+            Some(u16::from_be_bytes([*high, *low]))
+        }
+        _ => None,
+    }
 }
 
 /// ERESTART is what a changed generation gives.
@@ -367,13 +420,12 @@ fn displace(socket: &mut Socket, wanted: &[Element]) -> Result<(), NatError> {
     let mut stale = Vec::new();
     for there in all_elements(socket)? {
         let Some(ours) = wanted.iter().find(|w| w.set == there.set && w.key == there.key) else { continue };
-        let is_port = [V4.ports, V6.ports, V4.addrports, V6.addrports].iter().any(|s| s.name == there.set);
-        if is_port && there.comment != ours.comment {
+        if is_port(there.set) && there.comment != ours.comment {
             return Err(NatError::PortTaken { port: port_text(&there.key), owner: there.comment });
         }
         stale.push(there);
     }
-    remove(socket, &stale, None)
+    remove(socket, &stale)
 }
 
 /// The last 8 bytes of a host port's key, in words.
@@ -387,12 +439,12 @@ fn port_text(key: &[u8]) -> String {
     format!("{}/{name}", u16::from_be_bytes([*high, *low]))
 }
 
-fn remove(socket: &mut Socket, stale: &[Element], generation: Option<u32>) -> Result<(), NatError> {
+fn remove(socket: &mut Socket, stale: &[Element]) -> Result<(), NatError> {
     if stale.is_empty() {
         return Ok(());
     }
     let messages = stale.iter().map(|e| nft::delete_element(TABLE, e.set, &e.key)).collect();
-    match nft::commit(socket, messages, generation) {
+    match nft::commit(socket, messages, None) {
         Err(error) if error.errno().is_some_and(|e| e == Errno::ENOENT || is_passing(e)) => Ok(()),
         outcome => Ok(outcome?),
     }
@@ -411,6 +463,15 @@ pub fn all_elements(socket: &mut Socket) -> Result<Vec<Element>, NatError> {
     Ok(all)
 }
 
+/// Whether the table is there.
+pub fn exists(socket: &mut Socket) -> Result<bool, NatError> {
+    match nft::elements(socket, TABLE, BRIDGES.name) {
+        Ok(_) => Ok(true),
+        Err(error) if error.is(Errno::ENOENT) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Removes the elements whose owner `is_stale`. None left of those is success.
 pub fn withdraw(socket: &mut Socket, is_stale: impl Fn(&str) -> bool) -> Result<(), NatError> {
     for _ in 0..TRIES {
@@ -419,13 +480,15 @@ pub fn withdraw(socket: &mut Socket, is_stale: impl Fn(&str) -> bool) -> Result<
         if stale.is_empty() {
             return Ok(());
         }
-        remove(socket, &stale, None)?;
+        remove(socket, &stale)?;
+        forget_flows(socket, &stale);
     }
     Err(NatError::Contended)
 }
 
-/// Removes the network's chain, and the table when no pod of any network is left in it.
-pub fn retire(socket: &mut Socket, chain: &NetworkChain) -> Result<(), NatError> {
+/// Removes the network's chain unless a pod uses it, and the table when no pod of any network is left in it. The
+/// guard goes with the bridge.
+pub fn retire(socket: &mut Socket, chain: &NetworkChain, bridge_is_gone: bool) -> Result<(), NatError> {
     for _ in 0..TRIES {
         let generation = nft::generation(socket)?;
         let used = all_elements(socket)?;
@@ -436,8 +499,10 @@ pub fn retire(socket: &mut Socket, chain: &NetworkChain) -> Result<(), NatError>
             return Ok(());
         } else {
             let mut messages = nft::delete_chain(TABLE, &name).to_vec();
-            let guard = chain.guard();
-            messages.push(nft::delete_element(TABLE, guard.set, &guard.key));
+            if bridge_is_gone {
+                let guard = chain.guard();
+                messages.push(nft::delete_element(TABLE, guard.set, &guard.key));
+            }
             messages
         };
         match nft::commit(socket, messages, Some(generation)).map_err(|e| (e.errno(), e)) {

@@ -27,6 +27,8 @@ pub struct SetSpec {
     pub key_type: u32,
     pub key_len: u32,
     pub data: DataSpec,
+    /// Whether the key is in the host's byte order and not the network's; matters to those who list it only.
+    pub host_order: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -115,6 +117,7 @@ pub fn new_rule(table: &str, chain: &str, expressions: &[Expression]) -> Message
 
 pub fn new_set(table: &str, set: &SetSpec, id: u32) -> Message {
     let is_map = !matches!(set.data, DataSpec::None);
+    let order: u32 = if set.host_order { 1 } else { 2 };
     let head = message(
         format!("create set {}", set.name),
         libc::NFT_MSG_NEWSET,
@@ -125,7 +128,9 @@ pub fn new_set(table: &str, set: &SetSpec, id: u32) -> Message {
     .attr_be32(3, if is_map { MAP_FLAG } else { 0 })
     .attr_be32(4, set.key_type)
     .attr_be32(5, set.key_len)
-    .attr_be32(10, id);
+    .attr_be32(10, id)
+    // User data for nft: type 0 is the key's byte order, 4 bytes long, 1 the host's and 2 the network's.
+    .attr(13, &[&[0, 4], &order.to_ne_bytes()[..]].concat());
     match set.data {
         DataSpec::None => head,
         DataSpec::Verdict => head.attr_be32(6, VERDICT_TYPE).attr_be32(7, 0),
@@ -145,7 +150,7 @@ pub fn new_element(table: &str, element: &Element, exclusive: bool) -> Message {
                 Value::Bytes(bytes) => item.nested(2, |data| data.attr(1, bytes)),
                 Value::Goto(chain) => item.nested(2, |data| verdict(data, GOTO, Some(chain))),
             };
-            item.attr(6, &comment(&element.comment))
+            if element.comment.is_empty() { item } else { item.attr(6, &comment(&element.comment)) }
         })
     })
 }

@@ -145,8 +145,7 @@ impl Hierarchies {
     #[must_use]
     pub fn paths_of_process(&self, text: &str) -> CgroupPaths {
         let own = super::OwnCgroups::parse(text).0;
-        let place =
-            |name: &str, mount: &Path| own.get(name).map(|path| mount.join(path.trim_start_matches('/')));
+        let place = |name: &str, mount: &Path| self.mounts.locate(mount, own.get(name)?);
         CgroupPaths {
             controllers: self
                 .mounts

@@ -51,6 +51,35 @@ pub struct Mounts {
     pub controllers: BTreeMap<String, PathBuf>,
     /// The v2 hierarchy.
     pub unified: Option<PathBuf>,
+    /// For a mount that shows only a part of its hierarchy, as inside a container: that part.
+    pub roots: BTreeMap<PathBuf, String>,
+}
+
+/// One line of a mountinfo file that is about cgroups.
+struct Found<'a> {
+    root: &'a str,
+    point: &'a str,
+    is_unified: bool,
+    options: &'a str,
+}
+
+impl<'a> Found<'a> {
+    fn parse(line: &'a str) -> Option<Self> {
+        let (before, after) = line.split_once(" - ")?;
+        let mut before = before.split(' ');
+        let (root, point) = (before.nth(3)?, before.next()?);
+        let mut after = after.split(' ');
+        let (kind, options) = (after.next()?, after.nth(1)?);
+        let is_unified = kind == "cgroup2";
+        (is_unified || kind == "cgroup").then_some(Self { root, point, is_unified, options })
+    }
+
+    /// v1 names its controllers among the mount options.
+    fn controllers(&self) -> impl Iterator<Item = &'a str> {
+        let plain = ["rw", "ro", "xattr", "noprefix", "clone_children"];
+        let options = if self.is_unified { "" } else { self.options };
+        options.split(',').filter(move |option| !option.is_empty() && !plain.contains(option))
+    }
 }
 
 /// A daemon's own cgroups, by controller; the v2 one under "".
@@ -66,35 +95,39 @@ impl Mounts {
         fs::read_to_string("/proc/self/mountinfo").map(|text| Self::parse(&text))
     }
 
-    /// Reads the text of a mountinfo file. The first mount of a hierarchy counts, unless it shows only a part of it.
+    /// Reads the text of a mountinfo file. The first mount of a hierarchy counts, a whole one before one of a part.
     #[must_use]
     pub fn parse(mountinfo: &str) -> Self {
         let mut mounts = Self::default();
-        for line in mountinfo.lines() {
-            let Some((before, after)) = line.split_once(" - ") else { continue };
-            let mut before = before.split(' ');
-            let (Some(root), Some(point)) = (before.nth(3), before.next()) else { continue };
-            let mut after = after.split(' ');
-            let (Some(kind), Some(options)) = (after.next(), after.nth(1)) else { continue };
-            if root != "/" {
-                continue;
+        let mut found: Vec<Found<'_>> = mountinfo.lines().filter_map(Found::parse).collect();
+        found.sort_by_key(|mount| mount.root != "/");
+        for mount in found {
+            let point = PathBuf::from(mount.point);
+            let mut used = false;
+            if mount.is_unified && mounts.unified.is_none() {
+                mounts.unified = Some(point.clone());
+                used = true;
             }
-            match kind {
-                "cgroup2" => mounts.unified = mounts.unified.or_else(|| Some(PathBuf::from(point))),
-                "cgroup" => {
-                    let known =
-                        |option: &&str| !["rw", "ro", "xattr", "noprefix", "clone_children"].contains(option);
-                    for controller in options.split(',').filter(known) {
-                        mounts
-                            .controllers
-                            .entry(controller.to_owned())
-                            .or_insert_with(|| PathBuf::from(point));
-                    }
-                }
-                _ => {}
+            for controller in mount.controllers() {
+                mounts.controllers.entry(controller.to_owned()).or_insert_with(|| {
+                    used = true;
+                    point.clone()
+                });
+            }
+            if used && mount.root != "/" {
+                mounts.roots.insert(point, mount.root.to_owned());
             }
         }
         mounts
+    }
+
+    /// Where a cgroup lies that a `/proc/<pid>/cgroup` file names, below one of these mounts; `None` where the mount
+    /// does not show it.
+    #[must_use]
+    pub fn locate(&self, mount: &Path, path: &str) -> Option<PathBuf> {
+        let root = self.roots.get(mount).map_or("/", String::as_str);
+        let shown = Path::new(path).strip_prefix(root).ok()?;
+        Some(mount.join(shown))
     }
 
     /// How controllers are mounted.
@@ -174,8 +207,22 @@ mod tests {
         let mounts = Mounts::parse(HYBRID);
         assert_eq!(mounts.controllers["cpuacct"], Path::new("/sys/fs/cgroup/cpu,cpuacct"));
         assert_eq!(mounts.controllers["memory"], Path::new("/sys/fs/cgroup/memory"));
+        assert!(mounts.roots.is_empty(), "the whole mount of memory was there");
         let names: Vec<_> = mounts.controllers.keys().map(String::as_str).collect();
         assert_eq!(names, ["cpu", "cpuacct", "memory", "name=systemd"]);
+    }
+
+    #[test]
+    fn a_part_of_a_hierarchy_serves_where_there_is_no_more() {
+        let nested =
+            Mounts::parse("33 31 0:30 /docker/x /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n");
+        let mount = &nested.controllers["memory"];
+        let located = |path| nested.locate(mount, path);
+        assert_eq!(located("/docker/x/c1"), Some(PathBuf::from("/sys/fs/cgroup/memory/c1")));
+        assert_eq!(located("/docker/other"), None);
+        let whole = Mounts::parse(LEGACY);
+        let located = whole.locate(&whole.controllers["memory"], "/a/b");
+        assert_eq!(located, Some(PathBuf::from("/sys/fs/cgroup/memory/a/b")));
     }
 
     #[test]

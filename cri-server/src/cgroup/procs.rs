@@ -89,10 +89,9 @@ fn is_alive(pid: i32) -> bool {
 /// When some do not die within a second, such as those that the kernel holds in a system call.
 pub fn kill_all(paths: &CgroupPaths) -> Result<(), KillError> {
     // One write reaches all, with no race against forks, where the kernel knows it (5.14) and the container is in v2.
-    if let Some(unified) = &paths.unified {
-        if let Err(error) = fs::write(unified.join("cgroup.kill"), "1") {
-            tracing::debug!(%error, "no kill by cgroup: killing one by one");
-        }
+    let by_cgroup = paths.unified.as_ref().map(|unified| fs::write(unified.join("cgroup.kill"), "1"));
+    if let Some(Err(error)) = by_cgroup {
+        tracing::debug!(%error, "no kill by cgroup: killing one by one");
     }
     let own = i32::try_from(std::process::id()).unwrap_or(i32::MAX);
     let mut left = Vec::new();

@@ -92,10 +92,10 @@ impl ImageService {
             Some(bytes) => {
                 let index: Index =
                     serde_json::from_slice(bytes).map_err(|e| refused(&format!("index.json: {e}")))?;
-                self.from_index(&index, &saved, &listing, path)?
+                self.list_index(&index, &saved, &listing, path)?
             }
             None if listing.docker.is_some() => {
-                saved.iter().map(|image| self.from_saved(image, &listing, path)).collect::<Result<_, _>>()?
+                saved.iter().map(|image| Self::read_saved(image, &listing, path)).collect::<Result<_, _>>()?
             }
             None => return Err(refused("holds neither index.json nor manifest.json")),
         };
@@ -136,7 +136,7 @@ impl ImageService {
         self.install(origin, chosen, candidate.tags, digests, &board).await
     }
 
-    fn from_index(
+    fn list_index(
         &self,
         index: &Index,
         saved: &[Saved],
@@ -167,7 +167,7 @@ impl ImageService {
     }
 
     /// Older archives have no manifest: one is written that says the same.
-    fn from_saved(&self, image: &Saved, listing: &Listing, path: &Path) -> Result<Candidate, ImageError> {
+    fn read_saved(image: &Saved, listing: &Listing, path: &Path) -> Result<Candidate, ImageError> {
         let part = |name: &String, media_type: &str| {
             let (digest, size) = listing.files.get(name).ok_or_else(|| ImageError::Archive {
                 path: path.to_owned(),
@@ -237,7 +237,10 @@ fn store_files(content: &Content, path: &Path) -> Result<Listing, ImageError> {
                     return Err(refused(format!("{name} has {} bytes", entry.size)));
                 }
                 let mut bytes = Vec::new();
-                copy(&mut archive, &refused, |piece| Ok(bytes.extend_from_slice(piece)))?;
+                copy(&mut archive, &refused, |piece| {
+                    bytes.extend_from_slice(piece);
+                    Ok(())
+                })?;
                 let slot = if name == "index.json" { &mut listing.index } else { &mut listing.docker };
                 *slot = Some(bytes);
             }

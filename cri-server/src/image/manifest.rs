@@ -41,11 +41,6 @@ impl RawDescriptor {
     pub fn descriptor(&self) -> Descriptor {
         Descriptor { media_type: self.media_type.clone(), digest: self.digest.clone(), size: self.size }
     }
-
-    /// Whether it names another index.
-    pub fn is_index(&self) -> bool {
-        matches!(self.media_type.as_str(), OCI_INDEX | DOCKER_LIST)
-    }
 }
 
 /// What an image runs on.

@@ -75,7 +75,7 @@ async fn privileged_fixture_images_are_pulled_whole() {
         let reference = format!("docker.io/fixtures/{name}:1");
         let image =
             node.pull(&reference).await.unwrap_or_else(|e| panic!("{name}: {}", crate::registry::chain(&*e)));
-        assert_eq!(image.repo_tags, [reference.clone()]);
+        assert_eq!(image.repo_tags.join(" "), reference);
         assert_eq!(node.service.find(&reference).unwrap().id, image.id);
         assert_eq!(node.service.find(image.id.as_str()).unwrap().id, image.id);
         assert_eq!(node.service.find(&image.id.hex()[..12]).unwrap().id, image.id);
@@ -228,4 +228,137 @@ async fn privileged_bounds_of_the_configuration_hold() {
     let text = crate::registry::chain(&*node.pull("fixtures/many-layers:1").await.unwrap_err());
     assert!(text.contains("more than the 3 allowed"), "{text}");
     assert!(!node.has_scratch());
+}
+
+fn digests(folder: &Path) -> std::collections::BTreeSet<String> {
+    std::fs::read_dir(folder)
+        .unwrap()
+        .map(|e| e.unwrap().file_name().to_string_lossy().into_owned())
+        .collect()
+}
+
+#[tokio::test]
+async fn privileged_exports_come_back_byte_for_byte() {
+    registry_is_up();
+    let node = Node::new(Config::default());
+    let names =
+        ["docker.io/fixtures/whiteouts:1", "docker.io/fixtures/schema2:1", "docker.io/fixtures/zstd:1"];
+    for name in names {
+        node.pull(name).await.unwrap();
+    }
+    // A second tag on one of them.
+    let twin = node.service.find(names[0]).unwrap();
+    let twin = ImageRecord { repo_tags: vec!["example.com/twin:2".to_owned()], ..ImageRecord::clone(&twin) };
+    let twin = node.service.record(twin).await.unwrap();
+    assert_eq!(twin.repo_tags.len(), 2);
+    let archive = node.root.path().join("images.tar");
+    let wanted = [twin.id.to_string(), names[1].to_owned(), names[2].to_owned()];
+    let size = node.service.export(&archive, &wanted).await.unwrap();
+    assert_eq!(size, std::fs::metadata(&archive).unwrap().len());
+
+    let zipped = node.root.path().join("images.tar.zst");
+    std::fs::write(&zipped, zstd::encode_all(std::fs::File::open(&archive).unwrap(), 1).unwrap()).unwrap();
+    for file in [&archive, &zipped] {
+        let other = Node::new(Config::default());
+        let images = other.service.import(file).await.unwrap();
+        assert_eq!(images.len(), 3);
+        assert_eq!(other.service.find("example.com/twin:2").unwrap().id, twin.id);
+        for name in names {
+            let (here, there) = (node.service.find(name).unwrap(), other.service.find(name).unwrap());
+            assert_eq!((&here.id, &here.manifest, &here.layers), (&there.id, &there.manifest, &there.layers));
+        }
+        let blobs = |node: &Node| digests(&node.root.path().join("content/blobs/sha256"));
+        assert_eq!(blobs(&node), blobs(&other));
+        assert!(!other.has_scratch());
+    }
+    let missing = node.service.export(&node.root.path().join("x.tar"), &["nothing:1".to_owned()]).await;
+    assert!(matches!(missing, Err(ImageError::NotFound(_))) && !node.root.path().join("x.tar").exists());
+}
+
+#[tokio::test]
+async fn privileged_old_docker_archives_are_imported() {
+    let node = Node::new(Config::default());
+    let mut inner = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(5);
+    header.set_mode(0o644);
+    for set in
+        [tar::Header::set_uid as fn(&mut tar::Header, u64), tar::Header::set_gid, tar::Header::set_mtime]
+    {
+        set(&mut header, 0);
+    }
+    inner.append_data(&mut header, "hello", b"world".as_slice()).unwrap();
+    let layer = inner.into_inner().unwrap();
+    let platform = platform::host();
+    let config = serde_json::json!({
+        "architecture": platform.architecture, "os": "linux", "config": { "User": "7", "Cmd": null },
+        "rootfs": { "type": "layers", "diff_ids": [Digest::sha256(&layer), Digest::sha256(&layer)] },
+    })
+    .to_string();
+    let manifest = serde_json::json!([{
+        "Config": "abc.json", "RepoTags": ["old:1", "localhost:5000/old:2"], "Layers": ["one/layer.tar", "two/layer.tar"],
+    }])
+    .to_string();
+    let mut outer = tar::Builder::new(Vec::new());
+    let mut add = |name: &str, bytes: &[u8]| {
+        header.set_size(bytes.len() as u64);
+        outer.append_data(&mut header.clone(), name, bytes).unwrap();
+    };
+    add("one/layer.tar", &layer);
+    add("abc.json", config.as_bytes());
+    add("manifest.json", manifest.as_bytes());
+    let mut link = header.clone();
+    link.set_entry_type(tar::EntryType::Symlink);
+    link.set_size(0);
+    outer.append_link(&mut link, "two/layer.tar", "../one/layer.tar").unwrap();
+    let archive = node.root.path().join("old.tar");
+    std::fs::write(&archive, outer.into_inner().unwrap()).unwrap();
+
+    let images = node.service.import(&archive).await.unwrap();
+    assert_eq!(images[0].repo_tags, ["docker.io/library/old:1", "localhost:5000/old:2"]);
+    assert_eq!(
+        (images[0].id.clone(), images[0].user()),
+        (Digest::sha256(config.as_bytes()), ImageUser::Uid(7))
+    );
+    assert_eq!(node.read(&images[0], "hello").unwrap(), b"world");
+
+    for (bytes, expected) in [
+        (b"not an archive, but long enough to look at".repeat(30), "checksum"),
+        (vec![0u8; 1024], "neither index.json nor manifest.json"),
+    ] {
+        std::fs::write(&archive, bytes).unwrap();
+        let text = node.service.import(&archive).await.unwrap_err().to_string();
+        assert!(text.contains(expected), "{text}");
+    }
+    assert_eq!(node.service.list().len(), 1);
+    assert!(!node.has_scratch());
+}
+
+#[tokio::test]
+async fn privileged_a_full_disk_is_told_and_leaves_nothing() {
+    registry_is_up();
+    let root = tempfile::tempdir().unwrap();
+    let small = root.path().join("small");
+    std::fs::create_dir(&small).unwrap();
+    rustix::mount::mount("tmpfs", &small, "tmpfs", rustix::mount::MountFlags::empty(), c"size=3m").unwrap();
+    let outcome = async {
+        let certs = root.path().join("docker.io");
+        std::fs::create_dir_all(&certs).unwrap();
+        std::fs::write(certs.join("hosts.toml"), "server = \"http://127.0.0.1:5000\"\n").unwrap();
+        let store = Store::open(&root.path().join("metadata.redb")).unwrap();
+        let config = Config { registry_config: root.path().to_owned(), ..Config::default() };
+        let service = ImageService::open(&small, config, store).unwrap();
+        let error = service.pull("fixtures/whiteouts:1", Credentials::anonymous()).await.unwrap_err();
+        let count = |folder: &str| std::fs::read_dir(small.join(folder)).unwrap().count();
+        (
+            error,
+            [count("layers"), count("content/ingest"), count("content/blobs/sha256")],
+            service.list().len(),
+        )
+    }
+    .await;
+    rustix::mount::unmount(&small, rustix::mount::UnmountFlags::DETACH).unwrap();
+    let (error, left, images) = outcome;
+    assert!(error.is_disk_full(), "{}", crate::registry::chain(&*error));
+    assert_eq!((left, images), ([0, 0, 0], 0));
 }

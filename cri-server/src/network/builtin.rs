@@ -5,14 +5,14 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use cofferdam_netplugin as library;
+use cofferdam_netplugin::types::{Attachment, CniArgs, CniError, NetConf, Request};
 use serde_json::{Map, Value, json};
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
 use super::cache::Record;
-use cofferdam_netplugin::types::{Attachment, CniArgs, CniError, NetConf, Request};
-
 use super::error::{NetworkError, NotReady, chain};
-use super::{Config, INTERFACE, PodAttachment, capability, library};
+use super::{Config, INTERFACE, PodAttachment, capability};
 use crate::model::SandboxId;
 
 const NAME: &str = "cofferdam";

@@ -405,3 +405,22 @@ async fn a_damaged_record_does_not_make_a_pod_undeletable() {
     assert_eq!(node.log(), ["ADD a", "DEL a"]);
     assert!(node.path("state/cni/results/s1.damaged").exists());
 }
+
+#[tokio::test]
+async fn a_subnet_that_is_none_is_a_reason_of_the_bridge() {
+    let temp = tempfile::tempdir().unwrap();
+    let subnets = vec!["10.0.0.0/99".to_owned()];
+    let config = Config { conf_dir: temp.path().join("absent"), subnets, ..Config::default() };
+    let network = Network::open(&config, temp.path());
+    let reason = network.status().await.unwrap_err().reason;
+    assert!(reason.contains("built-in bridge") && reason.contains("10.0.0.0/99"), "{reason}");
+    let error = network.attach(&pod("s1")).await.unwrap_err().to_string();
+    assert!(error.contains("10.0.0.0/99"), "{error}");
+}
+
+#[test]
+fn the_configuration_has_defaults_and_refuses_unknown_keys() {
+    let config: Config = toml::from_str("bridge = \"b1\"").unwrap();
+    assert_eq!(config, Config { bridge: "b1".to_owned(), ..Config::default() });
+    assert!(toml::from_str::<Config>("brigde = \"b1\"").unwrap_err().to_string().contains("brigde"));
+}

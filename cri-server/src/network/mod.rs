@@ -19,7 +19,6 @@ mod chain;
 mod conf;
 mod error;
 mod exec;
-mod library;
 pub mod netns;
 mod pod_cidr;
 mod provide;
@@ -53,8 +52,8 @@ use watch::{ConfDir, Selection};
 const INTERFACE: &str = "eth0";
 /// How long one answer of CNI STATUS holds; the kubelet asks every few seconds.
 const STATUS_HOLDS: Duration = Duration::from_secs(10);
-/// The kubelet's Status call must not hang behind a plugin.
-const STATUS_LIMIT: Duration = Duration::from_secs(10);
+/// For STATUS and GC: neither the kubelet's Status call nor new pods may wait for a hanging plugin as long as ADD may.
+const SHORT_LIMIT: Duration = Duration::from_secs(10);
 /// How long GC waits for a moment without ADD and DEL before it leaves the plugins for the next round.
 const GC_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -151,6 +150,9 @@ impl Network {
     /// # Errors
     /// When there is no usable network or it fails; then nothing of the attempt is left, or a record is, with which
     /// [`Self::detach`] takes back the rest.
+    ///
+    /// Calls for one sandbox must not overlap. When the future is dropped, plugins are killed and the record stays; the
+    /// built-in bridge's work, once begun, runs to its end.
     pub async fn attach(&self, pod: &PodAttachment) -> Result<AttachResult, NetworkError> {
         let _shared = self.gate.read().await;
         if let Some(left) = self.record(&pod.sandbox_id)? {

@@ -16,6 +16,31 @@ use crate::model::SandboxId;
 
 const DEBIAN_PLUGINS: &str = "/usr/lib/cni";
 
+/// Pins that are gone at the end, also of a test that fails.
+struct CleanPins(Pins);
+
+impl CleanPins {
+    fn new(state: &Path) -> Self {
+        Self(Pins::new(state))
+    }
+}
+
+impl std::ops::Deref for CleanPins {
+    type Target = Pins;
+
+    fn deref(&self) -> &Pins {
+        &self.0
+    }
+}
+
+impl Drop for CleanPins {
+    fn drop(&mut self) {
+        for id in self.0.list().unwrap_or_default() {
+            let _ = self.0.remove(&id);
+        }
+    }
+}
+
 /// Runs a test in a thread whose network namespace, and that of all it starts, is new.
 fn on_a_new_node<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
     let node = std::thread::spawn(|| {
@@ -89,7 +114,7 @@ fn debian(temp: &Path) -> Config {
 fn privileged_debians_plugins_serve_a_pod() {
     on_a_new_node(|| async {
         let temp = tempfile::tempdir().unwrap();
-        let (network, pins) = (Network::open(&debian(temp.path()), temp.path()), Pins::new(temp.path()));
+        let (network, pins) = (Network::open(&debian(temp.path()), temp.path()), CleanPins::new(temp.path()));
         assert_eq!(network.status().await.unwrap().network, "debian");
         let mut pod = pod(&pins, "debian1");
         pod.annotations.insert("kubernetes.io/ingress-bandwidth".to_owned(), "100M".to_owned());
@@ -127,7 +152,7 @@ fn builtin(temp: &Path) -> Network {
 fn privileged_the_builtin_bridge_serves_without_configuration() {
     on_a_new_node(|| async {
         let temp = tempfile::tempdir().unwrap();
-        let (network, pins) = (builtin(temp.path()), Pins::new(temp.path()));
+        let (network, pins) = (builtin(temp.path()), CleanPins::new(temp.path()));
         let before = links();
         let ready = network.status().await.unwrap();
         assert_eq!((ready.network.as_str(), ready.source), ("cofferdam", None));
@@ -154,7 +179,7 @@ fn privileged_the_builtin_bridge_serves_without_configuration() {
 fn privileged_the_builtin_bridge_collects_what_is_not_valid() {
     on_a_new_node(|| async {
         let temp = tempfile::tempdir().unwrap();
-        let (network, pins) = (builtin(temp.path()), Pins::new(temp.path()));
+        let (network, pins) = (builtin(temp.path()), CleanPins::new(temp.path()));
         network.update_pod_cidr("10.99.0.0/29").unwrap();
         let pods: Vec<PodAttachment> = (0..5)
             .map(|n| PodAttachment { port_mappings: Vec::new(), ..pod(&pins, &format!("gc{n}")) })
@@ -187,7 +212,7 @@ fn privileged_the_builtin_bridge_collects_what_is_not_valid() {
 fn privileged_detach_works_after_the_namespace_is_gone() {
     on_a_new_node(|| async {
         let temp = tempfile::tempdir().unwrap();
-        let (network, pins) = (Network::open(&debian(temp.path()), temp.path()), Pins::new(temp.path()));
+        let (network, pins) = (Network::open(&debian(temp.path()), temp.path()), CleanPins::new(temp.path()));
         let pod = pod(&pins, "debian2");
         network.attach(&pod).await.unwrap();
         pins.remove(&pod.sandbox_id).unwrap();
@@ -205,7 +230,7 @@ fn privileged_detach_works_after_the_namespace_is_gone() {
 fn privileged_many_pods_are_attached_at_once() {
     on_a_new_node(|| async {
         let temp = tempfile::tempdir().unwrap();
-        let (network, pins) = (Network::open(&debian(temp.path()), temp.path()), Pins::new(temp.path()));
+        let (network, pins) = (Network::open(&debian(temp.path()), temp.path()), CleanPins::new(temp.path()));
         let pods: Vec<PodAttachment> = (0..8)
             .map(|n| {
                 // Debian's portmap fails CHECK with two families, its bandwidth does without a limit.
@@ -238,7 +263,7 @@ fn privileged_many_pods_are_attached_at_once() {
 #[test]
 fn privileged_a_namespace_is_pinned_and_furnished() {
     let temp = tempfile::tempdir().unwrap();
-    let pins = Pins::new(temp.path());
+    let pins = CleanPins::new(temp.path());
     let id = SandboxId::parse("pin1").unwrap();
     assert!(pins.list().unwrap().is_empty());
     let own = fs::read_link("/proc/thread-self/ns/net").unwrap();
@@ -264,7 +289,7 @@ fn privileged_a_namespace_is_pinned_and_furnished() {
 #[test]
 fn privileged_a_namespace_that_cannot_be_furnished_leaves_nothing() {
     let temp = tempfile::tempdir().unwrap();
-    let pins = Pins::new(temp.path());
+    let pins = CleanPins::new(temp.path());
     let id = SandboxId::parse("pin2").unwrap();
     for (key, value) in
         [("net.ipv4.no_such_key", "1"), ("net.ipv4.ip_forward", "much"), ("kernel.hostname", "x")]
@@ -280,7 +305,7 @@ fn privileged_a_namespace_that_cannot_be_furnished_leaves_nothing() {
 #[test]
 fn privileged_a_namespace_takes_little_time() {
     let temp = tempfile::tempdir().unwrap();
-    let pins = Pins::new(temp.path());
+    let pins = CleanPins::new(temp.path());
     let mut times: Vec<Duration> = (0..20)
         .map(|n| {
             let id = SandboxId::parse(&format!("t{n}")).unwrap();
@@ -295,4 +320,28 @@ fn privileged_a_namespace_takes_little_time() {
     println!("a namespace: median {:?}, fastest {:?}", times[10], times[0]);
     // Ten times the target: machines of tests are busy.
     assert!(times[0] < Duration::from_millis(5), "{times:?}");
+}
+
+#[test]
+fn privileged_the_builtin_bridge_takes_little_time() {
+    on_a_new_node(|| async {
+        let temp = tempfile::tempdir().unwrap();
+        let (network, pins) = (builtin(temp.path()), CleanPins::new(temp.path()));
+        let (mut on, mut off) = (Vec::new(), Vec::new());
+        for n in 0..20 {
+            let pod = PodAttachment { port_mappings: Vec::new(), ..pod(&pins, &format!("time{n}")) };
+            let began = Instant::now();
+            network.attach(&pod).await.unwrap();
+            on.push(began.elapsed());
+            let began = Instant::now();
+            network.detach(&pod).await.unwrap();
+            off.push(began.elapsed());
+            pins.remove(&pod.sandbox_id).unwrap();
+        }
+        on.sort();
+        off.sort();
+        println!("attach: median {:?}, fastest {:?}; detach: median {:?}", on[10], on[0], off[10]);
+        assert!(on[0] < Duration::from_millis(50), "{on:?}");
+        assert!(network.teardown_if_unused().await.unwrap());
+    });
 }

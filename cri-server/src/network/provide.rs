@@ -11,7 +11,7 @@ use super::conf::NetworkList;
 use super::error::{self, NetworkError, NotReady};
 use super::watch::Selection;
 use super::{
-    AttachResult, GC_PATIENCE, INTERFACE, KnownStatus, Network, PodAttachment, STATUS_HOLDS, STATUS_LIMIT,
+    AttachResult, GC_PATIENCE, INTERFACE, KnownStatus, Network, PodAttachment, SHORT_LIMIT, STATUS_HOLDS,
 };
 use super::{capability, exec::Executor, result};
 use crate::model::SandboxId;
@@ -112,8 +112,7 @@ impl Network {
         {
             return last.answer.clone();
         }
-        let executor = Executor { timeout: self.executor.timeout.min(STATUS_LIMIT), ..self.executor.clone() };
-        let answer = chain::status(list, &executor).await.map_err(|error| NotReady {
+        let answer = chain::status(list, &self.short_executor()).await.map_err(|error| NotReady {
             reason: format!("network {:?}: {}", list.name, error::chain(&error)),
         });
         // Only good news is kept: what is wrong may be cured at any moment.
@@ -132,10 +131,16 @@ impl Network {
             false => Ok(()),
         };
         let plugins = match self.conf_dir.current() {
-            Selection::Loaded { list, .. } => chain::gc(&list, &self.executor, INTERFACE, valid).await,
+            Selection::Loaded { list, .. } => {
+                chain::gc(&list, &self.short_executor(), INTERFACE, valid).await
+            }
             Selection::None | Selection::Broken { .. } => Ok(()),
         };
         NetworkError::collect(bridge.err().into_iter().chain(plugins.err()).collect())
+    }
+
+    fn short_executor(&self) -> Executor {
+        Executor { timeout: self.executor.timeout.min(SHORT_LIMIT), ..self.executor.clone() }
     }
 
     /// Waits for a moment without ADD and DEL, without keeping new ones waiting behind a hanging one.

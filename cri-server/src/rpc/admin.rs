@@ -1,8 +1,9 @@
 //! What the operator's commands ask beyond the CRI: pulls with progress, import, export.
 //!
-//! Invariant: paths are absolute, because the daemon's working directory is nobody's business; the queue to the caller is bounded,
-//! and a slow caller misses steps of progress but never the result.
+//! Invariant: paths are absolute, because the daemon's working directory is nobody's business; a slow
+//! caller misses steps of progress but never the result.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,17 +11,15 @@ use std::time::Duration;
 
 use cofferdam_proto::admin;
 use futures::Stream;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
 use super::image::status;
-use crate::image::{ImageRecord, ImageService, LayerProgress, LayerStage, Pull};
+use crate::image::{ImageRecord, ImageService, LayerProgress, LayerStage, Pull, PullResult};
 use crate::registry::Credentials;
 
 /// People see no more than this.
 const INTERVAL: Duration = Duration::from_millis(100);
-const QUEUE: usize = 64;
 
 /// Serves the operator's calls about images.
 #[derive(Clone)]
@@ -73,33 +72,44 @@ fn done_event(image: &ImageRecord) -> admin::PullEvent {
     admin::PullEvent { event: Some(admin::pull_event::Event::Done(done)) }
 }
 
-/// Sends what changed until the pull is over, then its result. Ends early when the caller has gone.
-async fn report(pull: Pull, events: mpsc::Sender<Event>) {
-    let mut progress = pull.progress.clone();
-    let mut finished = std::pin::pin!(pull.finish());
-    let mut shown: Vec<LayerProgress> = Vec::new();
-    let result = loop {
-        let result = tokio::select! {
-            result = &mut finished => Some(result),
-            () = tokio::time::sleep(INTERVAL) => None,
-        };
-        let now = progress.borrow_and_update().clone();
-        for (n, layer) in now.iter().enumerate() {
-            if shown.get(n) != Some(layer) && events.send(Ok(layer_event(layer))).await.is_err() {
-                return;
+/// Turns a pull into events, as fast as the caller takes them. Dropped with the caller; the pull goes on.
+struct Report {
+    result: Pin<Box<dyn Future<Output = PullResult> + Send>>,
+    progress: watch::Receiver<Vec<LayerProgress>>,
+    shown: Vec<LayerProgress>,
+    ready: VecDeque<Event>,
+    over: bool,
+}
+
+impl Report {
+    fn new(pull: Pull) -> Self {
+        let progress = pull.progress.clone();
+        let result = Box::pin(pull.finish());
+        Self { result, progress, shown: Vec::new(), ready: VecDeque::new(), over: false }
+    }
+
+    async fn next(mut self) -> Option<(Event, Self)> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Some((event, self));
+            }
+            if self.over {
+                return None;
+            }
+            let result = tokio::select! {
+                result = &mut self.result => Some(result),
+                () = tokio::time::sleep(INTERVAL) => None,
+            };
+            let now = self.progress.borrow_and_update().clone();
+            let changed = now.iter().enumerate().filter(|(n, layer)| self.shown.get(*n) != Some(layer));
+            self.ready.extend(changed.map(|(_, layer)| Ok(layer_event(layer))));
+            self.shown = now;
+            if let Some(result) = result {
+                self.ready.push_back(result.map(|image| done_event(&image)).map_err(|error| status(&error)));
+                self.over = true;
             }
         }
-        shown = now;
-        if let Some(result) = result {
-            break result;
-        }
-        if events.is_closed() {
-            return;
-        }
-    };
-    let last = result.map(|image| done_event(&image)).map_err(|error| status(&error));
-    // The caller may have hung up; the image is there all the same.
-    let _ = events.send(last).await;
+    }
 }
 
 #[tonic::async_trait]
@@ -117,10 +127,7 @@ impl admin::admin_server::Admin for AdminRpc {
             Credentials::password(request.username, request.password)
         };
         let pull = self.images.start_pull(&request.image, credentials).map_err(|e| status(&e))?;
-        let (sender, receiver) = mpsc::channel(QUEUE);
-        // It ends with the pull, which the service owns, or when the caller hangs up.
-        tokio::spawn(report(pull, sender));
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+        Ok(Response::new(Box::pin(futures::stream::unfold(Report::new(pull), Report::next))))
     }
 
     async fn import_images(

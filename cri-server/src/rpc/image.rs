@@ -149,7 +149,7 @@ impl cri::image_service_server::ImageService for ImageRpc {
         let name = named(request.image)?;
         let image = match self.images.find(&name) {
             Ok(image) => image,
-            Err(ImageError::NotFound(_)) => return Ok(Response::new(Default::default())),
+            Err(ImageError::NotFound(_)) => return Ok(Response::new(cri::ImageStatusResponse::default())),
             Err(error) => return Err(status(&error)),
         };
         let mut info = HashMap::new();
@@ -176,7 +176,7 @@ impl cri::image_service_server::ImageService for ImageRpc {
     ) -> Result<Response<cri::RemoveImageResponse>, Status> {
         let name = named(request.into_inner().image)?;
         self.images.remove(&name).await.map_err(|e| status(&e))?;
-        Ok(Response::new(Default::default()))
+        Ok(Response::new(cri::RemoveImageResponse::default()))
     }
 
     async fn image_fs_info(
@@ -208,5 +208,51 @@ impl ImageRpc {
             "pulledAt": image.pulled_at,
         });
         Ok(text.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::content::ContentError;
+    use crate::snapshot::SnapshotError;
+
+    #[test]
+    fn every_failure_has_the_code_that_the_kubelet_expects() {
+        let registry = |source| ImageError::Registry { reference: "r".to_owned(), source };
+        let host = || "h".to_owned();
+        let detail = crate::registry::Detail::default;
+        let full = || std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let layer = |source| ImageError::Layer { layer: "l".to_owned(), source };
+        let table = [
+            (ImageError::NotFound(host()), tonic::Code::NotFound),
+            (ImageError::Pinned(host()), tonic::Code::FailedPrecondition),
+            (ImageError::Schema1(host()), tonic::Code::InvalidArgument),
+            (registry(RegistryError::Missing { host: host(), detail: detail() }), tonic::Code::NotFound),
+            (
+                registry(RegistryError::Unauthorized { host: host(), detail: detail() }),
+                tonic::Code::Unauthenticated,
+            ),
+            (
+                registry(RegistryError::Forbidden { host: host(), detail: detail() }),
+                tonic::Code::PermissionDenied,
+            ),
+            (
+                registry(RegistryError::Unreachable { host: host(), source: "x".into() }),
+                tonic::Code::Unavailable,
+            ),
+            (
+                layer(SnapshotError::EntryIo { op: "write", entry: host(), source: full() }),
+                tonic::Code::ResourceExhausted,
+            ),
+            (
+                ContentError::Io { op: "write", path: "/p".into(), source: full() }.into(),
+                tonic::Code::ResourceExhausted,
+            ),
+            (layer(SnapshotError::Archive(host())), tonic::Code::Internal),
+        ];
+        for (error, expected) in table {
+            assert_eq!(status(&error).code(), expected, "{error:?}");
+        }
     }
 }

@@ -14,7 +14,7 @@ use protobuf::Message;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 
-use super::bootstrap::{AnswerError, Dialect, Endpoint, Identity, excerpt, parse_answer};
+use super::bootstrap::{AnswerError, Dialect, Endpoint, Identity, ShimKind, excerpt, parse_answer};
 use super::connection::Connection;
 use super::error::RuntimeError;
 use super::handler::Handler;
@@ -120,7 +120,7 @@ impl Launcher {
         bundle: &Path,
         dialect: Dialect,
     ) -> Result<Endpoint, RuntimeError> {
-        let sockets = self.socket_dir()?;
+        let sockets = self.socket_dir(handler.kind)?;
         let address = self.state.to_string_lossy();
         let identity = self.identity(id, namespace, &address, sockets.as_deref());
         let input = identity
@@ -222,10 +222,11 @@ impl Launcher {
 
     /// The folder for the sockets of shims, private to the daemon's user. With a state folder whose path is too long
     /// for it, shims choose their own.
-    fn socket_dir(&self) -> Result<Option<String>, RuntimeError> {
+    fn socket_dir(&self, kind: ShimKind) -> Result<Option<String>, RuntimeError> {
         let path = self.state.join("s");
         let text = path.to_string_lossy();
-        if text.len() > LONGEST_SOCKET_DIR {
+        // Ours gives its sockets short names, and looks at the length itself.
+        if kind != ShimKind::Own && text.len() > LONGEST_SOCKET_DIR {
             return Ok(None);
         }
         let mut builder = std::fs::DirBuilder::new();

@@ -177,6 +177,12 @@ impl Shim {
         self.connection.call(self.service(), method, &request, Some(deadline)).await
     }
 
+    /// The text for an output that is not wanted: with no terminal, most shims open both as soon as any stream is named.
+    fn output(&self, wanted: String, any: bool, terminal: bool) -> String {
+        let fill = wanted.is_empty() && any && !terminal && self.endpoint.kind != ShimKind::Own;
+        if fill { "/dev/null".to_owned() } else { wanted }
+    }
+
     fn service(&self) -> &'static str {
         if self.endpoint.version >= 3 { "containerd.task.v3.Task" } else { "containerd.task.v2.Task" }
     }
@@ -186,14 +192,15 @@ impl Shim {
     /// # Errors
     /// [`RuntimeError`], with the OCI runtime's words in the message.
     pub async fn create(&self, task: CreateTask) -> Result<u32, RuntimeError> {
+        let any = [&task.stdin, &task.stdout, &task.stderr].iter().any(|stream| !stream.is_empty());
         let request = api::CreateTaskRequest {
             id: self.id.to_string(),
             bundle: task.bundle.to_string_lossy().into_owned(),
             rootfs: task.rootfs,
             terminal: task.terminal,
             stdin: task.stdin,
-            stdout: task.stdout,
-            stderr: task.stderr,
+            stdout: self.output(task.stdout, any, task.terminal),
+            stderr: self.output(task.stderr, any, task.terminal),
             options: MessageField(task.options.map(Box::new)),
             ..Default::default()
         };
@@ -217,13 +224,14 @@ impl Shim {
     /// # Errors
     /// [`RuntimeError::AlreadyExists`] for a used `exec_id`; others as the shim says.
     pub async fn exec(&self, exec: ExecProcess) -> Result<(), RuntimeError> {
+        let any = [&exec.stdin, &exec.stdout, &exec.stderr].iter().any(|stream| !stream.is_empty());
         let request = api::ExecProcessRequest {
             id: self.id.to_string(),
             exec_id: exec.exec_id,
             terminal: exec.terminal,
             stdin: exec.stdin,
-            stdout: exec.stdout,
-            stderr: exec.stderr,
+            stdout: self.output(exec.stdout, any, exec.terminal),
+            stderr: self.output(exec.stderr, any, exec.terminal),
             spec: MessageField::some(spec_any("Exec", "Process", &exec.process)?),
             ..Default::default()
         };

@@ -178,7 +178,9 @@ async fn drain(ports: &Ports, daemon: &Daemon, sink: Sink) {
         tracing::warn!(operations = ?under_way(), "ending although operations are under way; the next start settles them");
     }
     if daemon.sandboxes.all().is_empty() {
-        ports.network.teardown_if_unused().await;
+        if let Err(error) = ports.network.teardown_if_unused().await {
+            tracing::warn!(error = %crate::report::chain(&error), "the built-in network stays");
+        }
         ports.cgroups.remove_default_parent();
     }
 }

@@ -86,10 +86,7 @@ fn apparmor_profile(security: &cri::LinuxContainerSecurityContext) -> Result<Pro
 /// # Errors
 /// When the request's profile is no profile.
 pub fn localhost_seccomp_path(config: &cri::ContainerConfig) -> Result<Option<PathBuf>, SpecError> {
-    match seccomp_profile(&security_of(config))? {
-        Profile::Localhost(name) => Ok(Some(PathBuf::from(name))),
-        Profile::Unset | Profile::Unconfined | Profile::RuntimeDefault => Ok(None),
-    }
+    Ok(seccomp_profile(&security_of(config))?.localhost())
 }
 
 /// Fields that are refused whole.
@@ -127,7 +124,9 @@ fn build_process(
     process.set_cwd(process::cwd(config, input.image)?);
     process.set_capabilities(Some(held));
     process.set_rlimits(None);
-    process.set_no_new_privileges(Some(security.no_new_privs));
+    // Absent, never false: libcontainer 0.7 takes a written "false" for "load the filter after the capabilities are
+    // dropped", which the kernel then refuses.
+    process.set_no_new_privileges(security.no_new_privs.then_some(true));
     process.set_oom_score_adj(Some(resources::oom_score_adj(
         resources_of(config).oom_score_adj,
         input.features,

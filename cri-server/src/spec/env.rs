@@ -92,7 +92,7 @@ mod tests {
     #[test]
     fn names_and_values_that_no_process_can_have_are_refused() {
         for bad in [pair("", b"v"), pair("A=B", b"v"), pair("A", b"\xff"), pair("A", b"a\0b")] {
-            assert!(build("h", false, None, &[], &[bad.clone()]).is_err(), "{bad:?}");
+            assert!(build("h", false, None, &[], std::slice::from_ref(&bad)).is_err(), "{bad:?}");
         }
     }
 }

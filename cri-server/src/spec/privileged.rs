@@ -213,7 +213,7 @@ fn privileged_the_pause_container_runs_from_an_empty_root() {
     let bundle = Bundle::new("pause");
     fs::remove_dir_all(bundle.path().join("rootfs")).unwrap();
     fs::create_dir(bundle.path().join("rootfs")).unwrap();
-    // A program that tells about itself stands in for the pause binary: it must be static.
+    // Busybox stands in for the pause binary: it is static and can tell about itself.
     let program = bundle.path().join("pause");
     let busybox =
         ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists()).unwrap();
@@ -234,20 +234,13 @@ fn privileged_the_pause_container_runs_from_an_empty_root() {
         features: &Features::probe(),
     })
     .unwrap();
-    let script = "/pause hostname; /pause id; /pause cat /proc/sys/net/core/somaxconn; \
-        /pause cat /proc/sys/net/ipv4/ip_unprivileged_port_start; /pause cat /proc/self/status; /pause touch /x || /pause echo ro";
-    let args = ["/pause", "sh", "-c", script].map(str::to_owned).to_vec();
-    // Busybox goes by the name it is called with; "busybox" itself takes the applet as an argument.
-    fs::rename(&program, bundle.path().join("busybox")).unwrap();
-    fs::hard_link(bundle.path().join("busybox"), &program).unwrap();
-    spec.process_mut().as_mut().unwrap().set_args(Some(args));
-    for mount in
-        spec.mounts_mut().iter_mut().flatten().filter(|mount| mount.destination() == Path::new("/pause"))
-    {
-        mount.set_destination("/busybox".into());
-    }
-    let rename = |args: &Vec<String>| args.iter().map(|arg| arg.replace("/pause", "/busybox")).collect();
-    let args = rename(spec.process().as_ref().unwrap().args().as_ref().unwrap());
+    // It goes by the name it is called with, so that it is shown under its own.
+    let pause =
+        spec.mounts_mut().iter_mut().flatten().find(|mount| mount.destination() == Path::new("/pause"));
+    pause.unwrap().set_destination("/busybox".into());
+    let script = "b=/busybox; $b hostname; $b id; $b cat /proc/sys/net/core/somaxconn; \
+        $b cat /proc/sys/net/ipv4/ip_unprivileged_port_start; $b cat /proc/self/status; $b touch /x || $b echo ro";
+    let args = ["/busybox", "sh", "-c", script].map(str::to_owned).to_vec();
     spec.process_mut().as_mut().unwrap().set_args(Some(args));
     let out = bundle.run(&spec);
     assert!(out.starts_with("web-0\nuid=65535 gid=65535"), "{out}");

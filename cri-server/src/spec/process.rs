@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use cofferdam_proto::cri;
 use oci_spec::image::ImageConfiguration;
-use oci_spec::runtime::User;
+use oci_spec::runtime::{Process, Spec, User};
 
 use super::error::SpecError;
 use super::user::ResolvedUser;
@@ -82,6 +82,26 @@ pub fn user(resolved: &ResolvedUser) -> User {
     user
 }
 
+/// The process of an exec: that of the container, with another command. It has the container's user, environment,
+/// capabilities and profiles.
+///
+/// # Errors
+/// When there is no command, or `container` is no container's spec.
+pub fn exec_process(container: &Spec, command: &[String], tty: bool) -> Result<Process, SpecError> {
+    let mut process =
+        container.process().clone().ok_or(SpecError::Missing("process in the container's spec"))?;
+    match command.first().map(String::as_str) {
+        None | Some("") => return Err(SpecError::NoCommand),
+        Some(_) => process.set_args(Some(command.to_vec())),
+    };
+    process.set_terminal(Some(tty));
+    let env = process.env_mut().get_or_insert_default();
+    if tty && !env.iter().any(|entry| entry.starts_with("TERM=")) {
+        env.push("TERM=xterm".to_owned());
+    }
+    Ok(process)
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::fixture::image;
@@ -117,6 +137,21 @@ mod tests {
         }
         let none = args(&cri::ContainerConfig::default(), &ImageConfiguration::default()).unwrap_err();
         assert!(none.to_string().starts_with("no command specified"));
+    }
+
+    #[test]
+    fn an_exec_is_the_container_with_another_command() {
+        let mut spec = Spec::default();
+        let mut process = Process::default();
+        process.set_args(Some(owned(&["/app"]))).set_env(Some(owned(&["A=b"]))).set_cwd("/srv".into());
+        spec.set_process(Some(process));
+        let exec = exec_process(&spec, &owned(&["sh", "-c", "x"]), true).unwrap();
+        assert_eq!(exec.args().as_deref(), Some(&owned(&["sh", "-c", "x"])[..]));
+        assert_eq!(exec.env().as_deref(), Some(&owned(&["A=b", "TERM=xterm"])[..]));
+        assert_eq!((exec.cwd().as_path(), exec.terminal()), (Path::new("/srv"), Some(true)));
+        let plain = exec_process(&spec, &owned(&["true"]), false).unwrap();
+        assert_eq!(plain.env().as_deref(), Some(&owned(&["A=b"])[..]));
+        assert!(matches!(exec_process(&spec, &[], false), Err(SpecError::NoCommand)));
     }
 
     #[test]

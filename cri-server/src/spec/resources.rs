@@ -44,7 +44,7 @@ fn memory(request: &cri::LinuxContainerResources, features: &Features) -> Result
     positive("memory_limit_in_bytes", limit)?;
     let mut memory = LinuxMemory::default();
     memory.set_limit((limit != 0).then_some(limit));
-    if swap > 0 && limit == 0 || swap > 0 && swap < limit {
+    if swap > 0 && (limit == 0 || swap < limit) {
         return Err(SpecError::Invalid {
             field: "memory_swap_limit_in_bytes",
             value: swap.to_string(),
@@ -119,6 +119,43 @@ pub fn build(
         tracing::warn!("unified resources need cgroup v2: they are left out");
     }
     Ok(resources)
+}
+
+/// The resources after an update: what the request gives takes the place of what was, the rest stays.
+///
+/// # Errors
+/// When a number contradicts itself or another.
+pub fn updated(
+    before: &LinuxResources,
+    request: &cri::LinuxContainerResources,
+    features: &Features,
+) -> Result<LinuxResources, SpecError> {
+    let asked = build(request, None, features)?;
+    let mut after = before.clone();
+    let mut cpu = before.cpu().clone().unwrap_or_default();
+    if let Some(new) = asked.cpu() {
+        cpu.set_shares(new.shares().or(cpu.shares()));
+        cpu.set_quota(new.quota().or(cpu.quota()));
+        cpu.set_period(new.period().or(cpu.period()));
+        cpu.set_cpus(new.cpus().clone().or(cpu.cpus().clone()));
+        cpu.set_mems(new.mems().clone().or(cpu.mems().clone()));
+    }
+    after.set_cpu(Some(cpu));
+    let mut memory = before.memory().unwrap_or_default();
+    if let Some(new) = asked.memory() {
+        memory.set_limit(new.limit().or(memory.limit()));
+        memory.set_swap(new.swap().or(memory.swap()));
+    }
+    after.set_memory(Some(memory));
+    if let Some(limits) = asked.hugepage_limits() {
+        after.set_hugepage_limits(Some(limits.clone()));
+    }
+    if let Some(new) = asked.unified() {
+        let mut unified = before.unified().clone().unwrap_or_default();
+        unified.extend(new.clone());
+        after.set_unified(Some(unified));
+    }
+    Ok(after)
 }
 
 /// The OOM score adjustment, raised to what this daemon may give.
@@ -216,6 +253,27 @@ mod tests {
             let memory = built.map(|built| (built.memory().unwrap().limit(), built.memory().unwrap().swap()));
             assert_eq!(memory, expected, "limit {limit}, swap {swap}");
         }
+    }
+
+    #[test]
+    fn an_update_changes_only_what_it_names() {
+        let features = Features { swap_accounting: true, ..Features::default() };
+        let first = cri::LinuxContainerResources {
+            cpu_shares: 512,
+            cpu_quota: 1000,
+            memory_limit_in_bytes: 100,
+            cpuset_cpus: "0".to_owned(),
+            ..request()
+        };
+        let before = build(&first, Some(7), &features).unwrap();
+        let second = cri::LinuxContainerResources { cpu_quota: -1, memory_limit_in_bytes: 200, ..request() };
+        let after = updated(&before, &second, &features).unwrap();
+        let cpu = after.cpu().as_ref().unwrap();
+        assert_eq!((cpu.shares(), cpu.quota(), cpu.cpus().as_deref()), (Some(512), Some(-1), Some("0")));
+        let memory = after.memory().unwrap();
+        assert_eq!((memory.limit(), memory.swap()), (Some(200), Some(200)));
+        assert_eq!(after.pids().unwrap().limit(), 7);
+        assert_eq!(updated(&before, &request(), &features).unwrap(), before);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use oci_spec::runtime::{Linux, Mount, Process, Root, Spec, User};
 
 use super::error::SpecError;
 use super::namespaces::{self, PodNamespaces};
+use super::security::Profile;
 use super::{Defaults, OCI_VERSION, annotations, capabilities, devices, mounts, resources, security, sysctl};
 use crate::model::SandboxId;
 use crate::node::Features;
@@ -149,22 +150,32 @@ fn linux(input: &SandboxInput<'_>, labels: &security::SelinuxLabels) -> Result<L
     linux.set_masked_paths(Some(owned(&security::MASKED_PATHS)));
     linux.set_readonly_paths(Some(owned(&security::READONLY_PATHS)));
     linux.set_mount_label(labels.mount.clone());
-    if !security.privileged {
-        // The deprecated field of sandboxes is as old as the one of containers.
-        #[allow(deprecated)]
-        let old = security.seccomp_profile_path.as_str();
-        let profile = security::profile("seccomp", security.seccomp.as_ref(), old)?;
-        let held = oci_spec::runtime::Capabilities::new();
-        let filter = security::seccomp_filter(
-            &profile,
-            &held,
-            input.localhost_seccomp,
-            input.defaults,
-            input.features,
-        )?;
-        linux.set_seccomp(filter);
-    }
+    let held = oci_spec::runtime::Capabilities::new();
+    linux.set_seccomp(security::seccomp_filter(
+        &seccomp_profile(&security)?,
+        &held,
+        input.localhost_seccomp,
+        input.defaults,
+        input.features,
+    )?);
     Ok(linux)
+}
+
+fn seccomp_profile(security: &cri::LinuxSandboxSecurityContext) -> Result<Profile, SpecError> {
+    if security.privileged {
+        return Ok(Profile::Unconfined);
+    }
+    #[allow(deprecated)]
+    let old = security.seccomp_profile_path.as_str();
+    security::profile("seccomp", security.seccomp.as_ref(), old)
+}
+
+/// The file of a sandbox's localhost seccomp profile, for the caller to read.
+///
+/// # Errors
+/// When the request's profile is no profile.
+pub fn localhost_seccomp_path(config: &cri::PodSandboxConfig) -> Result<Option<PathBuf>, SpecError> {
+    Ok(seccomp_profile(&security(config))?.localhost())
 }
 
 /// Builds the spec of a pod's pause container. Its `rootfs` is an empty folder with mode 0755 in the bundle.

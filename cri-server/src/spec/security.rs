@@ -3,6 +3,8 @@
 //! Invariant: a request that names a profile gets it or an error, never silently less. SELinux labels are the exception
 //! that other runtimes have made a habit: on a node without SELinux they are ignored with a warning.
 
+use std::path::PathBuf;
+
 use cofferdam_proto::cri::{self, security_profile::ProfileType};
 use oci_spec::runtime::{Capabilities, LinuxSeccomp};
 
@@ -44,6 +46,17 @@ pub enum Profile {
     Unconfined,
     RuntimeDefault,
     Localhost(String),
+}
+
+impl Profile {
+    /// The path of a localhost profile's file.
+    #[must_use]
+    pub fn localhost(&self) -> Option<PathBuf> {
+        match self {
+            Self::Localhost(name) => Some(PathBuf::from(name)),
+            Self::Unset | Self::Unconfined | Self::RuntimeDefault => None,
+        }
+    }
 }
 
 /// Reads a profile; `old` is the deprecated text field that older clients fill.

@@ -194,7 +194,8 @@ mod tests {
 
     #[test]
     fn the_images_user_is_read_in_every_form() {
-        let table: [(&str, (u32, u32, Vec<u32>)); 9] = [
+        type Numbers = (u32, u32, Vec<u32>);
+        let table: [(&str, Numbers); 9] = [
             ("", (0, 0, vec![0])),
             ("root", (0, 0, vec![0])),
             ("web", (33, 34, vec![34, 50, 51])),

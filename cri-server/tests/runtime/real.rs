@@ -1,12 +1,14 @@
 //! Real shims run a real container: Debian's of the older generation, a newer one and our own where they are built.
 
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use cofferdam::runtime::events::{Event, Sink};
 use cofferdam::runtime::{
-    CreateTask, ExecError, ExecRunner, Handler, Launcher, RuntimeConfig, RuntimeError, Shim, TaskStatus,
+    CreateTask, ExecError, ExecProcess, ExecRunner, Handler, Launcher, RuntimeConfig, RuntimeError, Shim,
+    TaskStatus,
 };
 use oci_spec::runtime::Process;
 use serde_json::json;
@@ -51,11 +53,11 @@ impl Node {
     fn bundle(&self, id: &str, args: &[&str], annotations: &serde_json::Value) -> PathBuf {
         let bundle = self.folder.path().join(id);
         let rootfs = bundle.join("rootfs");
-        for folder in ["bin", "proc", "tmp"] {
+        for folder in ["bin", "proc", "tmp", "dev"] {
             std::fs::create_dir_all(rootfs.join(folder)).unwrap();
         }
         std::fs::copy("/bin/busybox", rootfs.join("bin/busybox")).unwrap();
-        for applet in ["sh", "sleep", "echo", "true", "yes", "head", "cat"] {
+        for applet in ["sh", "sleep", "echo", "true", "yes", "head", "cat", "stty"] {
             std::os::unix::fs::symlink("busybox", rootfs.join("bin").join(applet)).unwrap();
         }
         std::fs::write(bundle.join("config.json"), spec(id, args, annotations).to_string()).unwrap();
@@ -164,7 +166,11 @@ fn spec(id: &str, args: &[&str], annotations: &serde_json::Value) -> serde_json:
             "capabilities": {"bounding": ["CAP_KILL"], "effective": ["CAP_KILL"], "permitted": ["CAP_KILL"]}
         },
         "root": {"path": "rootfs", "readonly": false},
-        "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"},
+            {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["newinstance", "ptmxmode=0666"]}
+        ],
         "linux": {
             "cgroupsPath": format!("/cdt-{id}"),
             "namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "ipc"}, {"type": "uts"}, {"type": "network"}]
@@ -178,6 +184,12 @@ fn process(args: &[&str]) -> Process {
         "capabilities": {"bounding": [], "effective": [], "permitted": []}
     }))
     .unwrap()
+}
+
+fn terminal_process(args: &[&str], terminal: bool) -> Process {
+    let mut process = process(args);
+    process.set_terminal(Some(terminal));
+    process
 }
 
 fn runc(shim: &str, runc: &str) -> RuntimeConfig {
@@ -271,10 +283,11 @@ async fn execs_end(config: RuntimeConfig) {
     let ten = Some(Duration::from_secs(10));
 
     let begun = Instant::now();
-    let slow =
-        runner.exec_sync(&shim, &bundle, process(&["sleep", "500"]), Some(Duration::from_secs(1))).await;
+    let family = process(&["sh", "-c", "sleep 500 & sleep 501 & wait"]);
+    let slow = runner.exec_sync(&shim, &bundle, family, Some(Duration::from_secs(1))).await;
     assert!(matches!(slow, Err(ExecError::DeadlineExceeded { .. })), "{slow:?}");
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    only_the_first_process_is_left(&shim).await;
     only_the_first_process_is_left(&shim).await;
 
     let begun = Instant::now();
@@ -347,6 +360,65 @@ async fn a_pod_shares_a_shim(config: RuntimeConfig) {
     node.close().await;
 }
 
+/// A terminal's size, new limits, and the end of stdin reach an exec and its container.
+async fn streams_and_limits_arrive(config: RuntimeConfig) {
+    let node = Node::new(config).await;
+    let id = unique("io");
+    let (shim, bundle) = node.run(&id, &["sleep", "1000"]).await;
+    let fifos = cofferdam::io::FifoFolder::make(&bundle, "talk").unwrap();
+    let [stdin, stdout] = ["stdin", "stdout"].map(|name| fifos.fifo(name).unwrap());
+    let talk = |exec_id: &str, args: &[&str], terminal| ExecProcess {
+        exec_id: exec_id.to_owned(),
+        process: terminal_process(args, terminal),
+        stdin: stdin.display().to_string(),
+        stdout: stdout.display().to_string(),
+        stderr: String::new(),
+        terminal,
+    };
+    let both = || {
+        let open = |path: &Path| std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+        (open(&stdin), open(&stdout))
+    };
+
+    let (mut to, mut from) = both();
+    shim.exec(talk("cat", &["cat"], false)).await.unwrap();
+    shim.start("cat").await.unwrap();
+    to.write_all(b"ping").unwrap();
+    let mut heard = [0; 4];
+    from.read_exact(&mut heard).unwrap();
+    assert_eq!(&heard, b"ping");
+    drop(to);
+    shim.close_io("cat").await.unwrap();
+    let exit = tokio::time::timeout(Duration::from_secs(5), shim.wait("cat"))
+        .await
+        .expect("cat ends with its stdin");
+    assert_eq!(exit.unwrap().status, 0);
+    shim.delete("cat").await.unwrap();
+
+    let (mut to, mut from) = both();
+    shim.exec(talk("tty", &["sh", "-c", "read go; stty size"], true)).await.unwrap();
+    shim.start("tty").await.unwrap();
+    shim.resize_pty("tty", 93, 31).await.unwrap();
+    to.write_all(b"go\n").unwrap();
+    let mut text = String::new();
+    while !text.contains("31 93") {
+        let count = from.read(&mut heard).unwrap();
+        text.push_str(&String::from_utf8_lossy(&heard[..count]));
+        assert!(text.len() < 200, "{text}");
+    }
+    assert_eq!(shim.wait("tty").await.unwrap().status, 0);
+    shim.delete("tty").await.unwrap();
+
+    let resources = serde_json::from_value(json!({"memory": {"limit": 67_108_864}})).unwrap();
+    shim.update(&resources, Default::default()).await.unwrap();
+    let limit =
+        std::fs::read_to_string(format!("/sys/fs/cgroup/memory/cdt-{id}/memory.limit_in_bytes")).unwrap();
+    assert_eq!(limit.trim(), "67108864");
+    drop(fifos);
+    end(&shim).await;
+    node.close().await;
+}
+
 /// Eight containers at a time, also while the shim's generation is not yet known.
 async fn many_at_a_time(config: RuntimeConfig) {
     let node = Node::new(config).await;
@@ -415,6 +487,7 @@ async fn privileged_life_of_a_container_behind_debians_shim() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs containerd-shim-runc-v2 of containerd 2.3 or later, and runc, in /opt/peers/bin"]
 async fn privileged_life_of_a_container_behind_a_newer_shim() {
     life_of_a_container(newer()).await;
 }
@@ -425,11 +498,13 @@ async fn privileged_execs_end_behind_debians_shim() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs containerd-shim-runc-v2 of containerd 2.3 or later, and runc, in /opt/peers/bin"]
 async fn privileged_execs_end_behind_a_newer_shim() {
     execs_end(newer()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs containerd-shim-runc-v2 of containerd 2.3 or later, and runc, in /opt/peers/bin"]
 async fn privileged_killed_newer_shim_is_cleaned_up() {
     a_killed_shim_is_cleaned_up(newer()).await;
 }
@@ -465,11 +540,13 @@ async fn privileged_many_at_a_time_behind_debians_shim() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs containerd-shim-runc-v2 of containerd 2.3 or later, and runc, in /opt/peers/bin"]
 async fn privileged_a_pod_shares_a_newer_shim() {
     a_pod_shares_a_shim(newer()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs containerd-shim-runc-v2 of containerd 2.3 or later, and runc, in /opt/peers/bin"]
 async fn privileged_many_at_a_time_behind_a_newer_shim() {
     many_at_a_time(newer()).await;
 }
@@ -477,4 +554,20 @@ async fn privileged_many_at_a_time_behind_a_newer_shim() {
 #[tokio::test(flavor = "multi_thread")]
 async fn privileged_many_at_a_time_behind_our_shim() {
     many_at_a_time(own()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_streams_and_limits_arrive_behind_debians_shim() {
+    streams_and_limits_arrive(debian()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs containerd-shim-runc-v2 of containerd 2.3 or later, and runc, in /opt/peers/bin"]
+async fn privileged_streams_and_limits_arrive_behind_a_newer_shim() {
+    streams_and_limits_arrive(newer()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_streams_and_limits_arrive_behind_our_shim() {
+    streams_and_limits_arrive(own()).await;
 }

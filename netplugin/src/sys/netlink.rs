@@ -106,6 +106,12 @@ impl Message {
         filled
     }
 
+    /// What follows the netlink header.
+    #[cfg(test)]
+    pub fn body(&self) -> &[u8] {
+        &self.bytes[HEADER..]
+    }
+
     fn pad(&mut self) {
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
     }
@@ -373,7 +379,7 @@ mod tests {
     fn attributes_are_written_padded_and_read_back() {
         let message =
             Message::new("test", 1, 0).attr(5, &[1, 2, 3]).nested(6, |m| m.attr_u32(7, 9)).attr_str(8, "ab");
-        let body = &message.bytes[HEADER..];
+        let body = message.body();
         assert_eq!(body.len() % 4, 0);
         assert_eq!(attr(body, 5), Some(&[1u8, 2, 3][..]));
         assert_eq!(read_u32(attr(attr(body, 6).unwrap(), 7).unwrap(), 0), Some(9));

@@ -1,0 +1,145 @@
+//! The built-in runtime: libcontainer makes the containers, [`super::join`] the further processes in them.
+//!
+//! Its state lies below the bundle, never in a folder of the whole host.
+
+use std::io::Write;
+use std::path::Path;
+
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::error::LibcontainerError;
+use libcontainer::hooks::run_hooks;
+use libcontainer::syscall::syscall::SyscallType;
+use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
+use oci_spec::runtime::Spec;
+
+use super::{Failure, FailureKind, OciRuntime, Reporter, chain, console, executable, join};
+use crate::bundle::Bundle;
+use crate::cgroup::CgroupPaths;
+use crate::wire::{CreateOrder, Created, ExecOrder, Report, TaskOrder};
+
+pub struct Libcontainer {
+    systemd_cgroup: bool,
+    reporter: Reporter,
+}
+
+impl Libcontainer {
+    pub fn new(systemd_cgroup: bool, reporter: Reporter) -> Self {
+        Libcontainer { systemd_cgroup, reporter }
+    }
+
+    fn build(&self, order: &CreateOrder, bundle: &Path) -> Result<i32, LibcontainerError> {
+        let root = Bundle::new(&order.bundle).runtime_root();
+        std::fs::create_dir_all(&root).map_err(LibcontainerError::OtherIO)?;
+        let container = ContainerBuilder::new(order.id.clone(), SyscallType::default())
+            .with_root_path(root)?
+            .with_console_socket(order.console.as_ref())
+            .with_executor(Program { reporter: self.reporter })
+            .validate_id()?
+            .as_init(bundle)
+            .with_systemd(self.systemd_cgroup)
+            .with_detach(true)
+            .build()?;
+        container.pid().map(|pid| pid.as_raw()).ok_or_else(|| LibcontainerError::Other("no pid".into()))
+    }
+}
+
+impl OciRuntime for Libcontainer {
+    fn create(&self, order: &CreateOrder, bundle: &Path) -> Result<Created, Failure> {
+        let pid = self.build(order, bundle).map_err(|error| {
+            let kind = match error {
+                LibcontainerError::InvalidSpec(_)
+                | LibcontainerError::InvalidID(_)
+                | LibcontainerError::MissingSpec(_)
+                | LibcontainerError::Spec(_) => FailureKind::Spec,
+                _ => FailureKind::Runtime,
+            };
+            Failure::new(kind, format!("create the container: {}", chain(&error)))
+        })?;
+        let cgroups = CgroupPaths::of(pid)
+            .map_err(Failure::because(FailureKind::Runtime, "find the container's cgroups"))?;
+        let hooks = load_spec(bundle)?.hooks().clone().unwrap_or_default();
+        let any = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|l| !l.is_empty());
+        Ok(Created {
+            pid,
+            cgroups,
+            mounted_on_host: false,
+            start_by_child: any(hooks.poststart()),
+            delete_by_child: any(hooks.poststop()),
+        })
+    }
+
+    fn start(&self, order: &TaskOrder) -> Result<(), Failure> {
+        notify_start(&order.bundle, &order.id)
+            .map_err(Failure::because(FailureKind::Runtime, "notify the container"))?;
+        let hooks = load_spec(&order.bundle)?.hooks().clone().unwrap_or_default();
+        let container = load_container(order)?;
+        run_hooks(hooks.poststart().as_ref(), Some(&container.state), None, None, None)
+            .map_err(Failure::because(FailureKind::Runtime, "run the poststart hooks"))
+    }
+
+    fn exec(&self, order: &ExecOrder) -> Result<i32, Failure> {
+        join::exec(order, self.reporter)
+    }
+
+    fn delete(&self, order: &TaskOrder) -> Result<(), Failure> {
+        let hooks = load_spec(&order.bundle)?.hooks().clone().unwrap_or_default();
+        let container = load_container(order)?;
+        run_hooks(hooks.poststop().as_ref(), Some(&container.state), None, None, None)
+            .map_err(Failure::because(FailureKind::Runtime, "run the poststop hooks"))
+    }
+}
+
+fn load_spec(bundle: &Path) -> Result<Spec, Failure> {
+    Spec::load(bundle.join("config.json")).map_err(Failure::because(FailureKind::Spec, "read config.json"))
+}
+
+fn load_container(order: &TaskOrder) -> Result<libcontainer::container::Container, Failure> {
+    let folder = Bundle::new(&order.bundle).runtime_root().join(&order.id);
+    libcontainer::container::Container::load(folder)
+        .map_err(Failure::because(FailureKind::Runtime, "load the container's state"))
+}
+
+/// Tells the waiting first process to run the program.
+pub fn notify_start(bundle: &Path, id: &str) -> std::io::Result<()> {
+    let socket = Bundle::new(bundle).runtime_root().join(id).join("notify.sock");
+    console::connect_in_folder(&socket)?.write_all(b"start container")
+}
+
+/// Runs the user's program as the container's first process.
+#[derive(Clone)]
+struct Program {
+    reporter: Reporter,
+}
+
+impl Program {
+    fn words(spec: &Spec) -> (Vec<String>, Vec<String>) {
+        let process = spec.process().as_ref();
+        let args = process.and_then(|p| p.args().clone()).unwrap_or_default();
+        let env = process.and_then(|p| p.env().clone()).unwrap_or_default();
+        (args, env)
+    }
+}
+
+impl Executor for Program {
+    fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
+        let (args, _) = Self::words(spec);
+        let env = executable::environment();
+        let name = args.first().map(String::as_str).unwrap_or_default();
+        let failure = match executable::find(name, &env) {
+            Ok(path) => executable::run(&path, &args, &env),
+            Err(failure) => failure,
+        };
+        self.reporter.send(&Report::Failed(failure.clone()));
+        Err(ExecutorError::Other(failure.message))
+    }
+
+    fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
+        let (args, env) = Self::words(spec);
+        let name = args.first().map(String::as_str).unwrap_or_default();
+        executable::find(name, &env).map(drop).map_err(|failure| {
+            // Sent from here because the way through libcontainer keeps only the text.
+            self.reporter.send(&Report::Failed(failure.clone()));
+            ExecutorValidationError::ArgValidationError(failure.message)
+        })
+    }
+}

@@ -1,0 +1,173 @@
+//! Fits the container's specification to what this node may do, before the runtime sees it.
+//!
+//! Two limits need a capability that a shim in a restricted environment lacks: a lower `oom_score_adj` and higher hard
+//! rlimits. They are clamped with a warning instead of failing the container. The changed specification is written
+//! below the runtime's own folder; the bundle's `config.json` stays what the daemon wrote.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use nix::sys::resource::{Resource, getrlimit};
+use oci_spec::runtime::{PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, Spec};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+
+use super::{Failure, FailureKind, Reporter};
+
+const CAP_SYS_RESOURCE: u32 = 24;
+/// No sane passwd file is longer; a hostile one is not read further.
+const PASSWD_LIMIT: u64 = 1 << 20;
+
+pub struct Prepared {
+    pub spec: Spec,
+    changed: bool,
+}
+
+pub fn prepare(bundle: &Path, reporter: Reporter) -> Result<Prepared, Failure> {
+    let path = bundle.join("config.json");
+    let mut spec = Spec::load(&path).map_err(Failure::because(FailureKind::Spec, "read config.json"))?;
+    let mut changed = false;
+    if let Some(process) = spec.process_mut() {
+        changed |= clamp(process, reporter);
+    }
+    Ok(Prepared { spec, changed })
+}
+
+/// Completes the specification once the root filesystem is there, and says in which folder it lies.
+pub fn finish(mut prepared: Prepared, bundle: &Path) -> Result<PathBuf, Failure> {
+    let root = prepared.spec.root().as_ref().map(|r| bundle.join(r.path()));
+    if let (Some(process), Some(root)) = (prepared.spec.process_mut(), &root) {
+        prepared.changed |= give_home(process, root);
+    }
+    if !prepared.changed {
+        return Ok(bundle.to_owned());
+    }
+    if let (Some(spec_root), Some(root)) = (prepared.spec.root_mut(), root) {
+        spec_root.set_path(root);
+    }
+    let folder = bundle.join("oci").join("bundle");
+    let writing = |e: std::io::Error| Failure::because(FailureKind::Runtime, "write the fitted config.json")(e);
+    fs::create_dir_all(&folder).map_err(writing)?;
+    let text = serde_json::to_vec(&prepared.spec).map_err(|e| writing(e.into()))?;
+    fs::write(folder.join("config.json"), text).map_err(writing)?;
+    Ok(folder)
+}
+
+/// Lowers what this process may not grant. True when something changed.
+pub fn clamp(process: &mut Process, reporter: Reporter) -> bool {
+    if may_raise_limits() {
+        return false;
+    }
+    let mut changed = false;
+    if let (Some(wanted), Some(current)) = (process.oom_score_adj(), own_oom_score_adj())
+        && wanted < current
+    {
+        reporter.warn(format!(
+            "oom_score_adj {wanted} needs CAP_SYS_RESOURCE; the container keeps {current}"
+        ));
+        process.set_oom_score_adj(Some(current));
+        changed = true;
+    }
+    if let Some(limits) = process.rlimits().clone() {
+        let clamped: Vec<PosixRlimit> = limits.iter().map(|limit| clamp_rlimit(*limit, reporter)).collect();
+        changed |= clamped != limits;
+        process.set_rlimits(Some(clamped));
+    }
+    changed
+}
+
+fn clamp_rlimit(limit: PosixRlimit, reporter: Reporter) -> PosixRlimit {
+    let Some((_, hard)) = resource(limit.typ()).and_then(|r| getrlimit(r).ok()) else { return limit };
+    if limit.hard() <= hard {
+        return limit;
+    }
+    reporter.warn(format!("{:?} {} needs CAP_SYS_RESOURCE; the container gets {hard}", limit.typ(), limit.hard()));
+    let builder = PosixRlimitBuilder::default().typ(limit.typ()).hard(hard).soft(limit.soft().min(hard));
+    builder.build().unwrap_or(limit)
+}
+
+pub fn resource(kind: PosixRlimitType) -> Option<Resource> {
+    Some(match kind {
+        PosixRlimitType::RlimitCpu => Resource::RLIMIT_CPU,
+        PosixRlimitType::RlimitFsize => Resource::RLIMIT_FSIZE,
+        PosixRlimitType::RlimitData => Resource::RLIMIT_DATA,
+        PosixRlimitType::RlimitStack => Resource::RLIMIT_STACK,
+        PosixRlimitType::RlimitCore => Resource::RLIMIT_CORE,
+        PosixRlimitType::RlimitRss => Resource::RLIMIT_RSS,
+        PosixRlimitType::RlimitNproc => Resource::RLIMIT_NPROC,
+        PosixRlimitType::RlimitNofile => Resource::RLIMIT_NOFILE,
+        PosixRlimitType::RlimitMemlock => Resource::RLIMIT_MEMLOCK,
+        PosixRlimitType::RlimitAs => Resource::RLIMIT_AS,
+        PosixRlimitType::RlimitLocks => Resource::RLIMIT_LOCKS,
+        PosixRlimitType::RlimitSigpending => Resource::RLIMIT_SIGPENDING,
+        PosixRlimitType::RlimitMsgqueue => Resource::RLIMIT_MSGQUEUE,
+        PosixRlimitType::RlimitNice => Resource::RLIMIT_NICE,
+        PosixRlimitType::RlimitRtprio => Resource::RLIMIT_RTPRIO,
+        PosixRlimitType::RlimitRttime => Resource::RLIMIT_RTTIME,
+    })
+}
+
+fn own_oom_score_adj() -> Option<i32> {
+    fs::read_to_string("/proc/self/oom_score_adj").ok()?.trim().parse().ok()
+}
+
+fn may_raise_limits() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|l| l.strip_prefix("CapEff:"));
+    let bits = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or_default();
+    bits & (1 << CAP_SYS_RESOURCE) != 0
+}
+
+/// Sets HOME as the image's own passwd file says. Done here because looking it up later, inside the container and by
+/// the C library, could load code from the image into a process that is not yet the user's.
+fn give_home(process: &mut Process, root: &Path) -> bool {
+    if process.env().as_ref().is_some_and(|env| env.iter().any(|pair| pair.starts_with("HOME="))) {
+        return false;
+    }
+    let home = read_passwd(root).and_then(|text| home_of(&text, process.user().uid()));
+    let mut env = process.env().clone().unwrap_or_default();
+    env.push(format!("HOME={}", home.unwrap_or_else(|| "/".into())));
+    process.set_env(Some(env));
+    true
+}
+
+fn read_passwd(root: &Path) -> Option<String> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::DIRECTORY;
+    let root = rustix::fs::openat(CWD, root, flags, Mode::empty()).ok()?;
+    let file = rustix::fs::openat2(
+        root,
+        "etc/passwd",
+        OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK,
+        Mode::empty(),
+        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+    );
+    let file = File::from(file.ok()?);
+    if !file.metadata().ok()?.is_file() {
+        return None;
+    }
+    let mut text = String::new();
+    file.take(PASSWD_LIMIT).read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
+fn home_of(passwd: &str, uid: u32) -> Option<String> {
+    passwd.lines().find_map(|line| {
+        let mut fields = line.split(':').skip(2);
+        let found = fields.next()?.parse::<u32>().ok()? == uid;
+        let home = fields.nth(2)?;
+        (found && home.starts_with('/')).then(|| home.to_owned())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_home_folder_is_the_sixth_field() {
+        let passwd = "root:x:0:0:root:/root:/bin/sh\nbroken\nweb:x:33:33::/var/www:/bin/false\n";
+        assert_eq!(home_of(passwd, 33).as_deref(), Some("/var/www"));
+        assert_eq!(home_of(passwd, 0).as_deref(), Some("/root"));
+        assert_eq!(home_of(passwd, 7), None);
+    }
+}

@@ -1,0 +1,188 @@
+//! `start`: opens the socket, leaves the server behind and says where it listens.
+//!
+//! The server is a fork of this process, so it pays for no second exec. Invariant: when the address is printed the
+//! socket accepts, and everything inherited from the caller is closed in the server.
+
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{self, IsTerminal, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use containerd_shim_protos::bootstrap_api::BootstrapParams;
+use protobuf::Message;
+use serde::Deserialize;
+
+use crate::args::Args;
+use crate::bundle::Bundle;
+use crate::error::ShimError;
+use crate::server::{self, Setup};
+use crate::sys::{self, Forked};
+
+/// Socket addresses hold 107 bytes; a longer bundle path gets a socket elsewhere.
+const LONGEST_SOCKET_PATH: usize = 100;
+const SHORT_SOCKETS: &str = "/run/cofferdam-shim";
+const STDIN_LIMIT: u64 = 1 << 20;
+
+/// What the caller told on stdin, as far as it matters here.
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+struct Params {
+    #[serde(alias = "containerdTtrpcAddress")]
+    containerd_ttrpc_address: String,
+    #[serde(alias = "socketDir")]
+    socket_dir: Option<String>,
+}
+
+pub fn start(args: &Args) -> Result<(), ShimError> {
+    sys::close_from(3);
+    let folder = std::env::current_dir().map_err(ShimError::io("find the bundle"))?;
+    let bundle = Bundle::new(args.bundle.clone().unwrap_or(folder));
+    let params = parse_params(&read_stdin(), &args.id);
+    let socket = socket_path(bundle.path(), &args.id, params.socket_dir.as_deref());
+    let listener = listen(&socket)?;
+    let address = format!("unix://{}", socket.display());
+    bundle.write("address", address.as_bytes()).map_err(ShimError::path("write", bundle.join("address")))?;
+    let events = [params.containerd_ttrpc_address, env("TTRPC_ADDRESS")].into_iter().find(|a| !a.is_empty());
+    let setup = Setup {
+        namespace: args.namespace.clone(),
+        events: events.unwrap_or_default(),
+        bundle: bundle.clone(),
+    };
+    match sys::fork().map_err(|e| ShimError::io("fork the server")(e.into()))? {
+        Forked::Child => {
+            let status = match leave_the_caller(&bundle).and_then(|()| server::serve(setup, listener)) {
+                Ok(()) => 0,
+                Err(error) => {
+                    bundle.warn(&format!("the server ended: {error}"));
+                    1
+                }
+            };
+            drop(fs::remove_file(&socket));
+            sys::exit_now(status)
+        }
+        Forked::Parent(pid) => {
+            bundle
+                .write("shim.pid", pid.to_string().as_bytes())
+                .map_err(ShimError::path("write", bundle.join("shim.pid")))?;
+            answer(&address)
+        }
+    }
+}
+
+fn env(name: &str) -> String {
+    std::env::var(name).unwrap_or_default()
+}
+
+/// A bare address is what every version of containerd reads; a caller that names a newer version gets the new form.
+fn answer(address: &str) -> Result<(), ShimError> {
+    let newest: u32 = env("MAX_SHIM_VERSION").parse().unwrap_or(2);
+    let text = if newest >= 3 {
+        format!("{{\"version\":3,\"address\":\"{address}\",\"protocol\":\"ttrpc\"}}")
+    } else {
+        address.to_owned()
+    };
+    io::stdout().write_all(text.as_bytes()).map_err(ShimError::io("print the address"))
+}
+
+fn read_stdin() -> Vec<u8> {
+    let stdin = io::stdin();
+    let mut bytes = Vec::new();
+    if !stdin.is_terminal() {
+        // A caller that closed its end early has said what it had to say.
+        drop(stdin.take(STDIN_LIMIT).read_to_end(&mut bytes));
+    }
+    bytes
+}
+
+/// Understands both forms of the newer parameters; older callers send the task's options, which come again at Create.
+fn parse_params(bytes: &[u8], id: &str) -> Params {
+    if bytes.first() == Some(&b'{') {
+        return serde_json::from_slice(bytes).unwrap_or_default();
+    }
+    match BootstrapParams::parse_from_bytes(bytes) {
+        // An Any parses as parameters too, but then the first field holds a type and not our id.
+        Ok(params) if params.instance_id == id => Params {
+            containerd_ttrpc_address: params.containerd_ttrpc_address.clone(),
+            socket_dir: params.socket_dir.clone(),
+        },
+        _ => Params::default(),
+    }
+}
+
+pub fn socket_path(bundle: &Path, id: &str, preferred: Option<&str>) -> PathBuf {
+    let beside = bundle.join("shim.sock");
+    if beside.as_os_str().len() <= LONGEST_SOCKET_PATH {
+        return beside;
+    }
+    let mut hasher = DefaultHasher::new();
+    (bundle, id).hash(&mut hasher);
+    let name = format!("{:016x}.sock", hasher.finish());
+    match preferred {
+        Some(folder) if !folder.is_empty() && folder.len() + name.len() < LONGEST_SOCKET_PATH => {
+            Path::new(folder).join(name)
+        }
+        _ => Path::new(SHORT_SOCKETS).join(name),
+    }
+}
+
+fn listen(path: &Path) -> Result<UnixListener, ShimError> {
+    if let Some(folder) = path.parent().filter(|f| !f.exists()) {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)
+            .map_err(ShimError::path("make the folder", folder))?;
+    }
+    if path.exists() {
+        if UnixStream::connect(path).is_ok() {
+            return Err(ShimError::Exists(format!("a shim that listens on {}", path.display())));
+        }
+        fs::remove_file(path).map_err(ShimError::path("remove the stale socket", path))?;
+    }
+    let before = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
+    let bound = UnixListener::bind(path);
+    nix::sys::stat::umask(before);
+    let listener = bound.map_err(ShimError::path("listen on", path))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(ShimError::path("protect", path))?;
+    Ok(listener)
+}
+
+/// Gives up the caller's session and streams, so that the server lives on whatever happens to the caller.
+fn leave_the_caller(bundle: &Bundle) -> Result<(), ShimError> {
+    let failed = || ShimError::io("leave the caller");
+    nix::unistd::setsid().map_err(|e| failed()(e.into()))?;
+    let null = fs::File::options().read(true).write(true).open("/dev/null").map_err(failed())?;
+    nix::unistd::dup2_stdin(&null).map_err(|e| failed()(e.into()))?;
+    nix::unistd::dup2_stdout(&null).map_err(|e| failed()(e.into()))?;
+    nix::unistd::dup2_stderr(&null).map_err(|e| failed()(e.into()))?;
+    std::env::set_current_dir(bundle.path()).map_err(failed())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_come_as_protobuf_or_json_or_not_at_all() {
+        let mut params = BootstrapParams::new();
+        params.instance_id = "c1".into();
+        params.containerd_ttrpc_address = "/run/x.ttrpc".into();
+        let bytes = params.write_to_bytes().unwrap();
+        assert_eq!(parse_params(&bytes, "c1").containerd_ttrpc_address, "/run/x.ttrpc");
+        assert_eq!(parse_params(&bytes, "other"), Params::default());
+        let json = br#"{"containerdTtrpcAddress":"/run/y","socketDir":"/s"}"#;
+        assert_eq!(parse_params(json, "c1").socket_dir.as_deref(), Some("/s"));
+        assert_eq!(parse_params(b"", "c1"), Params::default());
+    }
+
+    #[test]
+    fn long_bundles_get_a_short_socket() {
+        assert_eq!(socket_path(Path::new("/b"), "i", None), Path::new("/b/shim.sock"));
+        let long = format!("/{}", "x".repeat(120));
+        let path = socket_path(Path::new(&long), "i", None);
+        assert!(path.starts_with(SHORT_SOCKETS) && path.as_os_str().len() < 60, "{path:?}");
+        assert!(socket_path(Path::new(&long), "i", Some("/run/s")).starts_with("/run/s"));
+    }
+}

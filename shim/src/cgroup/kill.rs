@@ -1,0 +1,87 @@
+//! Killing everything in a cgroup, and removing it.
+//!
+//! On v2 the kernel kills a whole subtree at a word. On v1 the processes are frozen first, so that none can fork away
+//! between the reading of the list and the signal.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::{CgroupPaths, children, freeze, processes};
+
+/// Sends `signal` to every process of the container.
+pub fn signal_all(paths: &CgroupPaths, signal: i32) -> io::Result<()> {
+    match paths.primary() {
+        Some(folder) => signal_folder(folder, paths.is_v2(), signal),
+        None => Ok(()),
+    }
+}
+
+/// Sends `signal` to every process of one folder and those below it.
+pub fn signal_folder(folder: &Path, v2: bool, signal: i32) -> io::Result<()> {
+    if signal == libc::SIGKILL {
+        return kill_folder(folder, v2);
+    }
+    let signal = Signal::try_from(signal)?;
+    for pid in processes(folder) {
+        deliver(pid, signal);
+    }
+    Ok(())
+}
+
+fn deliver(pid: i32, signal: Signal) {
+    if pid > 1 && pid.unsigned_abs() != std::process::id() {
+        // A process that ended in the meantime has got what was asked for.
+        let _ = kill(Pid::from_raw(pid), signal);
+    }
+}
+
+fn kill_folder(folder: &Path, v2: bool) -> io::Result<()> {
+    if !folder.exists() {
+        return Ok(());
+    }
+    if v2 && fs::write(folder.join("cgroup.kill"), "1").is_ok() {
+        return Ok(());
+    }
+    let freezer = folder.join("freezer.state").exists() || v2;
+    let frozen = freezer && freeze::set_folder(folder, v2, true).is_ok();
+    for pid in processes(folder) {
+        deliver(pid, Signal::SIGKILL);
+    }
+    if freezer {
+        // Also when freezing failed half way, and when the container had been paused: a frozen process does not die.
+        drop(freeze::set_folder(folder, v2, false));
+    }
+    if !frozen {
+        for pid in processes(folder) {
+            deliver(pid, Signal::SIGKILL);
+        }
+    }
+    Ok(())
+}
+
+/// Removes the container's cgroups. `Ok(false)` means that some are still occupied.
+pub fn remove(paths: &CgroupPaths) -> io::Result<bool> {
+    let mut gone = true;
+    for folder in paths.folders() {
+        gone &= remove_folder(folder)?;
+    }
+    Ok(gone)
+}
+
+pub fn remove_folder(folder: &Path) -> io::Result<bool> {
+    let mut gone = true;
+    for child in children(folder) {
+        gone &= remove_folder(&child)?;
+    }
+    match fs::remove_dir(folder) {
+        Ok(()) => Ok(gone),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(gone),
+        Err(e) if e.kind() == io::ErrorKind::ResourceBusy => Ok(false),
+        Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(false),
+        Err(e) => Err(e),
+    }
+}

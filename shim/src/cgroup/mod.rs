@@ -1,0 +1,173 @@
+//! The container's cgroups: found from the kernel's own tables, so that it does not matter who made them.
+//!
+//! Both worlds: on v1 one folder per hierarchy, on v2 one folder. Invariant: a folder that the shim itself sits in is
+//! never listed, so nothing done here can hit the shim or the node.
+
+pub mod freeze;
+pub mod kill;
+pub mod oom;
+pub mod stats;
+pub mod update;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CgroupPaths {
+    /// By controller name; empty on a pure v2 node.
+    pub v1: BTreeMap<String, PathBuf>,
+    pub unified: Option<PathBuf>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Mounted {
+    unified: bool,
+    controllers: Vec<String>,
+    root: PathBuf,
+    at: PathBuf,
+}
+
+impl CgroupPaths {
+    /// The cgroups of `pid`, without those that it shares with the calling process.
+    pub fn of(pid: i32) -> io::Result<Self> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+        let theirs = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+        let own = fs::read_to_string("/proc/self/cgroup")?;
+        Ok(resolve(&mounts, &theirs, &own))
+    }
+
+    pub fn is_v2(&self) -> bool {
+        self.v1.is_empty() && self.unified.is_some()
+    }
+
+    /// Every folder once.
+    pub fn folders(&self) -> Vec<&Path> {
+        let mut all: Vec<&Path> = self.v1.values().chain(&self.unified).map(PathBuf::as_path).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// The hierarchy in which processes are counted, frozen and killed.
+    pub fn primary(&self) -> Option<&Path> {
+        if self.is_v2() {
+            return self.unified.as_deref();
+        }
+        let preferred = ["freezer", "pids", "memory"].iter().find_map(|c| self.v1.get(*c));
+        preferred.or_else(|| self.v1.values().next()).map(PathBuf::as_path)
+    }
+
+    pub fn controller(&self, name: &str) -> Option<&Path> {
+        self.v1.get(name).map(PathBuf::as_path)
+    }
+
+    /// Where the processes of one exec are kept apart, so that they can be killed together.
+    pub fn exec(&self, exec_id: &str) -> Option<PathBuf> {
+        self.primary().map(|primary| primary.join(format!("exec-{exec_id}")))
+    }
+}
+
+fn resolve(mounts: &str, theirs: &str, own: &str) -> CgroupPaths {
+    let mounted: Vec<Mounted> = mounts.lines().filter_map(parse_mount).collect();
+    let own: Vec<&str> = own.lines().collect();
+    let mut paths = CgroupPaths::default();
+    for line in theirs.lines().filter(|line| !own.contains(line)) {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { continue };
+        if controllers.is_empty() {
+            paths.unified = mounted.iter().find(|m| m.unified).and_then(|m| place(m, path));
+            continue;
+        }
+        for controller in controllers.split(',') {
+            let mount = mounted.iter().find(|m| m.controllers.iter().any(|c| c == controller));
+            if let Some(folder) = mount.and_then(|m| place(m, path)) {
+                paths.v1.insert(controller.trim_start_matches("name=").to_owned(), folder);
+            }
+        }
+    }
+    paths
+}
+
+/// The folder of a cgroup below the mount that shows it.
+fn place(mount: &Mounted, path: &str) -> Option<PathBuf> {
+    let below = Path::new(path).strip_prefix(&mount.root).ok()?;
+    Some(mount.at.join(below))
+}
+
+fn parse_mount(line: &str) -> Option<Mounted> {
+    let (left, right) = line.split_once(" - ")?;
+    let mut left = left.split(' ').skip(3);
+    let (root, at) = (PathBuf::from(left.next()?), PathBuf::from(left.next()?));
+    let mut right = right.split(' ');
+    match right.next()? {
+        "cgroup2" => Some(Mounted { unified: true, controllers: Vec::new(), root, at }),
+        "cgroup" => {
+            let controllers = right.nth(1)?.split(',').map(str::to_owned).collect();
+            Some(Mounted { unified: false, controllers, root, at })
+        }
+        _ => None,
+    }
+}
+
+/// All processes in a cgroup folder and those below it.
+pub fn processes(folder: &Path) -> Vec<i32> {
+    let mut pids: Vec<i32> = Vec::new();
+    if let Ok(text) = fs::read_to_string(folder.join("cgroup.procs")) {
+        pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
+    }
+    for child in children(folder) {
+        pids.extend(processes(&child));
+    }
+    pids
+}
+
+pub(crate) fn children(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()).collect()
+}
+
+/// One number out of a file of `key value` lines.
+pub(crate) fn keyed(text: &str, key: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HYBRID: &str = "\
+30 23 0:26 / /sys/fs/cgroup ro - tmpfs tmpfs ro\n\
+31 30 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
+33 30 0:29 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
+34 30 0:30 /docker/x /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n";
+
+    #[test]
+    fn hybrid_nodes_list_only_what_the_shim_does_not_share() {
+        let own = "0::/\n4:memory:/\n5:cpu,cpuacct:/docker/x\n";
+        let theirs = "0::/\n4:memory:/pods/a\n5:cpu,cpuacct:/docker/x/pods/a\n";
+        let paths = resolve(HYBRID, theirs, own);
+        assert_eq!(paths.unified, None);
+        assert_eq!(paths.controller("memory"), Some(Path::new("/sys/fs/cgroup/memory/pods/a")));
+        assert_eq!(paths.controller("cpuacct"), Some(Path::new("/sys/fs/cgroup/cpu,cpuacct/pods/a")));
+        assert_eq!(paths.folders().len(), 2);
+        assert!(!paths.is_v2());
+    }
+
+    #[test]
+    fn a_pure_v2_node_has_one_folder() {
+        let mounts = "31 30 0:27 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
+        let paths = resolve(mounts, "0::/kubepods/a\n", "0::/system.slice/x\n");
+        assert!(paths.is_v2());
+        assert_eq!(paths.exec("e1"), Some("/sys/fs/cgroup/kubepods/a/exec-e1".into()));
+    }
+
+    #[test]
+    fn keys_match_whole_words() {
+        assert_eq!(keyed("oom 3\noom_kill 2\n", "oom_kill"), Some(2));
+        assert_eq!(keyed("oom_kill_disable 0\n", "oom_kill"), None);
+    }
+}

@@ -1,0 +1,67 @@
+//! `delete`: what is called when the server is gone. Ends the container and removes what it left.
+//!
+//! Works from the files of the bundle alone; every step is done whatever became of the ones before.
+
+use std::fs;
+use std::io::Write;
+use std::thread::sleep;
+use std::time::Duration;
+
+use containerd_shim_protos::api::DeleteResponse;
+use protobuf::{Message, MessageField};
+
+use crate::args::Args;
+use crate::backend::unmount_rootfs;
+use crate::bootstrap::socket_path;
+use crate::bundle::Bundle;
+use crate::cgroup::kill;
+use crate::error::ShimError;
+use crate::publish::to_timestamp;
+use crate::task::log;
+use crate::task::state::Exit;
+use crate::wire::Created;
+
+const TRIES: u32 = 300;
+const KILLED: u32 = 137;
+
+pub fn delete(args: &Args) -> Result<(), ShimError> {
+    let folder = std::env::current_dir().map_err(ShimError::io("find the bundle"))?;
+    let bundle = Bundle::new(args.bundle.clone().unwrap_or(folder));
+    let created: Option<Created> = bundle.read_json("task.json").ok();
+    if let Some(created) = &created {
+        remove_cgroups(created, &bundle);
+        if created.mounted_on_host {
+            unmount_rootfs(&bundle.rootfs());
+        }
+    }
+    drop(fs::remove_dir_all(bundle.runtime_root()));
+    drop(fs::remove_file(socket_path(bundle.path(), &args.id, None)));
+    if let Ok(address) = fs::read_to_string(bundle.join("address")) {
+        drop(fs::remove_file(address.trim_start_matches("unix://")));
+    }
+    let unknown = || {
+        let pid = created.as_ref().map(|c| c.pid).unwrap_or_default();
+        Exit { pid, status: KILLED, at: log::now() }
+    };
+    let exit: Exit = bundle.read_json("exit.json").unwrap_or_else(|_| unknown());
+    let mut response = DeleteResponse::new();
+    response.pid = exit.pid.cast_unsigned();
+    response.exit_status = exit.status;
+    response.exited_at = MessageField::some(to_timestamp(exit.at));
+    let bytes = response.write_to_bytes().map_err(|e| ShimError::io("encode the answer")(e.into()))?;
+    std::io::stdout().write_all(&bytes).map_err(ShimError::io("print the answer"))
+}
+
+fn remove_cgroups(created: &Created, bundle: &Bundle) {
+    for _ in 0..TRIES {
+        if let Err(error) = kill::signal_all(&created.cgroups, libc::SIGKILL) {
+            bundle.warn(&format!("kill what the container left: {error}"));
+        }
+        match kill::remove(&created.cgroups) {
+            Ok(true) => return,
+            Ok(false) => sleep(Duration::from_millis(10)),
+            Err(error) => return bundle.warn(&format!("remove the cgroups: {error}")),
+        }
+    }
+    bundle.warn("the cgroups are still occupied and stay behind");
+}

@@ -1,0 +1,70 @@
+//! What can go wrong in the shim, and the one place that maps it to ttrpc's status codes.
+
+use std::io;
+use std::path::PathBuf;
+
+use ttrpc::{Code, get_status};
+
+use crate::backend::{Failure, FailureKind};
+
+#[derive(Debug, thiserror::Error)]
+pub enum ShimError {
+    #[error("task {0}: not found")]
+    NoTask(String),
+    #[error("exec {exec} of task {task}: not found")]
+    NoExec { task: String, exec: String },
+    #[error("{0}: already exists")]
+    Exists(String),
+    #[error("{0}: process already finished")]
+    Finished(String),
+    #[error("{what}: cannot {operation} while {state}")]
+    State { what: String, operation: &'static str, state: &'static str },
+    #[error("{0}")]
+    Invalid(String),
+    #[error(transparent)]
+    Isolation(#[from] cofferdam_vm::Error),
+    #[error("{0} is not supported by this shim")]
+    Unsupported(&'static str),
+    #[error("{0}")]
+    Runtime(Failure),
+    #[error("{operation} {}: {source}", path.display())]
+    Path { operation: &'static str, path: PathBuf, source: io::Error },
+    #[error("{operation}: {source}")]
+    Io { operation: &'static str, source: io::Error },
+}
+
+impl ShimError {
+    pub fn path(operation: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| ShimError::Path { operation, path, source }
+    }
+
+    pub fn io(operation: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| ShimError::Io { operation, source }
+    }
+
+    fn code(&self) -> Code {
+        match self {
+            ShimError::NoTask(_) | ShimError::NoExec { .. } | ShimError::Finished(_) => Code::NOT_FOUND,
+            ShimError::Exists(_) => Code::ALREADY_EXISTS,
+            ShimError::State { .. } => Code::FAILED_PRECONDITION,
+            ShimError::Isolation(cofferdam_vm::Error::NotAvailable(_)) => Code::FAILED_PRECONDITION,
+            ShimError::Invalid(_) | ShimError::Isolation(_) => Code::INVALID_ARGUMENT,
+            ShimError::Unsupported(_) => Code::UNIMPLEMENTED,
+            ShimError::Runtime(failure) => match failure.kind {
+                FailureKind::ExecutableNotFound
+                | FailureKind::ExecutableNotPermitted
+                | FailureKind::ExecutableInvalid
+                | FailureKind::Spec => Code::INVALID_ARGUMENT,
+                FailureKind::Rootfs | FailureKind::Runtime => Code::UNKNOWN,
+            },
+            ShimError::Path { .. } | ShimError::Io { .. } => Code::INTERNAL,
+        }
+    }
+}
+
+impl From<ShimError> for ttrpc::Error {
+    fn from(error: ShimError) -> Self {
+        ttrpc::Error::RpcStatus(get_status(error.code(), error.to_string()))
+    }
+}

@@ -1,0 +1,179 @@
+//! Starts the short-lived child that talks to the OCI runtime, and reads its reports.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdStream;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use crate::backend::{CHILD_COMMAND, Failure, FailureKind};
+use crate::bundle::Bundle;
+use crate::error::ShimError;
+use crate::reaper::{Launching, Reaper};
+use crate::wire::{Created, Order, Report};
+
+/// After the child ended, its last words are already in the socket; this only bounds reading them.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// The container's ends of its standard streams; an absent one is /dev/null.
+#[derive(Default)]
+pub struct ContainerEnds {
+    pub stdin: Option<OwnedFd>,
+    pub stdout: Option<OwnedFd>,
+    pub stderr: Option<OwnedFd>,
+}
+
+/// The child and what it says.
+pub struct Child {
+    reports: BufReader<UnixStream>,
+    exited: oneshot::Receiver<u32>,
+    ended: bool,
+    details: Vec<String>,
+    bundle: Bundle,
+    _launching: Launching,
+}
+
+/// The rest of the conversation after the child is gone: the container's process holds the other end until its exec.
+pub struct UntilExec {
+    reports: BufReader<UnixStream>,
+}
+
+fn stdio(end: Option<OwnedFd>) -> Stdio {
+    end.map_or_else(Stdio::null, |fd| Stdio::from(File::from(fd)))
+}
+
+pub fn spawn(
+    reaper: &Arc<Reaper>,
+    bundle: &Bundle,
+    order: &Order,
+    ends: ContainerEnds,
+) -> Result<Child, ShimError> {
+    let failed = ShimError::io("start the runtime child");
+    spawn_child(reaper, bundle, order, ends).map_err(failed)
+}
+
+fn spawn_child(
+    reaper: &Arc<Reaper>,
+    bundle: &Bundle,
+    order: &Order,
+    ends: ContainerEnds,
+) -> io::Result<Child> {
+    let (ours, theirs) = StdStream::pair()?;
+    let mut line = serde_json::to_vec(order)?;
+    line.push(b'\n');
+    let launching = reaper.launching();
+    // The process has one thread, so no other spawn can slip in between and inherit the socket as well.
+    rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty())?;
+    let child = Command::new("/proc/self/exe")
+        .arg(CHILD_COMMAND)
+        .arg(theirs.as_raw_fd().to_string())
+        .current_dir(bundle.path())
+        .stdin(stdio(ends.stdin))
+        .stdout(stdio(ends.stdout))
+        .stderr(stdio(ends.stderr))
+        .spawn()?;
+    drop(theirs);
+    let exited = reaper.watch(child.id().cast_signed());
+    (&ours).write_all(&line)?;
+    ours.set_nonblocking(true)?;
+    let reports = BufReader::with_capacity(1024, UnixStream::from_std(ours)?);
+    Ok(Child { reports, exited, ended: false, details: Vec::new(), bundle: bundle.clone(), _launching: launching })
+}
+
+impl Child {
+    /// The next report, or `None` when the child ended without another word.
+    async fn next(&mut self) -> Result<Option<Report>, ShimError> {
+        let reading = ShimError::io("read the runtime child's report");
+        let mut line = Vec::new();
+        if !self.ended {
+            tokio::select! {
+                biased;
+                read = self.reports.read_until(b'\n', &mut line) => return parse(read, &line).map_err(reading),
+                _ = &mut self.exited => self.ended = true,
+            }
+        }
+        match timeout(LAST_WORDS, self.reports.read_until(b'\n', &mut line)).await {
+            Ok(read) => parse(read, &line).map_err(reading),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Reads on until `pick` has what it wants; warnings are logged and details join the failure on the way.
+    async fn until<T>(&mut self, pick: impl Fn(Report) -> Option<T>) -> Result<T, ShimError> {
+        while let Some(report) = self.next().await? {
+            match report {
+                Report::Warning(text) => self.bundle.warn(&text),
+                Report::Detail(text) => self.details.push(text),
+                Report::Failed(failure) => return Err(ShimError::Runtime(self.explain(failure))),
+                wanted => {
+                    if let Some(value) = pick(wanted) {
+                        return Ok(value);
+                    }
+                }
+            }
+        }
+        let failure = Failure::new(FailureKind::Runtime, "the runtime child ended without an answer");
+        Err(ShimError::Runtime(self.explain(failure)))
+    }
+
+    fn explain(&mut self, mut failure: Failure) -> Failure {
+        if failure.kind.is_about_the_executable() {
+            return failure;
+        }
+        // The first detail comes from the deepest place; the later ones repeat it with less precision.
+        if let Some(detail) = self.details.first() {
+            failure.message = format!("{}: {detail}", failure.message);
+        }
+        failure
+    }
+
+    pub async fn created(mut self) -> Result<(Created, UntilExec), ShimError> {
+        let created = self.until(|r| if let Report::Created(c) = r { Some(c) } else { None }).await?;
+        Ok((created, UntilExec { reports: self.reports }))
+    }
+
+    pub async fn executed(&mut self) -> Result<i32, ShimError> {
+        self.until(|r| if let Report::Executed(pid) = r { Some(pid) } else { None }).await
+    }
+
+    pub async fn done(mut self) -> Result<(), ShimError> {
+        self.until(|r| matches!(r, Report::Done).then_some(())).await
+    }
+
+    pub fn until_exec(self) -> UntilExec {
+        UntilExec { reports: self.reports }
+    }
+}
+
+impl UntilExec {
+    /// Returns when the program runs, or says why it does not.
+    pub async fn wait(mut self, bundle: &Bundle) -> Result<(), ShimError> {
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            let read = self.reports.read_until(b'\n', &mut line).await;
+            match parse(read, &line).map_err(ShimError::io("wait for the program's exec"))? {
+                None => return Ok(()),
+                Some(Report::Failed(failure)) => return Err(ShimError::Runtime(failure)),
+                Some(Report::Warning(text) | Report::Detail(text)) => bundle.warn(&text),
+                Some(_) => {}
+            }
+        }
+    }
+}
+
+fn parse(read: io::Result<usize>, line: &[u8]) -> io::Result<Option<Report>> {
+    match read {
+        Ok(0) => Ok(None),
+        Ok(_) => Ok(Some(serde_json::from_slice(line)?)),
+        Err(e) if e.kind() == io::ErrorKind::ConnectionReset => Ok(None),
+        Err(e) => Err(e),
+    }
+}

@@ -1,0 +1,88 @@
+//! The long-lived server: one thread, one runtime, the services on one socket.
+//!
+//! It ends when a Shutdown found no task left, after a bounded attempt to hand over the last events.
+
+use std::os::unix::net::UnixListener as StdListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cofferdam_proto::shim as extension;
+use containerd_shim_protos::shim_async::create_task;
+use nix::sys::signal::{SigSet, Signal};
+use tokio::net::UnixListener;
+use tokio::sync::Notify;
+use ttrpc::asynchronous::Server;
+use ttrpc::r#async::transport::Listener;
+
+use crate::bundle::Bundle;
+use crate::error::ShimError;
+use crate::publish::Publisher;
+use crate::reaper::Reaper;
+use crate::service::Service;
+use crate::sys;
+
+/// How long the last events may take after Shutdown.
+const LAST_EVENTS: Duration = Duration::from_secs(3);
+/// The answer to Shutdown is under way when the process is told to end.
+const LAST_ANSWER: Duration = Duration::from_millis(20);
+
+pub struct Setup {
+    pub namespace: String,
+    /// The daemon's ttrpc address for events; empty for none.
+    pub events: String,
+    pub bundle: Bundle,
+}
+
+pub fn serve(setup: Setup, listener: StdListener) -> Result<(), ShimError> {
+    sys::become_subreaper().map_err(ShimError::io("become the subreaper"))?;
+    ignore_requests_to_end()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()
+        .map_err(ShimError::io("build the runtime"))?;
+    runtime.block_on(run(setup, listener))
+}
+
+/// Nobody but Shutdown ends the shim: a signal to the whole service must not take the containers' keepers along.
+fn ignore_requests_to_end() -> Result<(), ShimError> {
+    let mut mask = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        mask.add(signal);
+    }
+    mask.thread_block().map_err(|e| ShimError::io("block signals")(e.into()))
+}
+
+async fn run(setup: Setup, listener: StdListener) -> Result<(), ShimError> {
+    let reaper = Arc::new(Reaper::default());
+    let signals = Reaper::signals().map_err(ShimError::io("watch for ended processes"))?;
+    let publisher = Publisher::new(setup.namespace, &setup.events, setup.bundle);
+    let shutdown = Arc::new(Notify::new());
+    let service = Arc::new(Service::new(Arc::clone(&reaper), Arc::clone(&publisher), Arc::clone(&shutdown)));
+
+    listener.set_nonblocking(true).map_err(ShimError::io("prepare the socket"))?;
+    let listener = UnixListener::from_std(listener).map_err(ShimError::io("prepare the socket"))?;
+    let mut server = Server::new().add_listener(Listener::from(listener));
+    for (name, methods) in create_task(service.clone()) {
+        // Both versions carry the same messages; which one a caller uses follows from the bootstrap's answer.
+        server = server.register_service([(name, methods)].into());
+    }
+    for (_, methods) in create_task(service.clone()) {
+        server = server.register_service([("containerd.task.v2.Task".to_owned(), methods)].into());
+    }
+    server = server.register_service(extension::create_shim(service));
+    server.start().await.map_err(|e| ShimError::io("serve")(std::io::Error::other(e)))?;
+
+    tokio::select! {
+        ended = reaper.run(signals) => ended.map_err(ShimError::io("watch for ended processes"))?,
+        () = publisher.run() => {}
+        () = shutdown.notified() => {}
+    }
+    tokio::select! {
+        () = publisher.run() => {}
+        () = publisher.drained() => {}
+        () = tokio::time::sleep(LAST_EVENTS) => {}
+    }
+    tokio::time::sleep(LAST_ANSWER).await;
+    Ok(())
+}

@@ -1,0 +1,242 @@
+//! The RPCs: decode, call the task, encode. Nothing is decided here.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use cofferdam_proto::shim as extension;
+use containerd_shim_protos::api::{
+    CheckpointTaskRequest, CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest,
+    CreateTaskResponse, DeleteRequest, DeleteResponse, Empty, ExecProcessRequest, KillRequest, PauseRequest,
+    PidsRequest, PidsResponse, ProcessInfo, ResizePtyRequest, ResumeRequest, ShutdownRequest, StartRequest,
+    StartResponse, StateRequest, StateResponse, StatsRequest, StatsResponse, Status, UpdateTaskRequest,
+    WaitRequest, WaitResponse,
+};
+use containerd_shim_protos::shim_async::Task as TaskRpc;
+use protobuf::MessageField;
+use tokio::sync::Notify;
+use ttrpc::r#async::TtrpcContext;
+
+use crate::cgroup;
+use crate::error::ShimError;
+use crate::publish::{Publisher, to_timestamp};
+use crate::reaper::Reaper;
+use crate::task::state::Lifecycle;
+use crate::task::{Surroundings, Task};
+
+enum Slot {
+    Creating,
+    Task(Arc<Task>),
+}
+
+pub struct Service {
+    around: Surroundings,
+    tasks: Mutex<HashMap<String, Slot>>,
+    shutdown: Arc<Notify>,
+}
+
+impl Service {
+    pub fn new(reaper: Arc<Reaper>, publisher: Arc<Publisher>, shutdown: Arc<Notify>) -> Self {
+        Service { around: Surroundings { reaper, publisher }, tasks: Mutex::default(), shutdown }
+    }
+
+    fn task(&self, id: &str) -> Result<Arc<Task>, ShimError> {
+        let tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        match tasks.get(id) {
+            Some(Slot::Task(task)) => Ok(Arc::clone(task)),
+            Some(Slot::Creating) | None => Err(ShimError::NoTask(id.to_owned())),
+        }
+    }
+
+    fn reserve(&self, id: &str) -> Result<(), ShimError> {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        if tasks.contains_key(id) {
+            return Err(ShimError::Exists(format!("task {id}")));
+        }
+        tasks.insert(id.to_owned(), Slot::Creating);
+        Ok(())
+    }
+
+    fn settle(&self, id: &str, task: Option<Arc<Task>>) {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        match task {
+            Some(task) => drop(tasks.insert(id.to_owned(), Slot::Task(task))),
+            None => drop(tasks.remove(id)),
+        }
+    }
+}
+
+fn status(state: &Lifecycle) -> Status {
+    match state {
+        Lifecycle::Added | Lifecycle::Created { .. } => Status::CREATED,
+        Lifecycle::Running { .. } => Status::RUNNING,
+        Lifecycle::Paused { .. } => Status::PAUSED,
+        Lifecycle::Stopped(_) => Status::STOPPED,
+    }
+}
+
+#[async_trait]
+impl TaskRpc for Service {
+    async fn state(&self, _: &TtrpcContext, r: StateRequest) -> ttrpc::Result<StateResponse> {
+        let task = self.task(&r.id)?;
+        let process = task.process(&r.exec_id)?;
+        let state = process.state();
+        let mut response = StateResponse::new();
+        response.id.clone_from(&task.id);
+        response.exec_id = r.exec_id;
+        response.bundle = task.bundle.path().to_string_lossy().into_owned();
+        response.pid = state.pid().unwrap_or_default().cast_unsigned();
+        response.status = status(&state).into();
+        response.stdin.clone_from(&process.stdio.stdin);
+        response.stdout.clone_from(&process.stdio.stdout);
+        response.stderr.clone_from(&process.stdio.stderr);
+        response.terminal = process.stdio.terminal;
+        if let Some(exit) = state.exit() {
+            response.exit_status = exit.status;
+            response.exited_at = MessageField::some(to_timestamp(exit.at));
+        }
+        Ok(response)
+    }
+
+    async fn create(&self, _: &TtrpcContext, r: CreateTaskRequest) -> ttrpc::Result<CreateTaskResponse> {
+        self.reserve(&r.id)?;
+        let made = Task::create(&r, self.around.clone()).await;
+        self.settle(&r.id, made.as_ref().ok().cloned());
+        let mut response = CreateTaskResponse::new();
+        response.pid = made?.created.pid.cast_unsigned();
+        Ok(response)
+    }
+
+    async fn start(&self, _: &TtrpcContext, r: StartRequest) -> ttrpc::Result<StartResponse> {
+        let task = self.task(&r.id)?;
+        let pid = if r.exec_id.is_empty() { task.start().await? } else { task.start_exec(&r.exec_id).await? };
+        let mut response = StartResponse::new();
+        response.pid = pid.cast_unsigned();
+        Ok(response)
+    }
+
+    async fn delete(&self, _: &TtrpcContext, r: DeleteRequest) -> ttrpc::Result<DeleteResponse> {
+        let task = self.task(&r.id)?;
+        let exit = if r.exec_id.is_empty() {
+            let exit = task.delete().await?;
+            self.settle(&r.id, None);
+            exit
+        } else {
+            task.delete_exec(&r.exec_id)?
+        };
+        let mut response = DeleteResponse::new();
+        response.pid = exit.pid.cast_unsigned();
+        response.exit_status = exit.status;
+        response.exited_at = MessageField::some(to_timestamp(exit.at));
+        Ok(response)
+    }
+
+    async fn pids(&self, _: &TtrpcContext, r: PidsRequest) -> ttrpc::Result<PidsResponse> {
+        let task = self.task(&r.id)?;
+        let mut response = PidsResponse::new();
+        let pids = task.created.cgroups.primary().map(cgroup::processes).unwrap_or_default();
+        response.processes = pids
+            .into_iter()
+            .map(|pid| ProcessInfo { pid: pid.cast_unsigned(), ..ProcessInfo::default() })
+            .collect();
+        Ok(response)
+    }
+
+    async fn pause(&self, _: &TtrpcContext, r: PauseRequest) -> ttrpc::Result<Empty> {
+        self.task(&r.id)?.pause()?;
+        Ok(Empty::new())
+    }
+
+    async fn resume(&self, _: &TtrpcContext, r: ResumeRequest) -> ttrpc::Result<Empty> {
+        self.task(&r.id)?.resume()?;
+        Ok(Empty::new())
+    }
+
+    async fn checkpoint(&self, _: &TtrpcContext, r: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
+        self.task(&r.id)?;
+        Err(ShimError::Unsupported("checkpointing").into())
+    }
+
+    async fn kill(&self, _: &TtrpcContext, r: KillRequest) -> ttrpc::Result<Empty> {
+        self.task(&r.id)?.kill(&r.exec_id, r.signal, r.all)?;
+        Ok(Empty::new())
+    }
+
+    async fn exec(&self, _: &TtrpcContext, r: ExecProcessRequest) -> ttrpc::Result<Empty> {
+        self.task(&r.id)?.add_exec(&r)?;
+        Ok(Empty::new())
+    }
+
+    async fn resize_pty(&self, _: &TtrpcContext, r: ResizePtyRequest) -> ttrpc::Result<Empty> {
+        let task = self.task(&r.id)?;
+        let cells = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
+        let resized = task.process(&r.exec_id)?.streams.resize(cells(r.width), cells(r.height));
+        resized.map_err(ShimError::io("resize the terminal"))?;
+        Ok(Empty::new())
+    }
+
+    async fn close_io(&self, _: &TtrpcContext, r: CloseIORequest) -> ttrpc::Result<Empty> {
+        let task = self.task(&r.id)?;
+        let process = task.process(&r.exec_id)?;
+        if r.stdin {
+            process.streams.close_stdin();
+        }
+        Ok(Empty::new())
+    }
+
+    async fn update(&self, _: &TtrpcContext, r: UpdateTaskRequest) -> ttrpc::Result<Empty> {
+        let task = self.task(&r.id)?;
+        cgroup::update::apply(&task.created.cgroups, &r.resources.value)?;
+        Ok(Empty::new())
+    }
+
+    async fn wait(&self, _: &TtrpcContext, r: WaitRequest) -> ttrpc::Result<WaitResponse> {
+        let task = self.task(&r.id)?;
+        let exit = task.process(&r.exec_id)?.wait().await;
+        let mut response = WaitResponse::new();
+        response.exit_status = exit.status;
+        response.exited_at = MessageField::some(to_timestamp(exit.at));
+        Ok(response)
+    }
+
+    async fn stats(&self, _: &TtrpcContext, r: StatsRequest) -> ttrpc::Result<StatsResponse> {
+        let task = self.task(&r.id)?;
+        let mut response = StatsResponse::new();
+        response.stats = MessageField::some(cgroup::stats::read(&task.created.cgroups)?);
+        Ok(response)
+    }
+
+    async fn connect(&self, _: &TtrpcContext, r: ConnectRequest) -> ttrpc::Result<ConnectResponse> {
+        let mut response = ConnectResponse::new();
+        response.shim_pid = std::process::id();
+        response.version = env!("CARGO_PKG_VERSION").to_owned();
+        if let Ok(task) = self.task(&r.id) {
+            response.task_pid = task.created.pid.cast_unsigned();
+        }
+        Ok(response)
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, r: ShutdownRequest) -> ttrpc::Result<Empty> {
+        let empty = self.tasks.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+        if empty || r.now {
+            self.shutdown.notify_one();
+        }
+        Ok(Empty::new())
+    }
+}
+
+#[async_trait]
+impl extension::Shim for Service {
+    async fn reopen_log(
+        &self,
+        _: &TtrpcContext,
+        r: extension::ReopenLogRequest,
+    ) -> ttrpc::Result<extension::ReopenLogResponse> {
+        let task = self.task(&r.id)?;
+        match task.init.streams.reopen_logs() {
+            Ok(true) => Ok(extension::ReopenLogResponse::new()),
+            Ok(false) => Err(ShimError::Invalid(format!("task {} has no log of ours", r.id)).into()),
+            Err(error) => Err(ShimError::io("reopen the log")(error).into()),
+        }
+    }
+}
