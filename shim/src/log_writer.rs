@@ -76,7 +76,8 @@ async fn run(wanted: Wanted, mask: SigSet) -> Result<(), ShimError> {
     let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
         .map_err(|e| failed()(e.into()))?;
     let signals = sys::watch(signals, Interest::READABLE).map_err(failed())?;
-    let log = LogFile::open(&wanted.log, wanted.max_line).map_err(ShimError::path("open the log", &wanted.log))?;
+    let log =
+        LogFile::open(&wanted.log, wanted.max_line).map_err(ShimError::path("open the log", &wanted.log))?;
     let log = Arc::new(log);
     let folder = Bundle::new(wanted.log.parent().unwrap_or(Path::new("/")));
     let mut copies = JoinSet::new();
