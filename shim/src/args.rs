@@ -20,6 +20,8 @@ pub struct Args {
     pub bundle: Option<PathBuf>,
     pub debug: bool,
     pub action: String,
+    /// Only say what this shim is.
+    pub info: bool,
 }
 
 impl Args {
@@ -40,8 +42,15 @@ impl Args {
                 args.debug = inline.as_deref() != Some("false");
                 continue;
             }
+            if name == "info" {
+                args.info = true;
+                continue;
+            }
             let mut value = || {
-                inline.clone().or_else(|| rest.next().cloned()).ok_or(ArgsError::MissingValue(name.to_owned()))
+                inline
+                    .clone()
+                    .or_else(|| rest.next().cloned())
+                    .ok_or(ArgsError::MissingValue(name.to_owned()))
             };
             match name {
                 "namespace" => args.namespace = value()?,
@@ -53,7 +62,7 @@ impl Args {
                 other => return Err(ArgsError::UnknownFlag(other.to_owned())),
             }
         }
-        if args.id.is_empty() {
+        if args.id.is_empty() && !args.info {
             return Err(ArgsError::MissingId);
         }
         Ok(args)
@@ -70,8 +79,12 @@ mod tests {
 
     #[test]
     fn containerds_command_line_is_understood() {
-        let args = parse("-namespace k8s.io -address /run/c.sock -publish-binary /bin/c -id a1 -debug start").unwrap();
-        assert_eq!((args.namespace.as_str(), args.id.as_str(), args.action.as_str()), ("k8s.io", "a1", "start"));
+        let args = parse("-namespace k8s.io -address /run/c.sock -publish-binary /bin/c -id a1 -debug start")
+            .unwrap();
+        assert_eq!(
+            (args.namespace.as_str(), args.id.as_str(), args.action.as_str()),
+            ("k8s.io", "a1", "start")
+        );
         assert!(args.debug);
         let args = parse("--namespace=n --id=b --bundle=/b delete").unwrap();
         assert_eq!((args.bundle, args.action.as_str()), (Some("/b".into()), "delete"));
@@ -79,6 +92,7 @@ mod tests {
 
     #[test]
     fn mistakes_are_named() {
+        assert!(parse("-info").unwrap().info);
         assert_eq!(parse("-id a -frob start"), Err(ArgsError::UnknownFlag("frob".into())));
         assert_eq!(parse("start"), Err(ArgsError::MissingId));
         assert_eq!(parse("-id"), Err(ArgsError::MissingValue("id".into())));

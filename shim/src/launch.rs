@@ -87,7 +87,14 @@ fn spawn_child(
     (&ours).write_all(&line)?;
     ours.set_nonblocking(true)?;
     let reports = BufReader::with_capacity(1024, UnixStream::from_std(ours)?);
-    Ok(Child { reports, exited, ended: false, details: Vec::new(), bundle: bundle.clone(), _launching: launching })
+    Ok(Child {
+        reports,
+        exited,
+        ended: false,
+        details: Vec::new(),
+        bundle: bundle.clone(),
+        _launching: launching,
+    })
 }
 
 impl Child {

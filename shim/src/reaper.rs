@@ -83,7 +83,9 @@ impl Reaper {
         loop {
             let (pid, status) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::Exited(pid, code)) => (pid.as_raw(), code.unsigned_abs()),
-                Ok(WaitStatus::Signaled(pid, signal, _)) => (pid.as_raw(), 128 + (signal as i32).unsigned_abs()),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => {
+                    (pid.as_raw(), 128 + (signal as i32).unsigned_abs())
+                }
                 Ok(WaitStatus::StillAlive) | Err(nix::errno::Errno::ECHILD) => return,
                 Ok(_) | Err(_) => continue,
             };

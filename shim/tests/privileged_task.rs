@@ -66,7 +66,10 @@ async fn privileged_a_program_of_the_wrong_format_fails_at_start() {
     make_executable(&node.path("lower/bin/wrong"), "no program");
     node.create().await.unwrap();
     let (code, message) = status_of(node.start().await.unwrap_err());
-    assert_eq!((code, message.as_str()), (ttrpc::Code::INVALID_ARGUMENT, "exec /bin/wrong: exec format error"));
+    assert_eq!(
+        (code, message.as_str()),
+        (ttrpc::Code::INVALID_ARGUMENT, "exec /bin/wrong: exec format error")
+    );
     node.wait("").await;
     node.delete("").await.unwrap();
     node.finish().await;

@@ -54,7 +54,8 @@ fn legacy(paths: &CgroupPaths) -> v1::Metrics {
     });
     let blkio = paths.controller("blkio");
     let mut stat = v1::BlkIOStat::new();
-    stat.io_service_bytes_recursive = block_entries(&text(blkio, "blkio.throttle.io_service_bytes_recursive"));
+    stat.io_service_bytes_recursive =
+        block_entries(&text(blkio, "blkio.throttle.io_service_bytes_recursive"));
     stat.io_serviced_recursive = block_entries(&text(blkio, "blkio.throttle.io_serviced_recursive"));
     metrics.blkio = MessageField::some(stat);
     metrics

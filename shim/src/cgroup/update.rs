@@ -146,7 +146,8 @@ mod tests {
     #[test]
     fn only_what_is_asked_for_is_written() {
         let json = r#"{"cpu":{"shares":512,"quota":50000,"period":100000},"pids":{"limit":9}}"#;
-        let expected = [("cpu.shares", "512"), ("cpu.cfs_period_us", "100000"), ("cpu.cfs_quota_us", "50000")];
+        let expected =
+            [("cpu.shares", "512"), ("cpu.cfs_period_us", "100000"), ("cpu.cfs_quota_us", "50000")];
         let mut expected: Vec<_> = expected.iter().map(|(f, t)| pair(f, t)).collect();
         expected.push(pair("pids.max", "9"));
         assert_eq!(changes(json, legacy), expected);
@@ -156,8 +157,12 @@ mod tests {
     #[test]
     fn v2_has_its_own_files_and_scales() {
         let json = r#"{"memory":{"limit":100,"swap":150},"cpu":{"quota":-1,"shares":1024}}"#;
-        let expected =
-            [pair("memory.max", "100"), pair("memory.swap.max", "50"), pair("cpu.weight", "39"), pair("cpu.max", "max 100000")];
+        let expected = [
+            pair("memory.max", "100"),
+            pair("memory.swap.max", "50"),
+            pair("cpu.weight", "39"),
+            pair("cpu.max", "max 100000"),
+        ];
         assert_eq!(changes(json, unified), expected);
         assert_eq!((weight(2), weight(262_144)), (1, 10000));
     }

@@ -73,7 +73,9 @@ impl Node {
         let id = format!("t{}-{inode}", std::process::id());
         let bundle = folder.path().join("bundle");
         let lower = folder.path().join("lower");
-        for name in ["bundle", "bundle/rootfs", "upper", "work", "lower/bin", "lower/proc", "lower/dev", "lower/tmp"] {
+        for name in
+            ["bundle", "bundle/rootfs", "upper", "work", "lower/bin", "lower/proc", "lower/dev", "lower/tmp"]
+        {
             fs::create_dir_all(folder.path().join(name)).unwrap();
         }
         fs::copy("/bin/busybox", lower.join("bin/busybox")).unwrap();
@@ -81,7 +83,7 @@ impl Node {
             std::os::unix::fs::symlink("busybox", lower.join("bin").join(name)).unwrap();
         }
         if spec["linux"]["cgroupsPath"].is_null() {
-            spec["linux"]["cgroupsPath"] = json!(format!("/cofferdam-shim-test/{id}"));
+            spec["linux"]["cgroupsPath"] = json!(format!("/{id}"));
         }
         fs::write(bundle.join("config.json"), spec.to_string()).unwrap();
         let address = start_shim(&bundle, &id);
@@ -140,8 +142,13 @@ impl Node {
     }
 
     pub async fn kill(&self, exec_id: &str, signal: u32, all: bool) -> ttrpc::Result<()> {
-        let request =
-            KillRequest { id: self.id.clone(), exec_id: exec_id.into(), signal, all, ..KillRequest::default() };
+        let request = KillRequest {
+            id: self.id.clone(),
+            exec_id: exec_id.into(),
+            signal,
+            all,
+            ..KillRequest::default()
+        };
         self.task.kill(soon(), &request).await.map(drop)
     }
 
@@ -162,7 +169,8 @@ impl Node {
             "args": args, "cwd": "/", "env": ["PATH=/bin"], "user": { "uid": 0, "gid": 0 },
         });
         let out = format!("file://{}", self.path(exec_id).display());
-        let request = ExecProcessRequest { stdout: out.clone(), stderr: out, ..self.exec_request(exec_id, &process) };
+        let request =
+            ExecProcessRequest { stdout: out.clone(), stderr: out, ..self.exec_request(exec_id, &process) };
         self.task.exec(soon(), &request).await?;
         self.start_exec(exec_id).await
     }
@@ -178,7 +186,8 @@ impl Node {
     }
 
     pub async fn start_exec(&self, exec_id: &str) -> ttrpc::Result<u32> {
-        let request = StartRequest { id: self.id.clone(), exec_id: exec_id.into(), ..StartRequest::default() };
+        let request =
+            StartRequest { id: self.id.clone(), exec_id: exec_id.into(), ..StartRequest::default() };
         self.task.start(soon(), &request).await.map(|r| r.pid)
     }
 
@@ -188,7 +197,10 @@ impl Node {
 
     /// Shuts the shim down and checks that nothing is left.
     pub async fn finish(mut self) {
-        self.task.shutdown(soon(), &ShutdownRequest { id: self.id.clone(), ..Default::default() }).await.unwrap();
+        self.task
+            .shutdown(soon(), &ShutdownRequest { id: self.id.clone(), ..Default::default() })
+            .await
+            .unwrap();
         eventually("the shim ends", || !alive(self.shim_pid));
         self.finished = true;
         self.check_nothing_left();
@@ -214,7 +226,9 @@ impl Drop for Node {
                     drop(Command::new("kill").args(["-9", pid]).status());
                 }
             }
-            drop(Command::new("kill").args(["-9", &self.shim_pid.to_string()]).stderr(Stdio::null()).status());
+            drop(
+                Command::new("kill").args(["-9", &self.shim_pid.to_string()]).stderr(Stdio::null()).status(),
+            );
             std::thread::sleep(Duration::from_millis(100));
             drop(delete_command(&self.bundle, &self.id));
         }
@@ -223,7 +237,17 @@ impl Drop for Node {
 
 pub fn start_shim(bundle: &Path, id: &str) -> String {
     let out = Command::new(SHIM)
-        .args(["-namespace", "test", "-address", "/nowhere", "-publish-binary", "/bin/true", "-id", id, "start"])
+        .args([
+            "-namespace",
+            "test",
+            "-address",
+            "/nowhere",
+            "-publish-binary",
+            "/bin/true",
+            "-id",
+            id,
+            "start",
+        ])
         .current_dir(bundle)
         .stdin(Stdio::null())
         .output()
