@@ -86,10 +86,15 @@ impl Node {
             spec["linux"]["cgroupsPath"] = json!(format!("/{id}"));
         }
         fs::write(bundle.join("config.json"), spec.to_string()).unwrap();
-        let address = start_shim(&bundle, &id);
+        let address = start_shim(&bundle, &id, &folder.path().join("events"));
         let client = Client::connect(&address).await.unwrap();
         let shim_pid = fs::read_to_string(bundle.join("shim.pid")).unwrap().parse().unwrap();
         Node { id, folder, bundle, task: TaskClient::new(client.clone()), client, shim_pid, finished: false }
+    }
+
+    /// Where the shim looks for its daemon; nobody is there unless the test is.
+    pub fn events_socket(&self) -> PathBuf {
+        self.path("events")
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -235,7 +240,7 @@ impl Drop for Node {
     }
 }
 
-pub fn start_shim(bundle: &Path, id: &str) -> String {
+pub fn start_shim(bundle: &Path, id: &str, events: &Path) -> String {
     let out = Command::new(SHIM)
         .args([
             "-namespace",
@@ -248,6 +253,7 @@ pub fn start_shim(bundle: &Path, id: &str) -> String {
             id,
             "start",
         ])
+        .env("TTRPC_ADDRESS", events)
         .current_dir(bundle)
         .stdin(Stdio::null())
         .output()
