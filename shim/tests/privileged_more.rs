@@ -7,7 +7,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::{Node, SHIM, eventually, mkfifo, soon, spec, status_of};
+use common::{Node, eventually, mkfifo, shim, soon, spec, status_of};
 use containerd_shim_protos::api::{StatsRequest, UpdateTaskRequest};
 use containerd_shim_protos::cgroups::metrics::Metrics;
 use nix::sys::signal::{Signal, kill};
@@ -42,8 +42,7 @@ async fn privileged_stats_updates_and_memory_kills_are_seen() {
     };
     let metrics = stats().await;
     assert_eq!((metrics.memory.usage.limit, metrics.pids.limit, metrics.pids.current), (33_554_432, 77, 1));
-    // A tmpfs file counts as the writer's memory.
-    node.exec("hog", &["sh", "-c", "cat /dev/zero > /dev/hog"]).await.unwrap();
+    node.exec("hog", &["sh", "-c", "x=$(tr '\\0' x < /dev/zero)"]).await.unwrap();
     assert_eq!(node.wait("hog").await, 137);
     assert!(stats().await.memory_oom_control.oom_kill > 0);
     node.kill("", 9, true).await.unwrap();
@@ -94,7 +93,7 @@ fn privileged_the_log_writer_reopens_and_ends_with_its_writers() {
     let folder = tempfile::tempdir().unwrap();
     let (fifo, log) = (folder.path().join("out"), folder.path().join("0.log"));
     mkfifo(&fifo);
-    let mut writer = Command::new(SHIM)
+    let mut writer = Command::new(shim())
         .args(["log-writer", "--max-line", "5", "--log"])
         .arg(&log)
         .arg("--stdout")
@@ -120,7 +119,7 @@ fn privileged_the_log_writer_reopens_and_ends_with_its_writers() {
 fn privileged_pause_buries_the_dead_and_ends_when_asked() {
     let folder = tempfile::tempdir().unwrap();
     let pause = folder.path().join("pause");
-    std::os::unix::fs::symlink(SHIM, &pause).unwrap();
+    std::os::unix::fs::symlink(shim(), &pause).unwrap();
     let mut unshare =
         Command::new("unshare").args(["--pid", "--fork", "--kill-child"]).arg(&pause).spawn().unwrap();
     let children = format!("/proc/{0}/task/{0}/children", unshare.id());
@@ -132,4 +131,55 @@ fn privileged_pause_buries_the_dead_and_ends_when_asked() {
     std::thread::sleep(std::time::Duration::from_millis(50));
     kill(Pid::from_raw(pid), Signal::SIGTERM).unwrap();
     assert!(unshare.wait().unwrap().success());
+}
+
+/// Run with `COFFERDAM_SHIM=<static shim> cargo test --test privileged_more -- --ignored --nocapture`.
+#[tokio::test]
+#[ignore = "prints measurements instead of judging them"]
+async fn privileged_measure() {
+    let mut times: [Vec<f64>; 6] = Default::default();
+    let (mut anonymous, mut shared) = (Vec::new(), Vec::new());
+    for _ in 0..30 {
+        let lap = std::time::Instant::now();
+        let node = Node::new(spec(&["sleep", "1000"])).await;
+        let mut clock = std::time::Instant::now();
+        let mut lap_into = |times: &mut Vec<f64>| {
+            times.push(clock.elapsed().as_secs_f64() * 1000.0);
+            clock = std::time::Instant::now();
+        };
+        times[0].push(lap.elapsed().as_secs_f64() * 1000.0);
+        node.create().await.unwrap();
+        lap_into(&mut times[1]);
+        node.start().await.unwrap();
+        lap_into(&mut times[2]);
+        node.exec("e", &["true"]).await.unwrap();
+        node.wait("e").await;
+        node.delete("e").await.unwrap();
+        lap_into(&mut times[3]);
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", node.shim_pid)).unwrap();
+        let field = |name: &str| {
+            let line = rollup.lines().find_map(|l| l.strip_prefix(name)).unwrap();
+            line.trim().trim_end_matches(" kB").parse::<f64>().unwrap()
+        };
+        anonymous.push(field("Anonymous:"));
+        shared.push(field("Rss:"));
+        lap_into(&mut Vec::new());
+        node.kill("", 9, true).await.unwrap();
+        node.wait("").await;
+        lap_into(&mut times[4]);
+        node.delete("").await.unwrap();
+        lap_into(&mut times[5]);
+        node.finish().await;
+    }
+    let median = |values: &mut Vec<f64>| {
+        values.sort_by(f64::total_cmp);
+        values[values.len() / 2]
+    };
+    for (name, values) in
+        ["bundle + shim", "create", "start", "exec true", "kill + wait", "delete"].iter().zip(&mut times)
+    {
+        println!("{name}: {:.2} ms", median(values));
+    }
+    println!("anonymous {} kB, rss {} kB", median(&mut anonymous), median(&mut shared));
 }
