@@ -11,7 +11,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::bootstrap_api::BootstrapParams;
-use protobuf::Message;
+use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
+use protobuf::{Message, MessageField};
 use serde::Deserialize;
 
 use crate::args::Args;
@@ -69,6 +70,18 @@ pub fn start(args: &Args) -> Result<(), ShimError> {
             answer(&address)
         }
     }
+}
+
+/// `-info`: what containerd asks before it shows a runtime to its users.
+pub fn info() -> Result<(), ShimError> {
+    let mut info = RuntimeInfo::new();
+    info.name = "io.containerd.cofferdam.v1".to_owned();
+    info.version = MessageField::some(RuntimeVersion {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        ..RuntimeVersion::default()
+    });
+    let bytes = info.write_to_bytes().map_err(|e| ShimError::io("encode the information")(e.into()))?;
+    io::stdout().write_all(&bytes).map_err(ShimError::io("print the information"))
 }
 
 fn env(name: &str) -> String {
