@@ -11,8 +11,9 @@ use super::ConfigSource;
 use crate::config::{Config, Overrides};
 use crate::server;
 
-/// What is logged where COFFERDAM_LOG says nothing.
-const DEFAULT_FILTER: &str = "info";
+/// What is logged where COFFERDAM_LOG says nothing. ttrpc logs every shim that ends as an error; what matters of that
+/// comes back from the calls.
+const DEFAULT_FILTER: &str = "info,ttrpc=off";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Serve {
