@@ -358,3 +358,36 @@ fn expression(list: Message, name: &str, fill: impl FnOnce(Message) -> Message) 
 fn immediate(list: Message, code: u32, chain: Option<&str>) -> Message {
     expression(list, "immediate", |d| d.attr_be32(1, 0).nested(2, |v| verdict(v, code, chain)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn elements_are_read_as_they_were_written() {
+        let values = [Value::None, Value::Bytes(vec![10, 0, 0, 1]), Value::Goto("br0-1".to_owned())];
+        for value in values {
+            let element = Element {
+                set: "pods4",
+                key: vec![1, 2, 3, 4],
+                value,
+                comment: "net@br0/one/eth0".to_owned(),
+            };
+            let written = new_element("t", &element, true);
+            let item = attr(attr(&written.body()[4..], 3).unwrap(), 1).unwrap();
+            assert_eq!(parse_element("pods4", item), Some(element));
+            for cut in 0..item.len() {
+                let _ = parse_element("pods4", &item[..cut]);
+            }
+        }
+    }
+
+    #[test]
+    fn comments_are_bounded_and_lying_lengths_refused() {
+        assert_eq!(read_comment(&comment("abc")).unwrap(), "abc");
+        assert_eq!(read_comment(&comment(&"x".repeat(999))).unwrap().len(), COMMENT_MAX);
+        for bad in [&[][..], &[0], &[0, 9, b'a'], &[7, 1, 0]] {
+            assert_eq!(read_comment(bad), None, "{bad:?}");
+        }
+    }
+}

@@ -18,6 +18,8 @@ pub struct PodSide<'a> {
     pub ifname: &'a str,
     pub ips: &'a [IpConfig],
     pub routes: &'a [Route],
+    /// Tell the neighbours: needed where the hardware address does not follow from the address.
+    pub announce: bool,
 }
 
 /// What the kernel says the interface has.
@@ -46,6 +48,9 @@ pub fn configure(netns: &Netns, side: &PodSide<'_>) -> Result<u32, PluginError> 
             sysctl::ensure(&key("disable_ipv6"), "0")?;
             sysctl::ensure(&key("accept_ra"), "0")?;
         }
+        if side.announce {
+            announce_when_up(side)?;
+        }
         for ip in side.ips {
             link::add_address(&mut socket, link.index, ip.address)?;
         }
@@ -55,6 +60,16 @@ pub fn configure(netns: &Netns, side: &PodSide<'_>) -> Result<u32, PluginError> 
         }
         Ok(link.mtu)
     })?
+}
+
+/// The kernel then sends a gratuitous ARP or an unsolicited neighbour advertisement as the link comes up.
+fn announce_when_up(side: &PodSide<'_>) -> Result<(), PluginError> {
+    for (v4, family, key) in [(true, "ipv4", "arp_notify"), (false, "ipv6", "ndisc_notify")] {
+        if side.ips.iter().any(|ip| ip.address.is_ipv4() == v4) {
+            sysctl::ensure(&format!("{family}/conf/{}/{key}", side.ifname), "1")?;
+        }
+    }
+    Ok(())
 }
 
 pub fn observe(netns: &Netns, ifname: &str) -> Result<Option<Observed>, PluginError> {

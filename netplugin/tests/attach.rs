@@ -52,6 +52,28 @@ fn privileged_result_describes_what_is_there() {
     host.assert_clean();
 }
 
+/// The next holder of an address has another hardware address: neighbours that remember the old one must learn it.
+#[test]
+fn privileged_a_requested_hardware_address_is_announced() {
+    let host = Host::new(&["10.99.0.0/24"]);
+    for mac in ["02:00:00:00:00:01", "02:00:00:00:00:02"] {
+        let pod = Ns::bare();
+        let mut request = host.request("one", &pod);
+        request.config.runtime_config.mac = Some(mac.parse().unwrap());
+        request.config.runtime_config.ips = vec!["10.99.0.9".to_owned()];
+        host.add(&request).unwrap();
+        let server = pod.serve("10.99.0.9:80", 1);
+        host.ns.ask("10.99.0.9:80").unwrap();
+        server.done();
+        let known = host.ns.shell("ip neigh show 10.99.0.9");
+        assert!(known.contains(mac), "{known}");
+        host.del(&request);
+        // What a neighbour in another namespace would still have.
+        host.ns.shell(&format!("ip neigh replace 10.99.0.9 lladdr {mac} dev br0 nud reachable"));
+    }
+    host.assert_clean();
+}
+
 #[test]
 fn privileged_own_routes_replace_the_default() {
     let mut host = Host::new(&["10.99.0.0/24"]);
@@ -213,6 +235,48 @@ fn privileged_gc_keeps_exactly_the_valid_attachments() {
     host.ns.run(|| cofferdam_netplugin::gc(&host.conf, &[])).unwrap();
     assert_eq!(host.ruleset(), "");
     assert!(!host.conf.ipam.data_dir.exists());
+    host.assert_clean();
+}
+
+/// A disk of a few pages, unmounted whatever happens.
+struct SmallDisk<'a>(&'a Host, tempfile::TempDir);
+
+impl<'a> SmallDisk<'a> {
+    fn new(host: &'a Host) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        host.ns.shell(&format!("mount -t tmpfs -o size=12k none {}", folder.path().display()));
+        Self(host, folder)
+    }
+
+    fn fill(&self) {
+        self.0.ns.shell(&format!("cat /dev/zero > {}/filler 2>/dev/null || true", self.1.path().display()));
+    }
+}
+
+impl Drop for SmallDisk<'_> {
+    fn drop(&mut self) {
+        self.0.ns.shell(&format!("umount {}", self.1.path().display()));
+    }
+}
+
+#[test]
+fn privileged_a_full_disk_refuses_pods_and_lets_them_go() {
+    let mut host = Host::new(&["10.99.0.0/24"]);
+    let elsewhere = host.conf.ipam.data_dir.clone();
+    let place = Host::new(&["10.99.0.0/24"]);
+    let disk = SmallDisk::new(&place);
+    host.conf.ipam.data_dir = disk.1.path().join("leases");
+    let (_pod, request) = host.pod("one");
+    disk.fill();
+    let other = Ns::bare();
+    let error = host.add(&host.request("two", &other)).unwrap_err();
+    assert_eq!(code(&error), ErrorCode::Io as u32, "{error}");
+    host.assert_no_attachment("two");
+    host.del(&request);
+    host.assert_no_attachment("one");
+    assert!(host.leases().starts_with('{') && host.leases().ends_with('}'), "{}", host.leases());
+    assert!(host.ns.run(|| cofferdam_netplugin::teardown_if_unused(&host.conf)).unwrap());
+    host.conf.ipam.data_dir = elsewhere;
     host.assert_clean();
 }
 

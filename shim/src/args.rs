@@ -41,7 +41,10 @@ impl Args {
                 continue;
             }
             let mut value = || {
-                inline.clone().or_else(|| rest.next().cloned()).ok_or(ArgsError::MissingValue(name.to_owned()))
+                inline
+                    .clone()
+                    .or_else(|| rest.next().cloned())
+                    .ok_or(ArgsError::MissingValue(name.to_owned()))
             };
             match name {
                 "namespace" => args.namespace = value()?,
@@ -70,8 +73,12 @@ mod tests {
 
     #[test]
     fn containerds_command_line_is_understood() {
-        let args = parse("-namespace k8s.io -address /run/c.sock -publish-binary /bin/c -id a1 -debug start").unwrap();
-        assert_eq!((args.namespace.as_str(), args.id.as_str(), args.action.as_str()), ("k8s.io", "a1", "start"));
+        let args = parse("-namespace k8s.io -address /run/c.sock -publish-binary /bin/c -id a1 -debug start")
+            .unwrap();
+        assert_eq!(
+            (args.namespace.as_str(), args.id.as_str(), args.action.as_str()),
+            ("k8s.io", "a1", "start")
+        );
         assert!(args.debug);
         let args = parse("--namespace=n --id=b --bundle=/b delete").unwrap();
         assert_eq!((args.bundle, args.action.as_str()), (Some("/b".into()), "delete"));

@@ -22,6 +22,9 @@ use crate::wire::{Created, Order, Report};
 /// After the child ended, its last words are already in the socket; this only bounds reading them.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
+/// A child that failed removes the cgroups it made; more than this it does not get.
+const CLEAN_UP: Duration = Duration::from_secs(5);
+
 /// The container's ends of its standard streams; an absent one is /dev/null.
 #[derive(Default)]
 pub struct ContainerEnds {
@@ -84,7 +87,14 @@ fn spawn_child(
     (&ours).write_all(&line)?;
     ours.set_nonblocking(true)?;
     let reports = BufReader::with_capacity(1024, UnixStream::from_std(ours)?);
-    Ok(Child { reports, exited, ended: false, details: Vec::new(), bundle: bundle.clone(), _launching: launching })
+    Ok(Child {
+        reports,
+        exited,
+        ended: false,
+        details: Vec::new(),
+        bundle: bundle.clone(),
+        _launching: launching,
+    })
 }
 
 impl Child {
@@ -111,7 +121,10 @@ impl Child {
             match report {
                 Report::Warning(text) => self.bundle.warn(&text),
                 Report::Detail(text) => self.details.push(text),
-                Report::Failed(failure) => return Err(ShimError::Runtime(self.explain(failure))),
+                Report::Failed(failure) => {
+                    self.cleaned_up().await;
+                    return Err(ShimError::Runtime(self.explain(failure)));
+                }
                 wanted => {
                     if let Some(value) = pick(wanted) {
                         return Ok(value);
@@ -121,6 +134,13 @@ impl Child {
         }
         let failure = Failure::new(FailureKind::Runtime, "the runtime child ended without an answer");
         Err(ShimError::Runtime(self.explain(failure)))
+    }
+
+    /// The child undoes what it did before it ends; only then may the caller try again.
+    async fn cleaned_up(&mut self) {
+        if !self.ended {
+            self.ended = timeout(CLEAN_UP, &mut self.exited).await.is_ok();
+        }
     }
 
     fn explain(&mut self, mut failure: Failure) -> Failure {

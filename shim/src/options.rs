@@ -46,7 +46,9 @@ impl Options {
             "" if any.value.is_empty() => Options::default(),
             "runtimeoptions.v1.Options" => Self::from_runtime_options(&any.value)?,
             "containerd.runc.v1.Options" | "runc.v1.Options" => Self::from_runc_options(&any.value)?,
-            other => return Err(ShimError::Invalid(format!("task options of type {other:?} are not understood"))),
+            other => {
+                return Err(ShimError::Invalid(format!("task options of type {other:?} are not understood")));
+            }
         };
         options.isolation.parse::<Isolation>()?.ensure_available()?;
         if options.log_max_line == 0 {
@@ -102,7 +104,9 @@ fn fields(bytes: &[u8]) -> Result<Vec<(u32, Field)>, ShimError> {
         let field = match tag & 7 {
             0 => Field::Number(input.read_raw_varint64().map_err(malformed)?),
             2 => Field::Bytes(input.read_bytes().map_err(malformed)?),
-            kind => return Err(ShimError::Invalid(format!("task options: wire type {kind} is not expected"))),
+            kind => {
+                return Err(ShimError::Invalid(format!("task options: wire type {kind} is not expected")));
+            }
         };
         found.push((tag >> 3, field));
     }

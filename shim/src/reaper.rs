@@ -11,8 +11,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
+
+use crate::sys;
 
 #[derive(Default)]
 struct Deaths {
@@ -45,7 +48,8 @@ impl Reaper {
         let mut mask = SigSet::empty();
         mask.add(Signal::SIGCHLD);
         mask.thread_block()?;
-        AsyncFd::new(SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?)
+        let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+        sys::watch(signals, Interest::READABLE)
     }
 
     pub fn launching(self: &Arc<Self>) -> Launching {
@@ -79,7 +83,9 @@ impl Reaper {
         loop {
             let (pid, status) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::Exited(pid, code)) => (pid.as_raw(), code.unsigned_abs()),
-                Ok(WaitStatus::Signaled(pid, signal, _)) => (pid.as_raw(), 128 + (signal as i32).unsigned_abs()),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => {
+                    (pid.as_raw(), 128 + (signal as i32).unsigned_abs())
+                }
                 Ok(WaitStatus::StillAlive) | Err(nix::errno::Errno::ECHILD) => return,
                 Ok(_) | Err(_) => continue,
             };

@@ -11,8 +11,8 @@ use containerd_shim_protos::shim_async::create_task;
 use nix::sys::signal::{SigSet, Signal};
 use tokio::net::UnixListener;
 use tokio::sync::Notify;
-use ttrpc::asynchronous::Server;
 use ttrpc::r#async::transport::Listener;
+use ttrpc::asynchronous::Server;
 
 use crate::bundle::Bundle;
 use crate::error::ShimError;

@@ -109,7 +109,8 @@ impl TaskRpc for Service {
 
     async fn start(&self, _: &TtrpcContext, r: StartRequest) -> ttrpc::Result<StartResponse> {
         let task = self.task(&r.id)?;
-        let pid = if r.exec_id.is_empty() { task.start().await? } else { task.start_exec(&r.exec_id).await? };
+        let pid =
+            if r.exec_id.is_empty() { task.start().await? } else { task.start_exec(&r.exec_id).await? };
         let mut response = StartResponse::new();
         response.pid = pid.cast_unsigned();
         Ok(response)

@@ -64,7 +64,10 @@ mod tests {
     #[test]
     fn only_known_isolations_parse_and_the_vm_is_refused() {
         assert_eq!("".parse(), Ok(Isolation::Namespaces));
-        assert_eq!("vm".parse::<Isolation>().unwrap().ensure_available(), Err(Error::NotAvailable(Isolation::Vm)));
+        assert_eq!(
+            "vm".parse::<Isolation>().unwrap().ensure_available(),
+            Err(Error::NotAvailable(Isolation::Vm))
+        );
         assert_eq!("kata".parse::<Isolation>(), Err(Error::Unknown("kata".into())));
         assert!(Isolation::Namespaces.ensure_available().is_ok());
     }

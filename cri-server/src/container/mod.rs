@@ -184,12 +184,20 @@ impl Containers {
 
     /// Ends the container's task and its shim, whatever state they are in.
     async fn end_task(&self, container: &Container) -> Result<(), ContainerError> {
+        self.end_task_of(container, container.shim.load_full()).await
+    }
+
+    async fn end_task_of(
+        &self,
+        container: &Container,
+        shim: Option<Arc<Shim>>,
+    ) -> Result<(), ContainerError> {
         let bundle = self.ports.places.container(container.id());
         let ending = task::Ending {
             id: container.id().as_str(),
             bundle: &bundle,
             handler: self.handler(container)?,
-            shim: container.shim.load_full(),
+            shim,
             cgroups_path: &container.made.cgroups_path,
         };
         task::end(&self.ports, ending).await?;

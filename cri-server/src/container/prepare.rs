@@ -56,7 +56,6 @@ impl Containers {
         let shim =
             self.ports.launcher.start(handler, container.id().as_str(), task::NAMESPACE, &bundle).await?;
         let shim = Arc::new(shim);
-        container.shim.store(Some(Arc::clone(&shim)));
         stage.set("making the task");
         let made = async {
             let rootfs = self.ports.snapshots.mounts(&container.made.layers, container.id())?;
@@ -79,11 +78,13 @@ impl Containers {
         };
         if let Err(error) = made.await {
             stage.set("undoing");
-            if let Err(left) = self.end_task(container).await {
+            if let Err(left) = self.end_task_of(container, Some(shim)).await {
                 tracing::warn!(container = %container.id(), error = %crate::report::chain(&left), "undo");
             }
             return Err(error);
         }
+        // From here on a start finds it.
+        container.shim.store(Some(Arc::clone(&shim)));
         Ok(shim)
     }
 

@@ -72,6 +72,8 @@ impl Containers {
             message: "never started".to_owned(),
         };
         container.change(&self.ports, |s| Ok::<_, ContainerError>(s.exited(exit))).await?;
+        // A preparation under way ends first: it would make a task after this.
+        self.preparations.ended(container.id().as_str()).await;
         self.end_task(container).await
     }
 

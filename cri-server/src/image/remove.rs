@@ -13,7 +13,7 @@ use super::error::ImageError;
 use super::pull::blocking;
 use super::record::{Catalogue, Found};
 use crate::registry::Digest;
-use crate::snapshot::Usage;
+use crate::snapshot::{Garbage, Usage};
 use crate::store::Table;
 
 /// What images and containers take.
@@ -63,24 +63,30 @@ impl ImageService {
 
     /// The same for callers that may block.
     pub(super) fn sweep_if_idle(&self) {
-        let Ok(_alone) = self.garbage.try_write() else { return };
+        let garbage = self.detach_unused();
+        // Outside of the lock: pulls and containers need not wait until the disk has forgotten large layers.
+        for error in garbage.map(Garbage::remove).unwrap_or_default() {
+            tracing::warn!(error = %crate::report::chain(&error), "an unused layer could not be removed");
+        }
+    }
+
+    fn detach_unused(&self) -> Option<Garbage> {
+        let _alone = self.garbage.try_write().ok()?;
         if !self.sweep_wanted.swap(false, Ordering::AcqRel) {
-            return;
+            return None;
         }
         let catalogue = self.catalogue.load();
         let records: Vec<_> = catalogue.images.values().chain(catalogue.broken.values()).collect();
         let layers: HashSet<Digest> = records.iter().flat_map(|image| image.diff_ids()).collect();
-        for error in self.snapshots.sweep(&layers) {
-            tracing::warn!(error = %crate::registry::chain(&error), "an unused layer could not be removed");
-        }
         let blobs: HashSet<&Digest> = records.iter().flat_map(|image| image.blobs()).collect();
         for (digest, _) in self.content.list() {
             if !blobs.contains(&digest)
                 && let Err(error) = self.content.remove(&digest)
             {
-                tracing::warn!(error = %crate::registry::chain(&error), "an unused blob could not be removed");
+                tracing::warn!(error = %crate::report::chain(&error), "an unused blob could not be removed");
             }
         }
+        Some(self.snapshots.sweep(&layers))
     }
 
     /// How much is stored.

@@ -218,8 +218,8 @@ impl Layers {
         Err(SnapshotError::MissingLayer(digest.to_string()))
     }
 
-    /// Removes a layer; absent means done.
-    pub(super) fn remove(&self, digest: &Digest) -> Result<(), SnapshotError> {
+    /// Takes a layer's name away, which is quick; answers what is left to [`discard`]. Absent means done.
+    pub(super) fn detach(&self, digest: &Digest) -> Result<Option<PathBuf>, SnapshotError> {
         let layer = self.known().remove(digest);
         if let Some(layer) = layer {
             let path = self.root.join("l").join(&layer.short);
@@ -230,13 +230,13 @@ impl Layers {
                 _ => {}
             }
         }
-        // Renamed first: half a layer must never carry a layer's name.
+        // Half a layer must never carry a layer's name.
         let doomed =
             self.root.join("layers").join(format!("tmp-{}", self.next.fetch_add(1, Ordering::Relaxed)));
         let path = self.directory(digest);
         match fs::rename(&path, &doomed) {
-            Ok(()) => self.discard(&doomed),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Ok(()) => Ok(Some(doomed)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(SnapshotError::io("rename", &path)(error)),
         }
     }

@@ -203,12 +203,38 @@ impl Snapshots {
         self.layers.settle(layers)
     }
 
-    /// Removes every layer that neither `keep` nor a container wants; goes on after failures and returns them. Blocks.
-    pub fn sweep(&self, keep: &HashSet<Digest>) -> Vec<SnapshotError> {
+    /// Takes every layer out of use that neither `keep` nor a container wants; goes on after failures. Quick: the
+    /// bytes go when the answer is [`Garbage::remove`]d, which needs no lock.
+    #[must_use]
+    pub fn sweep(&self, keep: &HashSet<Digest>) -> Garbage {
         let containers = self.containers();
         let used: HashSet<&Digest> = containers.values().flatten().chain(keep).collect();
-        let doomed = self.layers.list().into_iter().map(|(digest, _)| digest).filter(|d| !used.contains(d));
-        doomed.filter_map(|digest| self.layers.remove(&digest).err()).collect()
+        let mut garbage = Garbage::default();
+        for (digest, _) in self.layers.list() {
+            if !used.contains(&digest) {
+                match self.layers.detach(&digest) {
+                    Ok(path) => garbage.paths.extend(path),
+                    Err(error) => garbage.failures.push(error),
+                }
+            }
+        }
+        garbage
+    }
+}
+
+/// Layers that nobody can reach any more; what a crash leaves of them goes at the next start.
+#[derive(Debug, Default)]
+pub struct Garbage {
+    paths: Vec<PathBuf>,
+    failures: Vec<SnapshotError>,
+}
+
+impl Garbage {
+    /// Removes the bytes and answers all that failed. Blocks, for large layers long.
+    pub fn remove(self) -> Vec<SnapshotError> {
+        let Self { paths, mut failures } = self;
+        failures.extend(paths.iter().filter_map(|path| layer::discard(path).err()));
+        failures
     }
 }
 

@@ -394,7 +394,7 @@ fn every_compression_gives_the_same_layer() {
     for stream in [plain.clone(), gzip(&plain), two_members, zstd::encode_all(plain.as_slice(), 1).unwrap()] {
         let root = node.unpack_limited(&plain, stream, &Limits::default()).unwrap();
         assert_eq!(fs::read(root.join("f")).unwrap().len(), 700_000);
-        node.snapshots.sweep(&HashSet::new());
+        node.snapshots.sweep(&HashSet::new()).remove();
         assert!(!root.exists());
     }
     for stream in [b"\xfd7zXZ\0rest".to_vec(), b"BZh91AY&SY".to_vec()] {
@@ -439,7 +439,7 @@ fn privileged_a_tree_too_deep_for_recursion_is_removed() {
             .symlink(&format!("l{n}"), &format!("l{}/{chain}", n - 1));
     }
     let _ = node.unpack(tar.done());
-    assert!(node.snapshots.sweep(&HashSet::new()).is_empty());
+    assert!(node.snapshots.sweep(&HashSet::new()).remove().is_empty());
     node.check_clean();
     let top = node.root.path().join("deep");
     fs::create_dir(&top).unwrap();
@@ -531,11 +531,11 @@ fn privileged_mounts_stack_layers_and_views_read_them_safely() {
     let usage = node.snapshots.usage(&id).unwrap();
     assert!(usage.bytes >= 8192 && usage.inodes == 2, "{usage:?}");
 
-    assert!(node.snapshots.sweep(&HashSet::new()).is_empty());
+    assert!(node.snapshots.sweep(&HashSet::new()).remove().is_empty());
     assert_eq!(node.snapshots.layers().list().len(), 3, "a container stands on them");
     node.snapshots.remove(&id).unwrap();
     node.snapshots.remove(&id).unwrap();
-    assert!(node.snapshots.sweep(&HashSet::new()).is_empty());
+    assert!(node.snapshots.sweep(&HashSet::new()).remove().is_empty());
     assert!(node.snapshots.layers().list().is_empty() && !home.exists());
 }
 

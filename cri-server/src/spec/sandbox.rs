@@ -47,26 +47,6 @@ fn security(config: &cri::PodSandboxConfig) -> cri::LinuxSandboxSecurityContext 
     config.linux.as_ref().and_then(|linux| linux.security_context.clone()).unwrap_or_default()
 }
 
-/// The file of a localhost seccomp profile, for the caller to read.
-///
-/// # Errors
-/// When the request's profile is no profile.
-pub fn localhost_seccomp_path(config: &cri::PodSandboxConfig) -> Result<Option<PathBuf>, SpecError> {
-    let security = security(config);
-    if security.privileged {
-        return Ok(None);
-    }
-    // The deprecated field of sandboxes is as old as the one of containers.
-    #[allow(deprecated)]
-    let old = security.seccomp_profile_path.as_str();
-    match security::profile("seccomp", security.seccomp.as_ref(), old)? {
-        security::Profile::Localhost(name) => Ok(Some(PathBuf::from(name))),
-        security::Profile::Unset | security::Profile::Unconfined | security::Profile::RuntimeDefault => {
-            Ok(None)
-        }
-    }
-}
-
 fn id(field: &'static str, value: Option<&cri::Int64Value>) -> Result<Option<u32>, SpecError> {
     let one = |value: &cri::Int64Value| {
         u32::try_from(value.value).ok().filter(|id| *id != u32::MAX).ok_or(SpecError::Invalid {

@@ -119,7 +119,8 @@ impl Attempt<'_> {
             link::set_hairpin(socket, host.index)?;
         }
         let routes = self.routes(ips);
-        let side = PodSide { ifname: &self.attachment.ifname, ips, routes: &routes };
+        let side =
+            PodSide { ifname: &self.attachment.ifname, ips, routes: &routes, announce: self.mac.is_some() };
         let mtu = pod::configure(self.netns, &side)?;
         if !ports.is_empty() && conf.is_gateway {
             bridge::route_loopback(&conf.bridge)?;

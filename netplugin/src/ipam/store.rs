@@ -4,7 +4,7 @@ use super::leases::Leases;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -65,8 +65,18 @@ impl Store {
         let (path, next) = (self.folder.join("leases"), self.folder.join("leases.new"));
         let text = serde_json::to_vec(&self.leases)
             .map_err(|source| StoreError::Decode { path: path.clone(), source })?;
-        failed(std::fs::write(&next, text), "write", &next)?;
-        failed(std::fs::rename(&next, &path), "replace", &path)
+        let written = std::fs::write(&next, &text);
+        if written.is_ok() {
+            return failed(std::fs::rename(&next, &path), "replace", &path);
+        }
+        // On a full disk a part of it may have been written.
+        let _ = std::fs::remove_file(&next);
+        match written {
+            Err(error) if error.kind() == io::ErrorKind::StorageFull && shorten(&path, &text).is_ok() => {
+                Ok(())
+            }
+            written => failed(written, "write", &next),
+        }
     }
 
     /// Removes the network's record, and the data folder when this was its last network.
@@ -82,6 +92,17 @@ impl Store {
         // Another network's record may be beside it, and then the folder stays.
         self.folder.parent().map(std::fs::remove_dir).map_or(Ok(()), |_| Ok(()))
     }
+}
+
+/// Overwrites a file with a text that is no longer than it: that needs no room, so that pods can be removed from a
+/// node whose disk is full. Only then is the risk taken that a crash in the middle spoils the record.
+fn shorten(path: &Path, text: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).open(path)?;
+    if file.metadata()?.len() < text.len() as u64 {
+        return Err(io::ErrorKind::StorageFull.into());
+    }
+    file.write_all(text)?;
+    file.set_len(text.len() as u64)
 }
 
 /// `None` when the file was removed while we waited for it: whoever waited must start again.

@@ -66,7 +66,8 @@ fn named(name: &str, errno: Errno) -> Failure {
 
 /// Becomes the program. Returns only to say why not.
 pub fn run(path: &Path, args: &[String], env: &[String]) -> Failure {
-    let words = |all: &[String]| all.iter().map(|s| CString::new(s.as_bytes())).collect::<Result<Vec<_>, _>>();
+    let words =
+        |all: &[String]| all.iter().map(|s| CString::new(s.as_bytes())).collect::<Result<Vec<_>, _>>();
     let (Ok(file), Ok(args), Ok(env)) = (CString::new(path.as_os_str().as_bytes()), words(args), words(env))
     else {
         return Failure::new(FailureKind::Spec, "exec: an argument or variable holds a NUL byte");
@@ -77,12 +78,16 @@ pub fn run(path: &Path, args: &[String], env: &[String]) -> Failure {
         // The file was there a moment ago, so it is its interpreter that is missing.
         Errno::ENOENT => Failure::new(
             FailureKind::ExecutableNotFound,
-            format!("exec {name}: no such file or directory (the interpreter or the loader it names is missing)"),
+            format!(
+                "exec {name}: no such file or directory (the interpreter or the loader it names is missing)"
+            ),
         ),
         Errno::EACCES => {
             Failure::new(FailureKind::ExecutableNotPermitted, format!("exec {name}: permission denied"))
         }
-        Errno::ENOEXEC => Failure::new(FailureKind::ExecutableInvalid, format!("exec {name}: exec format error")),
+        Errno::ENOEXEC => {
+            Failure::new(FailureKind::ExecutableInvalid, format!("exec {name}: exec format error"))
+        }
         other => Failure::new(
             FailureKind::ExecutableInvalid,
             format!("exec {name}: {}", other.desc().to_lowercase()),

@@ -45,9 +45,8 @@ impl Binary {
     fn run(&self, bundle: &Bundle, mut command: Command, doing: &str) -> Result<(), Failure> {
         let log = bundle.join("oci-runtime.log");
         drop(fs::remove_file(&log));
-        let because = |e| {
-            Failure::because(FailureKind::Runtime, &format!("{doing} with {}", self.path.display()))(e)
-        };
+        let because =
+            |e| Failure::because(FailureKind::Runtime, &format!("{doing} with {}", self.path.display()))(e);
         // The container inherits the child's standard streams through the runtime, so they cannot be captured.
         let status = command.status().map_err(because)?;
         if status.success() {
@@ -71,7 +70,9 @@ fn last_error(log: &str) -> Option<String> {
 }
 
 fn kind_of(message: &str) -> FailureKind {
-    if message.contains("executable file not found") || message.contains("no such file or directory") && message.contains("exec") {
+    if message.contains("executable file not found")
+        || message.contains("no such file or directory") && message.contains("exec")
+    {
         FailureKind::ExecutableNotFound
     } else if message.contains("permission denied") && message.contains("exec") {
         FailureKind::ExecutableNotPermitted

@@ -80,7 +80,10 @@ fn open_namespaces(pid: i32) -> Result<Vec<(&'static str, File, CloneFlags)>, Fa
         let theirs = match fs::read_link(&path) {
             Ok(link) => link,
             // A kernel without this kind of namespace.
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound && Path::new(&format!("/proc/{pid}")).exists() => {
+            Err(e)
+                if e.kind() == std::io::ErrorKind::NotFound
+                    && Path::new(&format!("/proc/{pid}")).exists() =>
+            {
                 continue;
             }
             Err(e) => return Err(runtime("the container's first process is gone")(e)),
@@ -151,7 +154,11 @@ fn become_process(
     }
 }
 
-fn enter(process: &Process, seccomp: Option<&LinuxSeccomp>, console: Option<UnixStream>) -> Result<(), Failure> {
+fn enter(
+    process: &Process,
+    seccomp: Option<&LinuxSeccomp>,
+    console: Option<UnixStream>,
+) -> Result<(), Failure> {
     setsid().map_err(runtime("begin a session"))?;
     if let Some(console) = console {
         open_terminal(process, &console)?;

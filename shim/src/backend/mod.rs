@@ -170,8 +170,8 @@ fn carry_out(order: &Order, reporter: Reporter) -> Result<Report, Failure> {
             let runtime = runtime_for(&order.options, reporter);
             let prepared = spec::prepare(&order.bundle, reporter)?;
             let on_host = rootfs::mount(order, &prepared.spec)?;
-            let made = spec::finish(prepared, &order.bundle)
-                .and_then(|bundle| runtime.create(order, &bundle));
+            let made =
+                spec::finish(prepared, &order.bundle).and_then(|bundle| runtime.create(order, &bundle));
             match made {
                 Ok(created) => Ok(Report::Created(Created { mounted_on_host: on_host, ..created })),
                 Err(failure) => {

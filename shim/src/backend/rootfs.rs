@@ -31,7 +31,11 @@ pub fn mount(order: &CreateOrder, spec: &Spec) -> Result<bool, Failure> {
         enter_private_namespace(&order.bundle)?;
     }
     for one in &order.rootfs {
-        let at = if one.target.is_empty() { target.clone() } else { target.join(one.target.trim_start_matches('/')) };
+        let at = if one.target.is_empty() {
+            target.clone()
+        } else {
+            target.join(one.target.trim_start_matches('/'))
+        };
         if let Err(failure) = mount_one(one, &at) {
             if on_host {
                 unmount(&target);
@@ -86,9 +90,10 @@ fn unescape(text: &str) -> String {
 }
 
 fn needs_host(order: &CreateOrder, spec: &Spec) -> bool {
-    let own_namespace = spec.linux().as_ref().and_then(|l| l.namespaces().as_ref()).is_some_and(|all| {
-        all.iter().any(|n| n.typ() == LinuxNamespaceType::Mount && n.path().is_none())
-    });
+    let own_namespace =
+        spec.linux().as_ref().and_then(|l| l.namespaces().as_ref()).is_some_and(|all| {
+            all.iter().any(|n| n.typ() == LinuxNamespaceType::Mount && n.path().is_none())
+        });
     if !own_namespace {
         return true;
     }
@@ -110,7 +115,13 @@ fn mount_one(one: &Mount, at: &Path) -> Result<(), Failure> {
             .map_err(|e| Failure::because(FailureKind::Rootfs, &doing())(e));
     }
     let bind = flags & libc::MS_BIND;
-    let first = crate::sys::mount(&one.source, at, &one.fs_type, if bind != 0 { flags & (libc::MS_BIND | libc::MS_REC) } else { flags }, &text);
+    let first = crate::sys::mount(
+        &one.source,
+        at,
+        &one.fs_type,
+        if bind != 0 { flags & (libc::MS_BIND | libc::MS_REC) } else { flags },
+        &text,
+    );
     first.map_err(|e| Failure::because(FailureKind::Rootfs, &doing())(e))?;
     let rest = flags & !(libc::MS_BIND | libc::MS_REC);
     if bind != 0 && rest != 0 {
@@ -122,7 +133,9 @@ fn mount_one(one: &Mount, at: &Path) -> Result<(), Failure> {
 
 /// Gives the layers one by one, so that their number has no limit but the kernel's.
 fn mount_long_overlay(one: &Mount, flags: u64, data: &[&str], at: &Path) -> rustix::io::Result<()> {
-    use rustix::mount::{fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount};
+    use rustix::mount::{
+        fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount,
+    };
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(&context, "source", &one.source)?;
     for option in data {

@@ -46,7 +46,8 @@ pub fn finish(mut prepared: Prepared, bundle: &Path) -> Result<PathBuf, Failure>
         spec_root.set_path(root);
     }
     let folder = bundle.join("oci").join("bundle");
-    let writing = |e: std::io::Error| Failure::because(FailureKind::Runtime, "write the fitted config.json")(e);
+    let writing =
+        |e: std::io::Error| Failure::because(FailureKind::Runtime, "write the fitted config.json")(e);
     fs::create_dir_all(&folder).map_err(writing)?;
     let text = serde_json::to_vec(&prepared.spec).map_err(|e| writing(e.into()))?;
     fs::write(folder.join("config.json"), text).map_err(writing)?;
@@ -62,9 +63,8 @@ pub fn clamp(process: &mut Process, reporter: Reporter) -> bool {
     if let (Some(wanted), Some(current)) = (process.oom_score_adj(), own_oom_score_adj())
         && wanted < current
     {
-        reporter.warn(format!(
-            "oom_score_adj {wanted} needs CAP_SYS_RESOURCE; the container keeps {current}"
-        ));
+        reporter
+            .warn(format!("oom_score_adj {wanted} needs CAP_SYS_RESOURCE; the container keeps {current}"));
         process.set_oom_score_adj(Some(current));
         changed = true;
     }
@@ -81,7 +81,11 @@ fn clamp_rlimit(limit: PosixRlimit, reporter: Reporter) -> PosixRlimit {
     if limit.hard() <= hard {
         return limit;
     }
-    reporter.warn(format!("{:?} {} needs CAP_SYS_RESOURCE; the container gets {hard}", limit.typ(), limit.hard()));
+    reporter.warn(format!(
+        "{:?} {} needs CAP_SYS_RESOURCE; the container gets {hard}",
+        limit.typ(),
+        limit.hard()
+    ));
     let builder = PosixRlimitBuilder::default().typ(limit.typ()).hard(hard).soft(limit.soft().min(hard));
     builder.build().unwrap_or(limit)
 }

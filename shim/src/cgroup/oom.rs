@@ -9,6 +9,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::{CgroupPaths, keyed};
+use crate::sys;
 
 /// How many processes the kernel killed for want of memory; `None` when the cgroup does not tell.
 pub fn kills(paths: &CgroupPaths) -> Option<u64> {
@@ -33,14 +34,14 @@ impl Watch {
         if paths.is_v2() {
             let Some(folder) = &paths.unified else { return Ok(None) };
             let file = File::open(folder.join("memory.events"))?;
-            return Ok(Some(Watch::Events(AsyncFd::with_interest(file, Interest::PRIORITY)?)));
+            return Ok(Some(Watch::Events(sys::watch(file, Interest::PRIORITY)?)));
         }
         let Some(folder) = paths.controller("memory") else { return Ok(None) };
         let control = File::open(folder.join("memory.oom_control"))?;
         let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let line = format!("{} {}", fd.as_raw_fd(), control.as_raw_fd());
         fs::write(folder.join("cgroup.event_control"), line)?;
-        let fd = AsyncFd::with_interest(fd, Interest::READABLE)?;
+        let fd = sys::watch(fd, Interest::READABLE)?;
         Ok(Some(Watch::Eventfd { fd, _control: control }))
     }
 

@@ -10,6 +10,8 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::unistd::{ForkResult, Pid};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// What `fork` returned, and to whom.
 pub enum Forked {
@@ -118,4 +120,11 @@ pub fn kill(pid: i32, signal: i32) -> nix::Result<()> {
     }
     // SAFETY: the call takes plain integers; a positive pid names exactly one process.
     Errno::result(unsafe { libc::kill(pid, signal) }).map(drop)
+}
+
+/// Registers an owned descriptor with the runtime.
+pub fn watch<T: AsRawFd + std::os::fd::AsFd>(owner: T, interest: Interest) -> io::Result<AsyncFd<T>> {
+    // SAFETY: a type that implements AsFd gives out a descriptor that it keeps open and unchanged, and AsyncFd takes
+    // the owner over, so the registration ends before the descriptor does.
+    Ok(unsafe { AsyncFd::register_with_interest(owner, interest) }?)
 }

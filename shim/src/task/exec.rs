@@ -29,10 +29,10 @@ impl Task {
 
     pub(super) fn exec(&self, exec_id: &str) -> Result<Arc<Process>, ShimError> {
         let execs = self.execs.lock().unwrap_or_else(PoisonError::into_inner);
-        execs.get(exec_id).cloned().ok_or_else(|| ShimError::NoExec {
-            task: self.id.clone(),
-            exec: exec_id.to_owned(),
-        })
+        execs
+            .get(exec_id)
+            .cloned()
+            .ok_or_else(|| ShimError::NoExec { task: self.id.clone(), exec: exec_id.to_owned() })
     }
 
     pub fn add_exec(&self, request: &ExecProcessRequest) -> Result<(), ShimError> {

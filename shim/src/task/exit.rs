@@ -43,7 +43,13 @@ pub fn watch_init(task: &Arc<Task>, exited: oneshot::Receiver<u32>) {
 }
 
 /// Follows an exec in the same way.
-pub fn watch_exec(task: &Arc<Task>, id: String, exec: &Arc<Process>, pid: i32, exited: oneshot::Receiver<u32>) {
+pub fn watch_exec(
+    task: &Arc<Task>,
+    id: String,
+    exec: &Arc<Process>,
+    pid: i32,
+    exited: oneshot::Receiver<u32>,
+) {
     let (task, exec) = (Arc::clone(task), Arc::clone(exec));
     tokio::spawn(async move {
         let Ok(status) = exited.await else { return };

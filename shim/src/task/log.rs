@@ -146,7 +146,8 @@ mod tests {
 
     fn cut(max_line: usize, pieces: &[&str]) -> String {
         let mut records = Records { stream: StreamName::Stdout, max_line, pending: Vec::new() };
-        let mut out: Vec<u8> = pieces.iter().flat_map(|p| records.push(p.as_bytes(), Duration::ZERO)).collect();
+        let mut out: Vec<u8> =
+            pieces.iter().flat_map(|p| records.push(p.as_bytes(), Duration::ZERO)).collect();
         out.extend(records.finish(Duration::ZERO));
         String::from_utf8(out).unwrap().replace(&format!("{EPOCH} stdout "), "")
     }

@@ -11,7 +11,7 @@ pub mod log;
 pub mod process;
 pub mod sink;
 pub mod state;
-mod stream;
+pub mod stream;
 
 use std::collections::HashMap;
 use std::fs;

@@ -184,7 +184,8 @@ mod tests {
 
     #[test]
     fn what_is_not_understood_is_refused() {
-        for uri in ["relative", "binary:///x", "cri-log://l", "cri-log:///l?max_line=0", "cri-log:///l?tap=1"] {
+        for uri in ["relative", "binary:///x", "cri-log://l", "cri-log:///l?max_line=0", "cri-log:///l?tap=1"]
+        {
             assert!(Destination::parse(uri, 7).is_err(), "{uri}");
         }
     }

@@ -10,6 +10,8 @@ use rustix::termios::Winsize;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use crate::sys;
+
 /// What is read at once. The buffer lives only while there is something to read.
 const CHUNK: usize = 16 * 1024;
 
@@ -24,7 +26,7 @@ impl Stream {
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         let flags = rustix::fs::fcntl_getfl(&fd)?;
         rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
-        Ok(Stream(AsyncFd::with_interest(fd, Interest::READABLE | Interest::WRITABLE)?))
+        Ok(Stream(sys::watch(fd, Interest::READABLE | Interest::WRITABLE)?))
     }
 
     /// Opened for both directions: then there is always a reader and a writer, so that neither their absence nor their

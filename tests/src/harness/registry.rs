@@ -49,9 +49,9 @@ impl Registry {
 
     /// Starts a second registry with the same images that speaks TLS; [`Registry::ca`] signed its certificate.
     pub fn with_tls(&self) -> Self {
-        let (certificate, key) = certificate(self.folder.path());
+        let (ca, certificate, key) = certificate(self.folder.path());
         let tls = format!("  tls:\n    certificate: {}\n    key: {}\n", certificate.display(), key.display());
-        Self::spawn(self.folder.clone(), &self.netns, &tls, Some(certificate))
+        Self::spawn(self.folder.clone(), &self.netns, &tls, Some(ca))
     }
 
     fn spawn(folder: Arc<tempfile::TempDir>, netns: &Netns, extra: &str, ca: Option<PathBuf>) -> Self {
@@ -164,20 +164,29 @@ impl Drop for Registry {
     }
 }
 
-/// A self-signed certificate for 127.0.0.1 and its key.
-fn certificate(folder: &Path) -> (PathBuf, PathBuf) {
+/// The paths of a registry's own CA, of its certificate for 127.0.0.1 and of the certificate's key.
+fn certificate(folder: &Path) -> (PathBuf, PathBuf, PathBuf) {
     super::require("/usr/bin/openssl", "openssl");
-    let (certificate, key) = (folder.join("cert.pem"), folder.join("key.pem"));
-    let output = Command::new("/usr/bin/openssl")
-        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"])
-        .args(["-days", "2", "-subj", "/CN=cofferdam-test"])
-        .args(["-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"])
-        .arg("-keyout")
-        .arg(&key)
-        .arg("-out")
-        .arg(&certificate)
-        .output()
-        .expect("cannot run openssl");
-    assert!(output.status.success(), "openssl: {}", String::from_utf8_lossy(&output.stderr));
-    (certificate, key)
+    let [ca, ca_key, certificate, key] =
+        ["ca.pem", "ca.key", "cert.pem", "key.pem"].map(|name| folder.join(name));
+    let make = |subject: &str, out: &Path, key: &Path, extra: &[&std::ffi::OsStr]| {
+        let output = Command::new("/usr/bin/openssl")
+            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"])
+            .args(["-days", "2", "-subj", subject, "-keyout"])
+            .arg(key)
+            .arg("-out")
+            .arg(out)
+            .args(extra)
+            .output()
+            .expect("cannot run openssl");
+        assert!(output.status.success(), "openssl: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    make("/CN=cofferdam-test-ca", &ca, &ca_key, &[]);
+    let signed = ["-CA".as_ref(), ca.as_os_str(), "-CAkey".as_ref(), ca_key.as_os_str()];
+    let names = ["-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"];
+    let leaf = ["-addext", "basicConstraints=critical,CA:FALSE"];
+    let words = names.iter().chain(&leaf).map(std::ffi::OsStr::new);
+    let extra: Vec<&std::ffi::OsStr> = signed.into_iter().chain(words).collect();
+    make("/CN=cofferdam-test", &certificate, &key, &extra);
+    (ca, certificate, key)
 }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use cofferdam_proto::cri;
@@ -28,6 +29,8 @@ pub struct Endpoint {
     driver: Mutex<cri::CgroupDriver>,
     /// Whether the image is ours to remove.
     pulled: Mutex<bool>,
+    /// Whether it ever answered: only then is there something to clean up.
+    answered: AtomicBool,
 }
 
 impl Endpoint {
@@ -42,6 +45,7 @@ impl Endpoint {
             logs: logs.map_err(|source| Error::Folder { source })?,
             driver: Mutex::new(cri::CgroupDriver::Cgroupfs),
             pulled: Mutex::new(false),
+            answered: AtomicBool::new(false),
         })
     }
 
@@ -54,6 +58,7 @@ impl Endpoint {
     /// Asks who it is and sees to the image. Gives the runtime's name and version, and whether the image can be pulled.
     pub async fn prepare(&self) -> Result<(String, bool), Error> {
         let version = self.cri.version().await.map_err(self.failed("Version"))?;
+        self.answered.store(true, Ordering::Relaxed);
         let config = self.cri.runtime.clone().runtime_config(cri::RuntimeConfigRequest {}).await;
         if let Some(linux) = config.ok().and_then(|answer| answer.into_inner().linux) {
             *self.driver.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = linux.cgroup_driver();
@@ -104,7 +109,8 @@ impl Endpoint {
 
     /// Removes every pod of this run, and the image if this run brought it.
     pub async fn clean(&self) -> Result<(), Error> {
-        let mut quiet = 0;
+        // Without an answer to the first question nothing was made.
+        let mut quiet = if self.answered.load(Ordering::Relaxed) { 0 } else { 2 };
         // A call that was cut off may still make its pod: look until there was none twice.
         while quiet < 2 {
             let pods = self.pods().await?;

@@ -31,6 +31,12 @@ pub fn render(report: &Report) -> String {
         text.push('\n');
     }
     memory(&mut text, &report.endpoints);
+    if report.endpoints.len() == 2 {
+        let _ = writeln!(
+            text,
+            "\nratio: how much more the second takes (of pods a second: how much less it makes)"
+        );
+    }
     text
 }
 
