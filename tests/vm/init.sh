@@ -2,15 +2,16 @@
 # The first process of the virtual machine: makes it a node with cgroup v2, runs the checks, powers off.
 if [ ! -e /on-disk ]; then
     # A container cannot pivot away from the initial root filesystem, so the machine moves to another first.
+    export PATH=/bin
     /bin/busybox --install -s /bin
     mkdir /new
     mount -t tmpfs -o size=1500m,mode=755 root /new
     for entry in /*; do
-        case $entry in /new|/proc|/sys|/dev) ;; *) cp -a "$entry" /new/ && rm -rf "$entry" 2>/dev/null ;; esac
-        export PATH=/new/bin:/new/sbin
+        case $entry in /new|/proc|/sys|/dev) ;; *) cp -a "$entry" /new/ ;; esac
     done
     mkdir -p /new/proc /new/sys /new/dev
     touch /new/on-disk
+    # Frees what was copied.
     exec /new/bin/busybox switch_root /new /init
 fi
 export PATH=/usr/local/bin:/usr/sbin:/sbin:/bin HOME=/root

@@ -49,7 +49,8 @@ fetch_kernel() {
 add_program() { # FILE TARGET
     install -D "$1" "$root$2"
     local library
-    { ldd "$1" 2>/dev/null || true; } | grep -oE '/[^ ]+' | while read -r library; do
+    # A static program has none.
+    for library in $(ldd "$1" 2>/dev/null | grep -oE '/[^ ]+' || true); do
         [ -e "$root$library" ] || install -D "$library" "$root$library"
     done
 }

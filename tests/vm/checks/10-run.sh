@@ -15,7 +15,7 @@ equal "its page comes through the port on localhost" "Hello from a pod of Coffer
 
 equal "exec runs beside it" "root" "$(cofferdam exec web id -un 2>&1)"
 equal "exec sees only the container's own cgroup" "0::/" "$(cofferdam exec web sh -c 'cat /proc/1/cgroup' 2>&1)"
-stats=$(cofferdam stats 2>&1)
+stats=$(cofferdam stats --no-stream 2>&1)
 contains "stats tell of it" "web" "$stats"
 echo "$stats"
 
