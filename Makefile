@@ -12,8 +12,10 @@ BUILD_PACKAGES := gcc libc6-dev make pkg-config libseccomp-dev ca-certificates
 # To run the demo and the tests: a registry, a root filesystem, real plugins and a real foreign shim, and what looks on.
 PEER_PACKAGES := docker-registry busybox-static containernetworking-plugins containerd runc \
                  iproute2 nftables procps apache2-utils openssl
+# To run the main job on Debian's kernel and cgroup v2 alone, in a virtual machine.
+VM_PACKAGES := qemu-system-x86 kmod cpio busybox-static nftables
 
-.PHONY: help build shim setup setup-build demo test unit e2e lint ci bench install clean
+.PHONY: help build shim setup setup-build setup-vm vm-test demo test unit e2e lint ci bench install clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | column -t -s "$$(printf '\t')"
@@ -36,6 +38,9 @@ setup-build: ## installs what the build needs and is missing
 setup: setup-build ## installs what demo and tests need and is missing
 	@SUDO="$(SUDO)" tests/setup.sh $(PEER_PACKAGES)
 
+setup-vm: setup-build ## installs what vm-test needs and is missing
+	@SUDO="$(SUDO)" tests/setup.sh $(VM_PACKAGES)
+
 demo: setup build ## a pod runs, on throwaway folders; leaves nothing behind
 	$(SUDO) tests/demo.sh target/release
 
@@ -49,6 +54,9 @@ unit: ## the tests of the crates
 
 e2e: ## the tests through the socket
 	COFFERDAM_BIN_DIR=$(CURDIR)/target/release cargo test --release --locked -p cofferdam-tests
+
+vm-test: setup-vm build ## the main job in a virtual machine with Debian's kernel and cgroup v2 (minutes)
+	tests/vm/run.sh target/release
 
 lint: ## formatting, clippy with warnings denied, licences
 	cargo fmt --all --check

@@ -40,7 +40,7 @@ until_true() {
     return 1
 }
 has_crictl() { command -v crictl >/dev/null; }
-cri() { crictl --runtime-endpoint unix:///run/cofferdam/cofferdam.sock --image-endpoint unix:///run/cofferdam/cofferdam.sock --timeout 60s "$@"; }
+cri() { crictl --timeout 60s "$@"; }
 
 # As systemd starts it: in a cgroup of its own, so that no container's is made inside of the daemon's.
 start_daemon() {
