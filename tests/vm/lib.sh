@@ -45,6 +45,11 @@ cri() { crictl --timeout 60s "$@"; }
 # As systemd starts it: in a cgroup of its own, so that no container's is made inside of the daemon's.
 start_daemon() {
     mounts_before=$(cut -d' ' -f2 /proc/mounts | sort)
+    # As systemd hands them down.
+    for folder in $cgroups $cgroups/system.slice; do
+        mkdir -p $folder
+        echo "+cpu +io +memory +pids" > $folder/cgroup.subtree_control
+    done
     mkdir -p $service
     sh -c "echo \$\$ > $service/cgroup.procs; exec cofferdam serve" > /run/daemon.log 2>&1 &
     daemon=$!
