@@ -47,6 +47,24 @@ fn sysctls_writable() -> bool {
     rustix::fs::access(forward, rustix::fs::Access::WRITE_OK).is_ok()
 }
 
+/// Whether depmod's list of modules has one of this name, in whatever compression.
+fn has_module(list: &str, name: &str) -> bool {
+    let files = list.lines().filter_map(|line| line.split(':').next()?.rsplit('/').next());
+    files.filter_map(|file| file.split_once(".ko")).any(|(module, _)| module == name)
+}
+
+/// What can be mounted now, and overlay where the first mount of it loads its module: a fresh node has not done so.
+fn mountable() -> Vec<String> {
+    let mut names = filesystems(&text("/proc/filesystems"));
+    let release = text("/proc/sys/kernel/osrelease");
+    if !names.iter().any(|name| name == "overlay")
+        && has_module(&text(&format!("/lib/modules/{}/modules.dep", release.trim())), "overlay")
+    {
+        names.push("overlay".to_owned());
+    }
+    names
+}
+
 fn facts() -> Facts {
     let features = Features::probe();
     let mounts = Mounts::read().unwrap_or_default();
@@ -58,7 +76,7 @@ fn facts() -> Facts {
     Facts {
         controllers: mounts.available().unwrap_or_default(),
         delegated,
-        filesystems: filesystems(&text("/proc/filesystems")),
+        filesystems: mountable(),
         namespaces: namespaces.filter_map(|entry| entry.file_name().into_string().ok()).collect(),
         is_root: rustix::process::geteuid().is_root(),
         nf_tables: nf_tables(),
@@ -89,6 +107,13 @@ pub fn boot_id() -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_module_is_found_by_its_whole_name() {
+        let list = "kernel/fs/overlayfs/overlay.ko.zst: kernel/lib/x.ko\nkernel/net/bridge/bridge.ko: kernel/net/llc/llc.ko\n";
+        assert!(has_module(list, "overlay") && has_module(list, "bridge"));
+        assert!(!has_module(list, "llc") && !has_module(list, "over") && !has_module("", "overlay"));
+    }
 
     #[test]
     fn the_formats_of_proc_are_read() {
