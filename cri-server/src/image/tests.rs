@@ -341,7 +341,7 @@ async fn privileged_a_full_disk_is_told_and_leaves_nothing() {
     let root = tempfile::tempdir().unwrap();
     let small = root.path().join("small");
     std::fs::create_dir(&small).unwrap();
-    rustix::mount::mount("tmpfs", &small, "tmpfs", rustix::mount::MountFlags::empty(), c"size=3m").unwrap();
+    rustix::mount::mount("tmpfs", &small, "tmpfs", rustix::mount::MountFlags::empty(), c"size=2m").unwrap();
     let outcome = async {
         registry.announce(root.path(), "docker.io");
         let store = Store::open(&root.path().join("metadata.redb")).unwrap();

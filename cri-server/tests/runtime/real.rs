@@ -92,11 +92,22 @@ impl Node {
 
     async fn close(mut self) {
         self.sink.take().unwrap().shutdown().await;
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        // A shim's connection ends a moment before its process does.
+        let begun = Instant::now();
+        while !self.left().is_empty() && begun.elapsed() < Duration::from_secs(5) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(self.left(), Vec::<String>::new(), "something is left");
+    }
+
+    /// The mounts, processes and cgroups of this node that are there.
+    fn left(&self) -> Vec<String> {
         let here = self.folder.path().to_str().unwrap();
-        assert!(!mounts.contains(here), "mounts are left under {here}");
-        assert_eq!(processes_of(here), Vec::new(), "processes are left");
-        assert_eq!(self.cgroups(), Vec::<PathBuf>::new(), "cgroups are left");
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let mounts = mounts.lines().filter(|line| line.contains(here)).map(|line| format!("mount {line}"));
+        let processes = processes_of(here).into_iter().map(|(pid, line)| format!("process {pid} {line}"));
+        let cgroups = self.cgroups().into_iter().map(|path| format!("cgroup {}", path.display()));
+        mounts.chain(processes).chain(cgroups).collect()
     }
 
     /// The cgroups of the bundles in the folder.

@@ -192,7 +192,11 @@ fn other_architecture(family: Family) -> Built {
 
 /// A foreign platform, this one in a variant that no processor has yet, and this one.
 fn platforms(family: Family) -> Index {
-    let ours = |arch: &str| Image::new().family(family).layer(base()).layer(Layer::new().file("arch", arch));
+    let mark = Layer::new().file("name", format!("{family:?}"));
+    let ours = |arch: &str| {
+        let layer = mark.clone().file("arch", arch);
+        Image::new().family(family).layer(base()).layer(layer)
+    };
     let mut future = ours("v99");
     future.variant = "v99".into();
     Index::new(family, vec![other_architecture(family), built(&future), built(&ours(host_architecture()))])
