@@ -49,12 +49,13 @@ pub async fn end(ports: &Ports, ending: Ending<'_>) -> Result<(), TaskError> {
     };
     if let Err(error) = asked {
         // Nothing was ever started: nothing to force.
-        if ending.shim.is_some() || Launcher::recorded(ending.bundle).is_some() {
+        if ending.shim.is_some() || Launcher::begun(ending.bundle) {
             tracing::debug!(task = ending.id, error = %crate::report::chain(&error), "the shim gives no help");
             force(ports, &ending).await?;
         }
     }
     ports.cgroups.remove(ending.cgroups_path).await?;
+    Launcher::forget(ending.bundle);
     Ok(())
 }
 

@@ -173,6 +173,21 @@ impl Launcher {
         serde_json::from_slice(&std::fs::read(bundle.join(ENDPOINT_FILE)).ok()?).ok()
     }
 
+    /// Whether a shim was ever started for this bundle, also when the daemon died before it knew the address, and not
+    /// [forgotten](Self::forget) since.
+    #[must_use]
+    pub fn begun(bundle: &Path) -> bool {
+        bundle.join(LogPipe::NAME).exists() || bundle.join(ENDPOINT_FILE).exists()
+    }
+
+    /// Forgets a shim that has ended.
+    pub fn forget(bundle: &Path) {
+        for name in [ENDPOINT_FILE, LogPipe::NAME] {
+            // What stays costs one needless clean-up.
+            let _ = std::fs::remove_file(bundle.join(name));
+        }
+    }
+
     /// Cleans up after a shim that died: kills what is left of the task, unmounts its root filesystem.
     ///
     /// # Errors

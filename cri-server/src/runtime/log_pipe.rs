@@ -24,9 +24,12 @@ pub(super) struct LogPipe {
 }
 
 impl LogPipe {
+    /// Its name in the bundle, as shims expect it.
+    pub(super) const NAME: &str = "log";
+
     /// Makes the FIFO where it is missing, and opens it.
     pub(super) fn make(bundle: &Path, task: &str) -> Result<Self, RuntimeError> {
-        let path: PathBuf = bundle.join("log");
+        let path: PathBuf = bundle.join(Self::NAME);
         let failed =
             |source: io::Error| RuntimeError::File { operation: "make FIFO", path: path.clone(), source };
         match nix::unistd::mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR) {
