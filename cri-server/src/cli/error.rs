@@ -86,8 +86,8 @@ fn sentence(status: &Status) -> String {
             format!("{words}; make room, `cofferdam rmi` removes images that are not used")
         }
         // The connection broke: the daemon's own refusals carry its words.
-        Code::Unavailable | Code::Unknown if broken(&words) => {
-            "the daemon went away during the call; see its log, pods run on".to_owned()
+        Code::Unavailable | Code::Unknown | Code::Internal if is_lost(status) => {
+            "the daemon went away; see its log and start it again, pods run on".to_owned()
         }
         Code::Unavailable => format!("{words}; try again later"),
         Code::DeadlineExceeded => {
@@ -97,10 +97,18 @@ fn sentence(status: &Status) -> String {
     }
 }
 
-fn broken(words: &str) -> bool {
-    ["transport error", "h2 protocol error", "error trying to connect", "connection closed"]
-        .iter()
-        .any(|sign| words.contains(sign))
+/// Whether it was the connection that failed, and not the daemon that refused.
+pub(super) fn is_lost(status: &Status) -> bool {
+    const SIGNS: [&str; 7] = [
+        "transport error",
+        "h2 protocol error",
+        "error trying to connect",
+        "connection closed",
+        "Connection refused",
+        "Connection reset",
+        "No such file or directory",
+    ];
+    SIGNS.iter().any(|sign| status.message().starts_with(sign))
 }
 
 #[cfg(test)]
@@ -113,8 +121,14 @@ mod tests {
         assert!(text.starts_with("registry r refuses the password; log in"), "{text}");
         let text = CliError::from(Status::not_found("no container x")).to_string();
         assert_eq!(text, "no container x");
-        let text = CliError::from(Status::unknown("transport error")).to_string();
-        assert!(text.contains("went away"), "{text}");
+        for lost in
+            [Status::unknown("transport error"), Status::unavailable("Connection refused (os error 111)")]
+        {
+            let text = CliError::from(lost).to_string();
+            assert!(text.contains("went away"), "{text}");
+        }
+        let text = CliError::from(Status::unavailable("registry r: Connection refused")).to_string();
+        assert_eq!(text, "registry r: Connection refused; try again later");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::client::Client;
 use super::error::CliError;
 use super::pull;
 pub(super) use request::LOG_FOLDER;
-use request::{Request, name_for};
+use request::{NAMESPACE, Request, name_for};
 use session::Session;
 pub(super) use session::{log_folders, remove_folder, remove_pod};
 use signals::Signals;
@@ -82,6 +82,14 @@ impl Run {
         };
         let uid = request::uid().map_err(CliError::Threads)?;
         let name = self.name.clone().unwrap_or_else(|| name_for(&self.image, &uid));
+        let taken = |pod: &cri::PodSandbox| {
+            pod.metadata.as_ref().is_some_and(|m| m.name == name && m.namespace == NAMESPACE)
+        };
+        if client.pods().await?.iter().any(taken) {
+            let text =
+                format!("there is a pod {name} already; choose another --name, or `cofferdam rm {name}`");
+            return Err(CliError::Refused(text));
+        }
         let request = Request {
             uid,
             name,
