@@ -8,6 +8,7 @@ mod detail;
 mod executable;
 mod external;
 mod join;
+mod null;
 mod oci;
 mod rootfs;
 mod spec;
