@@ -80,7 +80,7 @@ impl Run {
             // The daemon finishes the pull; of a pod there is nothing yet.
             code = signals.next() => return Ok(ExitCode::from(code)),
         };
-        let uid = request::uid().map_err(CliError::Threads)?;
+        let uid = request::uid().map_err(CliError::Setup)?;
         let name = self.name.clone().unwrap_or_else(|| name_for(&self.image, &uid));
         let taken = |pod: &cri::PodSandbox| {
             pod.metadata.as_ref().is_some_and(|m| m.name == name && m.namespace == NAMESPACE)

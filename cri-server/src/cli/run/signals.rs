@@ -19,7 +19,7 @@ pub(super) struct Signals {
 impl Signals {
     /// From now on signals are kept for [`Signals::next`].
     pub(super) fn watch() -> Result<Self, CliError> {
-        let watch = |kind| signal(kind).map_err(CliError::Threads);
+        let watch = |kind| signal(kind).map_err(CliError::Setup);
         Ok(Self {
             interrupt: watch(SignalKind::interrupt())?,
             terminate: watch(SignalKind::terminate())?,
