@@ -1,7 +1,7 @@
 //! `cofferdam run`: a command in a new pod, with its output here, and nothing left of it afterwards.
 //!
 //! Invariant: from the first call that makes something on, every way out but `-d` and `--rm=false` passes the clean-up: the
-//! end of the command, an error, SIGINT and SIGTERM. A call that makes something is never abandoned.
+//! end of the command, an error, SIGINT, SIGTERM and SIGHUP. A call that makes something is never abandoned.
 
 mod request;
 mod session;
