@@ -97,7 +97,7 @@ mod tests {
         let exited = container(cri::ContainerState::ContainerExited, "p");
         let running = container(cri::ContainerState::ContainerRunning, "p");
         let elsewhere = container(cri::ContainerState::ContainerRunning, "q");
-        assert!(in_use(&pod, &[elsewhere.clone()]));
+        assert!(in_use(&pod, std::slice::from_ref(&elsewhere)));
         assert!(!in_use(&pod, &[exited.clone(), elsewhere]));
         assert!(in_use(&pod, &[exited, running.clone()]));
         let stopped = cri::PodSandbox { state: cri::PodSandboxState::SandboxNotready.into(), ..pod };
