@@ -38,8 +38,8 @@ pub(super) enum CliError {
     Json(#[from] serde_json::Error),
     #[error("the default configuration has no form in TOML")]
     Toml(#[from] toml::ser::Error),
-    #[error("start the threads of this command")]
-    Threads(#[source] io::Error),
+    #[error("this command cannot begin")]
+    Setup(#[source] io::Error),
     #[error("{count} of {of} failed")]
     Several { count: usize, of: usize },
     #[error(transparent)]
@@ -86,8 +86,8 @@ fn sentence(status: &Status) -> String {
             format!("{words}; make room, `cofferdam rmi` removes images that are not used")
         }
         // The connection broke: the daemon's own refusals carry its words.
-        Code::Unavailable | Code::Unknown if broken(&words) => {
-            "the daemon went away during the call; see its log, pods run on".to_owned()
+        Code::Unavailable | Code::Unknown | Code::Internal if is_lost(status) => {
+            "the daemon went away; see its log and start it again, pods run on".to_owned()
         }
         Code::Unavailable => format!("{words}; try again later"),
         Code::DeadlineExceeded => {
@@ -97,10 +97,37 @@ fn sentence(status: &Status) -> String {
     }
 }
 
-fn broken(words: &str) -> bool {
-    ["transport error", "h2 protocol error", "error trying to connect", "connection closed"]
-        .iter()
-        .any(|sign| words.contains(sign))
+/// The exit code that shells know for a command that is not there (127) or cannot be executed (126), if the daemon's
+/// refusal is that. Runtimes tell it in words alone.
+pub(super) fn not_runnable(status: &Status) -> Option<u8> {
+    const NOT_FOUND: u8 = 127;
+    const NOT_EXECUTABLE: u8 = 126;
+    let words = status.message().to_ascii_lowercase();
+    let has = |signs: &[&str]| signs.iter().any(|sign| words.contains(sign));
+    if !has(&["exec: ", "executable"]) {
+        return None;
+    }
+    if has(&["not found", "no such file", "enoent"]) {
+        Some(NOT_FOUND)
+    } else if has(&["permission denied", "eacces", "exec format error"]) {
+        Some(NOT_EXECUTABLE)
+    } else {
+        None
+    }
+}
+
+/// Whether it was the connection that failed, and not the daemon that refused.
+pub(super) fn is_lost(status: &Status) -> bool {
+    const SIGNS: [&str; 7] = [
+        "transport error",
+        "h2 protocol error",
+        "error trying to connect",
+        "connection closed",
+        "Connection refused",
+        "Connection reset",
+        "No such file or directory",
+    ];
+    SIGNS.iter().any(|sign| status.message().starts_with(sign))
 }
 
 #[cfg(test)]
@@ -113,8 +140,28 @@ mod tests {
         assert!(text.starts_with("registry r refuses the password; log in"), "{text}");
         let text = CliError::from(Status::not_found("no container x")).to_string();
         assert_eq!(text, "no container x");
-        let text = CliError::from(Status::unknown("transport error")).to_string();
-        assert!(text.contains("went away"), "{text}");
+        for lost in
+            [Status::unknown("transport error"), Status::unavailable("Connection refused (os error 111)")]
+        {
+            let text = CliError::from(lost).to_string();
+            assert!(text.contains("went away"), "{text}");
+        }
+        let text = CliError::from(Status::unavailable("registry r: Connection refused")).to_string();
+        assert_eq!(text, "registry r: Connection refused; try again later");
+    }
+
+    #[test]
+    fn a_command_that_cannot_be_run_has_the_code_of_shells() {
+        let table = [
+            ("Create: exec: \"/no\": stat /no: no such file or directory", Some(127)),
+            ("exec: \"x\": executable file not found in $PATH", Some(127)),
+            ("Create: exec: \"/etc/passwd\": permission denied", Some(126)),
+            ("mount /x: no such file or directory", None),
+            ("open /dev/null: permission denied", None),
+        ];
+        for (words, code) in table {
+            assert_eq!(not_runnable(&Status::unknown(words)), code, "{words}");
+        }
     }
 
     #[test]

@@ -4,9 +4,10 @@ use std::io;
 use std::process::ExitCode;
 
 use cofferdam_proto::cri;
+use tonic::Code;
 
 use super::client::Client;
-use super::error::CliError;
+use super::error::{CliError, not_runnable};
 use super::{lookup, output};
 
 #[derive(Debug, clap::Args)]
@@ -40,7 +41,23 @@ impl Exec {
             cmd: self.command,
             timeout: self.timeout.unwrap_or(0),
         };
-        let answer = client.runtime.exec_sync(request).await?.into_inner();
+        let answer = match client.runtime.exec_sync(request).await {
+            Ok(answer) => answer.into_inner(),
+            Err(status) if status.code() == Code::DeadlineExceeded => {
+                let text = match self.timeout {
+                    Some(seconds) => format!(
+                        "the command did not end within {seconds} s; it and all it started were killed"
+                    ),
+                    None => status.message().to_owned(),
+                };
+                return Err(CliError::Refused(text));
+            }
+            Err(status) => {
+                let Some(code) = not_runnable(&status) else { return Err(status.into()) };
+                eprintln!("cofferdam: {}", CliError::from(status));
+                return Ok(ExitCode::from(code));
+            }
+        };
         output::bytes(&mut io::stdout().lock(), &answer.stdout)?;
         output::bytes(&mut io::stderr().lock(), &answer.stderr)?;
         Ok(ExitCode::from(u8::try_from(answer.exit_code).unwrap_or(u8::MAX)))

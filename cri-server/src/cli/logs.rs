@@ -9,7 +9,7 @@ use cofferdam_proto::cri;
 
 use super::client::Client;
 use super::cri_log::{Record, Stream};
-use super::error::CliError;
+use super::error::{CliError, is_lost};
 use super::follow::Follower;
 use super::lookup;
 use super::time::{moment, now};
@@ -18,6 +18,8 @@ use super::time::{moment, now};
 const POLL: Duration = Duration::from_millis(50);
 /// How often the daemon is asked whether the container still runs, in looks at the log.
 const LOOKS: u32 = 4;
+/// How often a daemon that is away is asked again: for half a minute.
+const PATIENCE: u32 = 150;
 /// What a rotation during the last reads may still hold back.
 const LAST_READS: usize = 3;
 
@@ -82,8 +84,19 @@ pub(super) async fn follow(
     log: &mut Follower,
     each: &mut (dyn FnMut(Record) -> Result<(), CliError> + Send),
 ) -> Result<(), CliError> {
+    let mut silent = 0;
     loop {
-        let ended = has_ended(client, id).await?;
+        let ended = match has_ended(client, id).await {
+            // The container and its log survive the daemon; it may be starting again.
+            Err(CliError::Call(status)) if is_lost(&status) && silent < PATIENCE => {
+                silent += 1;
+                false
+            }
+            answer => {
+                silent = 0;
+                answer?
+            }
+        };
         let reads = if ended { LAST_READS } else { 1 };
         for _ in 0..reads {
             log.read(&mut *each)?;

@@ -109,7 +109,7 @@ impl Progress {
             Self::Bars { all, bars } => {
                 let bar = bars
                     .entry(layer.digest.clone())
-                    .or_insert_with(|| all.add(new_bar(&short_id(&layer.digest))));
+                    .or_insert_with(|| all.add(new_bar(&short_id(&layer.digest), layer.total_bytes)));
                 show(bar, layer);
             }
             Self::Lines { stages } => {
@@ -128,9 +128,10 @@ impl Progress {
     }
 }
 
-fn new_bar(name: &str) -> ProgressBar {
-    let bar = ProgressBar::new(0).with_prefix(name.to_owned());
-    let style = ProgressStyle::with_template("{prefix} {msg:<22} [{bar:30}] {bytes}/{total_bytes}");
+fn new_bar(name: &str, bytes: u64) -> ProgressBar {
+    let bar = ProgressBar::new(bytes).with_prefix(name.to_owned());
+    let style =
+        ProgressStyle::with_template("{prefix} {msg:<22} [{bar:30}] {decimal_bytes}/{decimal_total_bytes}");
     match style {
         Ok(style) => bar.with_style(style.progress_chars("=> ")),
         Err(_) => bar,
@@ -138,14 +139,12 @@ fn new_bar(name: &str) -> ProgressBar {
 }
 
 fn show(bar: &ProgressBar, layer: &LayerProgress) {
-    bar.set_length(layer.total_bytes);
     let all_there = matches!(layer.stage(), LayerStage::LayerDone | LayerStage::LayerPresent);
+    bar.set_message(stage_word(layer.stage()));
+    bar.set_length(layer.total_bytes);
     bar.set_position(if all_there { layer.total_bytes } else { layer.received_bytes });
-    let word = stage_word(layer.stage());
     if all_there {
-        bar.abandon_with_message(word);
-    } else {
-        bar.set_message(word);
+        bar.abandon();
     }
 }
 

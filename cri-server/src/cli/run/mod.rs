@@ -1,7 +1,7 @@
 //! `cofferdam run`: a command in a new pod, with its output here, and nothing left of it afterwards.
 //!
 //! Invariant: from the first call that makes something on, every way out but `-d` and `--rm=false` passes the clean-up: the
-//! end of the command, an error, SIGINT and SIGTERM. A call that makes something is never abandoned.
+//! end of the command, an error, SIGINT, SIGTERM and SIGHUP. A call that makes something is never abandoned.
 
 mod request;
 mod session;
@@ -17,7 +17,7 @@ use super::client::Client;
 use super::error::CliError;
 use super::pull;
 pub(super) use request::LOG_FOLDER;
-use request::{Request, name_for};
+use request::{NAMESPACE, Request, name_for};
 use session::Session;
 pub(super) use session::{log_folders, remove_folder, remove_pod};
 use signals::Signals;
@@ -80,8 +80,16 @@ impl Run {
             // The daemon finishes the pull; of a pod there is nothing yet.
             code = signals.next() => return Ok(ExitCode::from(code)),
         };
-        let uid = request::uid().map_err(CliError::Threads)?;
+        let uid = request::uid().map_err(CliError::Setup)?;
         let name = self.name.clone().unwrap_or_else(|| name_for(&self.image, &uid));
+        let taken = |pod: &cri::PodSandbox| {
+            pod.metadata.as_ref().is_some_and(|m| m.name == name && m.namespace == NAMESPACE)
+        };
+        if client.pods().await?.iter().any(taken) {
+            let text =
+                format!("there is a pod {name} already; choose another --name, or `cofferdam rm {name}`");
+            return Err(CliError::Refused(text));
+        }
         let request = Request {
             uid,
             name,

@@ -21,7 +21,7 @@ const MASKED: [&str; 9] = [
 ];
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 /// Pods of this command stand apart from the kubelet's.
-const NAMESPACE: &str = "cofferdam";
+pub(super) const NAMESPACE: &str = "cofferdam";
 /// Where `rm` finds the folder of a pod's log.
 pub(in crate::cli) const LOG_FOLDER: &str = "cofferdam.io/log-folder";
 /// The file in it.
