@@ -56,7 +56,8 @@ pub fn delete(args: &Args) -> Result<(), ShimError> {
 
 /// A server may still be there: its caller died before it knew the address, or it hangs.
 fn end_server(bundle: &Bundle, id: &str) {
-    let Some(pid) = fs::read_to_string(bundle.join("shim.pid")).ok().and_then(|text| text.parse().ok()) else {
+    let Some(pid) = fs::read_to_string(bundle.join("shim.pid")).ok().and_then(|text| text.parse().ok())
+    else {
         return;
     };
     // The number may be another process's by now; a process that has ended has no command line.

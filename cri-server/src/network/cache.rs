@@ -184,7 +184,11 @@ mod tests {
         assert_eq!(cache.load(&id).unwrap(), None);
         fs::write(dir.path().join("results/s2.new"), "half").unwrap();
         drop(Cache::new(dir.path().join("results")));
-        assert_eq!(fs::read_dir(dir.path().join("results")).unwrap().count(), 0, "an unfinished record is left");
+        assert_eq!(
+            fs::read_dir(dir.path().join("results")).unwrap().count(),
+            0,
+            "an unfinished record is left"
+        );
     }
 
     #[test]
