@@ -5,6 +5,7 @@
 
 mod console;
 mod detail;
+mod device_filter;
 mod executable;
 mod external;
 mod join;

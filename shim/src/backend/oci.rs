@@ -12,10 +12,14 @@ use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use oci_spec::runtime::Spec;
 
-use super::{Failure, FailureKind, OciRuntime, Reporter, chain, console, executable, join, null};
+use super::{
+    Failure, FailureKind, OciRuntime, Reporter, chain, console, device_filter, executable, join, null,
+};
 use crate::bundle::Bundle;
-use crate::cgroup::CgroupPaths;
+use crate::cgroup::{CgroupPaths, kill};
 use crate::wire::{CreateOrder, Created, ExecOrder, Report, TaskOrder};
+
+const ABANDON_TRIES: u32 = 100;
 
 pub struct Libcontainer {
     systemd_cgroup: bool,
@@ -57,7 +61,13 @@ impl OciRuntime for Libcontainer {
         })?;
         let cgroups = CgroupPaths::of(pid)
             .map_err(Failure::because(FailureKind::Runtime, "find the container's cgroups"))?;
-        let hooks = load_spec(bundle)?.hooks().clone().unwrap_or_default();
+        let spec = load_spec(bundle)?;
+        // The first process still waits, so nothing of the user's has run without the filter.
+        if let Err(failure) = device_filter::enforce(&spec, &cgroups, self.reporter) {
+            abandon(order, pid, &cgroups);
+            return Err(failure);
+        }
+        let hooks = spec.hooks().clone().unwrap_or_default();
         let any = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|l| !l.is_empty());
         Ok(Created {
             pid,
@@ -101,6 +111,18 @@ fn unknown_sysctls(bundle: &Path) -> String {
         [] => String::new(),
         names => format!(" (the node has no sysctl {})", names.join(", ")),
     }
+}
+
+/// Undoes a creation that libcontainer takes for done: its own undoing is no longer there to do it.
+fn abandon(order: &CreateOrder, pid: i32, cgroups: &CgroupPaths) {
+    let _ = crate::sys::kill(pid, libc::SIGKILL);
+    for _ in 0..ABANDON_TRIES {
+        if kill::remove(cgroups).unwrap_or(true) {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    drop(std::fs::remove_dir_all(Bundle::new(&order.bundle).runtime_root().join(&order.id)));
 }
 
 fn load_spec(bundle: &Path) -> Result<Spec, Failure> {
