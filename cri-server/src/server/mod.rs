@@ -3,6 +3,7 @@
 //! The order matters: the socket answers only after the records are loaded and the shims of running pods are found
 //! again, and what changes something is finished before the daemon ends. Pods run on without it.
 
+mod deadline;
 mod events;
 mod socket;
 
@@ -109,6 +110,7 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
     let admin = AdminServer::new(AdminRpc::new(Arc::clone(&ports.images)));
     Server::builder()
         .trace_fn(|request| tracing::debug_span!("rpc", call = request.uri().path()))
+        .layer(deadline::DeadlineLayer)
         .add_service(runtime)
         .add_service(image.max_decoding_message_size(MAX_MESSAGE))
         .add_service(admin)

@@ -3,6 +3,7 @@
 //! Invariant: everything here but the types runs in the child process only. libcontainer changes the working
 //! directory and other properties of its process, so two containers are never made in one process.
 
+mod cgroup_mount;
 mod console;
 mod detail;
 mod device_filter;
@@ -173,7 +174,7 @@ fn carry_out(order: &Order, reporter: Reporter) -> Result<Report, Failure> {
             let runtime = runtime_for(&order.options, reporter);
             let mut prepared = spec::prepare(&order.bundle, reporter)?;
             if order.options.binary.is_none() {
-                prepared.name_propagation_for_libcontainer();
+                prepared.fit_libcontainer()?;
             }
             let on_host = rootfs::mount(order, &prepared.spec)?;
             let made = spec::finish(prepared, &order.bundle, reporter)
