@@ -46,8 +46,6 @@ const WORDS: [(&str, &str); 31] = [
     ("runtimes.*.isolation", "\"\": namespaces; \"vm\": a microVM, which this version does not run yet."),
     ("runtimes.*.options", "Options of a foreign shim."),
 ];
-/// Follows from `cgroup_driver` and is no key of the file.
-const DERIVED: &str = "systemd_cgroup";
 const WIDTH: usize = 100;
 
 #[derive(Debug, clap::Args)]
@@ -107,7 +105,7 @@ fn commented(text: &str) -> String {
         "# The default configuration of cofferdam. Every key is optional; files in conf.d/*.toml beside this one are read\n\
          # after it. `cofferdam config check` tells what is wrong.\n\n",
     );
-    for line in text.lines().filter(|line| !line.starts_with(DERIVED)) {
+    for line in text.lines() {
         let key = if let Some(name) = line.strip_prefix('[') {
             table = general(name.trim_end_matches(']'));
             table.clone()
