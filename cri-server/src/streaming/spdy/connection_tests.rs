@@ -22,8 +22,10 @@ struct Bench {
 
 fn bench(most: usize) -> Bench {
     let hub = Arc::new(Hub::default());
-    let (server, incoming) =
-        SpdyServer::new(hub.clone(), Rules { admit: |headers| headers.get("no").is_none(), most });
+    let (server, incoming) = SpdyServer::new(
+        hub.clone(),
+        Rules { admit: |headers| headers.get("no").is_none(), most, last: Some("error") },
+    );
     let (deflater, decoder, input) = (Deflater::default(), Decoder::default(), BytesMut::new());
     Bench { hub, server, incoming, deflater, decoder, input }
 }
@@ -208,6 +210,7 @@ async fn the_farewell_brings_the_error_stream_last() {
     let mut error = bench.incoming.try_recv().unwrap();
     let mut stdout = bench.open(3);
     error.writer.write_all(b"status").await.unwrap();
+    assert_eq!(bench.turn().unwrap(), [], "the status waits");
     stdout.writer.write_all(&[1; 60_000]).await.unwrap();
     let mut output = BytesMut::new();
     assert!(bench.server.finish(&mut output));

@@ -125,8 +125,8 @@ fn random_frame(random: &mut Random, deflater: &mut Deflater, output: &mut Bytes
 
 #[test]
 fn random_frames_survive_any_cut() {
-    for seed in 1..40 {
-        let mut random = Random(seed * 0x9e37_79b9_7f4a_7c15);
+    for seed in 1u64..40 {
+        let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let (mut deflater, mut wire) = (Deflater::default(), BytesMut::new());
         let expected: Vec<_> = (0..60).map(|_| random_frame(&mut random, &mut deflater, &mut wire)).collect();
         let (mut decoder, mut input, mut found) = (Decoder::default(), BytesMut::new(), Vec::new());
@@ -142,8 +142,8 @@ fn random_frames_survive_any_cut() {
 
 #[test]
 fn random_bytes_never_panic_and_hold_little() {
-    for seed in 1..400 {
-        let mut random = Random(seed * 0x2545_f491_4f6c_dd1d);
+    for seed in 1u64..400 {
+        let mut random = Random(seed.wrapping_mul(0x2545_f491_4f6c_dd1d));
         let (mut decoder, mut input) = (Decoder::default(), BytesMut::new());
         for _ in 0..40 {
             let length = random.below(2000);
