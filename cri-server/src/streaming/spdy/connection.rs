@@ -131,7 +131,7 @@ impl SpdyServer {
         headers: Headers,
         output: &mut BytesMut,
     ) -> Result<(), Reset> {
-        if id % 2 == 0 || id <= self.last {
+        if id.is_multiple_of(2) || id <= self.last {
             return Err(Reset::Protocol);
         }
         self.last = id;
