@@ -81,7 +81,7 @@ pub struct SpdyServer {
 impl SpdyServer {
     /// The machine and the streams that it lets in.
     pub fn new(hub: Arc<Hub>, rules: Rules) -> (Self, mpsc::Receiver<Incoming>) {
-        let (accepted, incoming) = mpsc::channel(rules.most.clamp(1, 256));
+        let (accepted, incoming) = mpsc::channel(rules.most.max(1));
         let server = Self {
             hub,
             decoder: Decoder::default(),
