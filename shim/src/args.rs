@@ -20,6 +20,8 @@ pub struct Args {
     pub bundle: Option<PathBuf>,
     pub debug: bool,
     pub action: String,
+    /// Only say what this shim is.
+    pub info: bool,
 }
 
 impl Args {
@@ -40,6 +42,10 @@ impl Args {
                 args.debug = inline.as_deref() != Some("false");
                 continue;
             }
+            if name == "info" {
+                args.info = true;
+                continue;
+            }
             let mut value = || {
                 inline
                     .clone()
@@ -56,7 +62,7 @@ impl Args {
                 other => return Err(ArgsError::UnknownFlag(other.to_owned())),
             }
         }
-        if args.id.is_empty() {
+        if args.id.is_empty() && !args.info {
             return Err(ArgsError::MissingId);
         }
         Ok(args)
@@ -86,6 +92,7 @@ mod tests {
 
     #[test]
     fn mistakes_are_named() {
+        assert!(parse("-info").unwrap().info);
         assert_eq!(parse("-id a -frob start"), Err(ArgsError::UnknownFlag("frob".into())));
         assert_eq!(parse("start"), Err(ArgsError::MissingId));
         assert_eq!(parse("-id"), Err(ArgsError::MissingValue("id".into())));

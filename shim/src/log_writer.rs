@@ -3,9 +3,6 @@
 //! It reads the FIFOs that a foreign shim fills, with the same code as the shim's own log. SIGHUP reopens the file,
 //! SIGTERM ends it once the FIFOs are empty; without a signal it ends when every FIFO has been closed.
 
-use std::fs::OpenOptions;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -83,7 +80,8 @@ async fn run(wanted: Wanted, mask: SigSet) -> Result<(), ShimError> {
     let mut copies = JoinSet::new();
     for (path, name) in [(&wanted.stdout, StreamName::Stdout), (&wanted.stderr, StreamName::Stderr)] {
         if let Some(path) = path {
-            let source = Arc::new(open_reader(path).map_err(ShimError::path("open the FIFO", path))?);
+            let source =
+                Arc::new(Stream::fifo_until_closed(path).map_err(ShimError::path("open the FIFO", path))?);
             copies.spawn(copy_output(source, name, Sink::Log(Arc::clone(&log)), folder.clone()));
         }
     }
@@ -110,13 +108,6 @@ async fn run(wanted: Wanted, mask: SigSet) -> Result<(), ShimError> {
             return Ok(());
         }
     }
-}
-
-/// Reads only, so that the end comes when the last writer goes. A writer that is not there yet is no end: nothing is
-/// read before the kernel reports that something happened.
-fn open_reader(path: &Path) -> std::io::Result<Stream> {
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
-    Stream::new(OwnedFd::from(file))
 }
 
 #[cfg(test)]

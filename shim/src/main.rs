@@ -54,6 +54,9 @@ fn main() -> ExitCode {
 
 fn shim_command(argv: &[String]) -> Result<(), String> {
     let args = args::Args::parse(argv).map_err(|e| e.to_string())?;
+    if args.info {
+        return bootstrap::info().map_err(|e| e.to_string());
+    }
     match args.action.as_str() {
         "start" => bootstrap::start(&args).map_err(|e| e.to_string()),
         "delete" => cleanup::delete(&args).map_err(|e| e.to_string()),

@@ -22,7 +22,7 @@ use crate::service::Service;
 use crate::sys;
 
 /// How long the last events may take after Shutdown.
-const LAST_EVENTS: Duration = Duration::from_secs(3);
+const LAST_EVENTS: Duration = Duration::from_secs(1);
 /// The answer to Shutdown is under way when the process is told to end.
 const LAST_ANSWER: Duration = Duration::from_millis(20);
 

@@ -76,7 +76,12 @@ impl ContainerIo {
             let path = folder.join(name);
             make_fifo(&path).map(|()| path.to_string_lossy().into_owned())
         };
-        let stdin = if plan.stdin { fifo("stdin")? } else { String::new() };
+        let stdin = match (plan.stdin, plan.keeper) {
+            (false, _) => String::new(),
+            // Our shim keeps it open whoever goes, until CloseIO: the daemon may restart.
+            (true, LogKeeper::Shim) => format!("fifo://{}", fifo("stdin")?),
+            (true, LogKeeper::Writer { .. }) => fifo("stdin")?,
+        };
         let Some(log) = plan.log else {
             return Ok(Self::StdinOnly(Streams { stdin, ..Default::default() }));
         };
@@ -128,7 +133,7 @@ mod tests {
             let bundle = tempfile::tempdir().unwrap();
             let streams = ContainerIo::prepare(bundle.path(), plan).await.unwrap().streams();
             if !streams.stdin.is_empty() {
-                let made = std::fs::metadata(&streams.stdin).unwrap();
+                let made = std::fs::metadata(streams.stdin.trim_start_matches("fifo://")).unwrap();
                 assert!(made.file_type().is_fifo());
                 assert_eq!(made.permissions().mode() & 0o777, 0o600);
             }

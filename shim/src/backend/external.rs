@@ -65,8 +65,8 @@ impl Binary {
 }
 
 fn last_error(log: &str) -> Option<String> {
-    let lines = log.lines().filter_map(|line| serde_json::from_str::<LogLine>(line).ok());
-    lines.filter(|line| line.level == "error").last().map(|line| line.msg)
+    let mut lines = log.lines().filter_map(|line| serde_json::from_str::<LogLine>(line).ok());
+    lines.rfind(|line| line.level == "error").map(|line| line.msg)
 }
 
 fn kind_of(message: &str) -> FailureKind {

@@ -5,12 +5,15 @@
 
 mod console;
 mod detail;
+mod device_filter;
 mod executable;
 mod external;
 mod join;
+mod null;
 mod oci;
 mod rootfs;
 mod spec;
+mod workdir;
 
 use std::fmt;
 use std::io::{BufRead, BufReader};
@@ -168,10 +171,13 @@ fn carry_out(order: &Order, reporter: Reporter) -> Result<Report, Failure> {
     match order {
         Order::Create(order) => {
             let runtime = runtime_for(&order.options, reporter);
-            let prepared = spec::prepare(&order.bundle, reporter)?;
+            let mut prepared = spec::prepare(&order.bundle, reporter)?;
+            if order.options.binary.is_none() {
+                prepared.name_propagation_for_libcontainer();
+            }
             let on_host = rootfs::mount(order, &prepared.spec)?;
-            let made =
-                spec::finish(prepared, &order.bundle).and_then(|bundle| runtime.create(order, &bundle));
+            let made = spec::finish(prepared, &order.bundle, reporter)
+                .and_then(|bundle| runtime.create(order, &bundle));
             match made {
                 Ok(created) => Ok(Report::Created(Created { mounted_on_host: on_host, ..created })),
                 Err(failure) => {

@@ -12,7 +12,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use oci_spec::runtime::{PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, Spec};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
-use super::{Failure, FailureKind, Reporter};
+use super::{Failure, FailureKind, Reporter, workdir};
 
 const CAP_SYS_RESOURCE: u32 = 24;
 /// No sane passwd file is longer; a hostile one is not read further.
@@ -21,6 +21,22 @@ const PASSWD_LIMIT: u64 = 1 << 20;
 pub struct Prepared {
     pub spec: Spec,
     changed: bool,
+}
+
+impl Prepared {
+    /// libcontainer always acts on the whole tree and only knows the names without the `r` that says so; other
+    /// runtimes tell the two apart.
+    pub fn name_propagation_for_libcontainer(&mut self) {
+        let Some(linux) = self.spec.linux_mut() else { return };
+        let plain = match linux.rootfs_propagation().as_deref() {
+            Some("rshared") => "shared",
+            Some("rslave") => "slave",
+            Some("rprivate") => "private",
+            _ => return,
+        };
+        linux.set_rootfs_propagation(Some(plain.to_owned()));
+        self.changed = true;
+    }
 }
 
 pub fn prepare(bundle: &Path, reporter: Reporter) -> Result<Prepared, Failure> {
@@ -34,8 +50,14 @@ pub fn prepare(bundle: &Path, reporter: Reporter) -> Result<Prepared, Failure> {
 }
 
 /// Completes the specification once the root filesystem is there, and says in which folder it lies.
-pub fn finish(mut prepared: Prepared, bundle: &Path) -> Result<PathBuf, Failure> {
+pub fn finish(mut prepared: Prepared, bundle: &Path, reporter: Reporter) -> Result<PathBuf, Failure> {
     let root = prepared.spec.root().as_ref().map(|r| bundle.join(r.path()));
+    if let Some(root) = &root
+        && let Err(error) = workdir::make(&prepared.spec, root)
+    {
+        // Entering it fails next, and that is the container's error.
+        reporter.warn(format!("make the working directory: {error}"));
+    }
     if let (Some(process), Some(root)) = (prepared.spec.process_mut(), &root) {
         prepared.changed |= give_home(process, root);
     }

@@ -25,7 +25,8 @@ use crate::launch::ContainerEnds;
 /// How long output may go on after the process ended, when something it left behind keeps a stream open.
 const DRAIN: Duration = Duration::from_secs(2);
 
-/// The streams as the request names them.
+/// The streams as the request names them. A plain path for stdin ends with its last writer, as containerd's clients
+/// expect; `fifo:///path` stays open until CloseIO, so that a restarted daemon can go on writing.
 #[derive(Debug, Clone, Default)]
 pub struct Stdio {
     pub stdin: String,
@@ -65,8 +66,11 @@ pub fn open(
         opened.console = Some(ConsoleSocket::bind(bundle, name)?);
     }
     if !stdio.stdin.is_empty() {
-        let fifo = Stream::fifo_reader(Path::new(&stdio.stdin))
-            .map_err(ShimError::path("open the stdin FIFO", &stdio.stdin))?;
+        let fifo = match stdio.stdin.strip_prefix("fifo://") {
+            Some(path) => Stream::fifo_kept_open(Path::new(path)),
+            None => Stream::fifo_until_closed(Path::new(&stdio.stdin)),
+        };
+        let fifo = fifo.map_err(ShimError::path("open the stdin FIFO", &stdio.stdin))?;
         let ours = if stdio.terminal { None } else { Some(pipe_to(&mut ends.stdin)?) };
         opened.stdin = Some((fifo, ours));
     }

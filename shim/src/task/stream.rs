@@ -30,9 +30,13 @@ impl Stream {
     }
 
     /// Opened for both directions: then there is always a reader and a writer, so that neither their absence nor their
-    /// end is an event. Only CloseIO ends an input, only the process ends an output.
+    /// end is an event.
     fn fifo(path: &Path) -> io::Result<Self> {
-        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        Self::open_fifo(path, OFlags::RDWR)
+    }
+
+    fn open_fifo(path: &Path, direction: OFlags) -> io::Result<Self> {
+        let flags = direction | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let fd = rustix::fs::open(path, flags, Mode::empty())?;
         let kind = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode);
         if kind != rustix::fs::FileType::Fifo {
@@ -41,7 +45,14 @@ impl Stream {
         Stream::new(fd)
     }
 
-    pub fn fifo_reader(path: &Path) -> io::Result<Self> {
+    /// Reads only, so that the end comes when the last writer goes. A writer that is not there yet is no end: nothing
+    /// is read before the kernel reports that something happened.
+    pub fn fifo_until_closed(path: &Path) -> io::Result<Self> {
+        Self::open_fifo(path, OFlags::RDONLY)
+    }
+
+    /// Stays open whatever becomes of the writers; only CloseIO ends it.
+    pub fn fifo_kept_open(path: &Path) -> io::Result<Self> {
         Self::fifo(path)
     }
 

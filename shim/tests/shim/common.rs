@@ -2,7 +2,6 @@
 //!
 //! Each [`Node`] is one bundle with its shim. Invariant: dropping it ends what it started, and [`Node::finish`] fails
 //! when anything of it is still there.
-#![allow(dead_code)]
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -17,7 +16,11 @@ use protobuf::well_known_types::any::Any;
 use serde_json::{Value, json};
 use ttrpc::context::{Context, with_duration};
 
-pub const SHIM: &str = env!("CARGO_BIN_EXE_containerd-shim-cofferdam-v1");
+/// The shim under test; `COFFERDAM_SHIM` names another build of it, such as the static one.
+pub fn shim() -> String {
+    let built = env!("CARGO_BIN_EXE_containerd-shim-cofferdam-v1");
+    std::env::var("COFFERDAM_SHIM").unwrap_or_else(|_| built.to_owned())
+}
 
 pub fn soon() -> Context {
     with_duration(Duration::from_secs(30))
@@ -79,17 +82,22 @@ impl Node {
             fs::create_dir_all(folder.path().join(name)).unwrap();
         }
         fs::copy("/bin/busybox", lower.join("bin/busybox")).unwrap();
-        for name in ["sh", "true", "sleep", "cat", "echo", "id", "stty", "env", "head", "ps", "tty"] {
+        for name in ["sh", "true", "sleep", "cat", "echo", "id", "stty", "env", "head", "ps", "tty", "tr"] {
             std::os::unix::fs::symlink("busybox", lower.join("bin").join(name)).unwrap();
         }
         if spec["linux"]["cgroupsPath"].is_null() {
-            spec["linux"]["cgroupsPath"] = json!(format!("/cofferdam-shim-test/{id}"));
+            spec["linux"]["cgroupsPath"] = json!(format!("/{id}"));
         }
         fs::write(bundle.join("config.json"), spec.to_string()).unwrap();
-        let address = start_shim(&bundle, &id);
+        let address = start_shim(&bundle, &id, &folder.path().join("events"));
         let client = Client::connect(&address).await.unwrap();
         let shim_pid = fs::read_to_string(bundle.join("shim.pid")).unwrap().parse().unwrap();
         Node { id, folder, bundle, task: TaskClient::new(client.clone()), client, shim_pid, finished: false }
+    }
+
+    /// Where the shim looks for its daemon; nobody is there unless the test is.
+    pub fn events_socket(&self) -> PathBuf {
+        self.path("events")
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -235,8 +243,8 @@ impl Drop for Node {
     }
 }
 
-pub fn start_shim(bundle: &Path, id: &str) -> String {
-    let out = Command::new(SHIM)
+pub fn start_shim(bundle: &Path, id: &str, events: &Path) -> String {
+    let out = Command::new(shim())
         .args([
             "-namespace",
             "test",
@@ -248,6 +256,7 @@ pub fn start_shim(bundle: &Path, id: &str) -> String {
             id,
             "start",
         ])
+        .env("TTRPC_ADDRESS", events)
         .current_dir(bundle)
         .stdin(Stdio::null())
         .output()
@@ -258,7 +267,7 @@ pub fn start_shim(bundle: &Path, id: &str) -> String {
 
 pub fn delete_command(bundle: &Path, id: &str) -> DeleteResponse {
     use protobuf::Message;
-    let out = Command::new(SHIM)
+    let out = Command::new(shim())
         .args(["-namespace", "test", "-id", id, "-bundle", bundle.to_str().unwrap(), "delete"])
         .current_dir("/")
         .stdin(Stdio::null())

@@ -1,11 +1,9 @@
 //! Execs, terminals and standard input through the real binary.
 
-mod common;
-
 use std::fs::{self, File};
 use std::io::{Read, Write};
 
-use common::{Node, alive, eventually, mkfifo, soon, spec, status_of};
+use crate::common::{Node, alive, eventually, mkfifo, soon, spec, status_of};
 use containerd_shim_protos::api::{CloseIORequest, ExecProcessRequest, PidsRequest, ResizePtyRequest};
 use serde_json::json;
 
@@ -92,21 +90,29 @@ async fn privileged_a_killed_exec_takes_its_whole_tree_along() {
 }
 
 #[tokio::test]
-async fn privileged_closing_stdin_ends_the_reader_and_loses_nothing() {
-    let node = Node::new(spec(&["sh", "-c", "cat; echo end"])).await;
-    let fifo = node.path("stdin");
-    mkfifo(&fifo);
-    let mut request = node.request();
-    request.stdin = fifo.to_string_lossy().into_owned();
-    node.task.create(soon(), &request).await.unwrap();
-    node.start().await.unwrap();
-    File::options().write(true).open(&fifo).unwrap().write_all(b"one\ntwo\n").unwrap();
-    let close = CloseIORequest { id: node.id.clone(), stdin: true, ..CloseIORequest::default() };
-    node.task.close_io(soon(), &close).await.unwrap();
-    assert_eq!(node.wait("").await, 0);
-    assert_eq!(node.log(), "stdout F one\nstdout F two\nstdout F end\n");
-    node.delete("").await.unwrap();
-    node.finish().await;
+async fn privileged_stdin_ends_with_its_writer_or_with_close_io_and_loses_nothing() {
+    for kept_open in [false, true] {
+        let node = Node::new(spec(&["sh", "-c", "cat; echo end"])).await;
+        let fifo = node.path("stdin");
+        mkfifo(&fifo);
+        let mut request = node.request();
+        request.stdin = format!("{}{}", if kept_open { "fifo://" } else { "" }, fifo.display());
+        node.task.create(soon(), &request).await.unwrap();
+        node.start().await.unwrap();
+        for line in ["one\n", "two\n"].iter().take(if kept_open { 2 } else { 1 }) {
+            // Each line by a writer of its own: the second finds the stream open only where that was asked for.
+            File::options().write(true).open(&fifo).unwrap().write_all(line.as_bytes()).unwrap();
+        }
+        if kept_open {
+            let close = CloseIORequest { id: node.id.clone(), stdin: true, ..CloseIORequest::default() };
+            node.task.close_io(soon(), &close).await.unwrap();
+        }
+        assert_eq!(node.wait("").await, 0);
+        let middle = if kept_open { "stdout F two\n" } else { "" };
+        assert_eq!(node.log(), format!("stdout F one\n{middle}stdout F end\n"));
+        node.delete("").await.unwrap();
+        node.finish().await;
+    }
 }
 
 #[tokio::test]
