@@ -24,8 +24,8 @@ clean_up() {
     trap - EXIT
     trap '' INT TERM
     if [ -n "$daemon" ]; then
-        for pod in $(cofferdam pods -o json 2>/dev/null | grep -oE '"id": *"[0-9a-f]{64}"' | grep -oE '[0-9a-f]{64}'); do
-            cofferdam rm -f "$pod" >/dev/null 2>&1 || true
+        for pod in "$dir"/state/sandboxes/*/; do
+            [ -d "$pod" ] && cofferdam rm -f "$(basename "$pod")" >/dev/null 2>&1 || true
         done
         kill -TERM "$daemon" 2>/dev/null || true
         ended "$daemon"
@@ -85,10 +85,11 @@ cofferdam pull "$image"
 cofferdam images
 
 say "4. A pod with its web server"
-container=$(cofferdam run -d --name web "$image" -o json | grep -oE '"container(_id|Id)?": *"[0-9a-f]{64}"' | grep -oE '[0-9a-f]{64}')
+mapfile -t ids < <(cofferdam run -d --name web "$image")
+container=${ids[1]:?the pod did not start}
 cofferdam pods
 cofferdam ps
-ip=$(cofferdam inspect web -o json | grep -oE "\"ip\": *\"[0-9.]+\"" | head -1 | grep -oE '[0-9.]+')
+ip=$(cofferdam inspect web | grep -oE "\"ip\": *\"[0-9.]+\"" | head -1 | grep -oE '[0-9.]+')
 echo "the pod's address: $ip"
 
 say "5. A page from it, over the bridge $bridge"
@@ -102,7 +103,9 @@ say "7. A command in it"
 cofferdam exec "$container" sh -c 'echo "I am $(id -un) on $(hostname), Linux $(uname -r), and these run here:"; ps'
 
 say "8. Another image's command in a new pod, with its exit code"
-cofferdam run "$image" -- sh -c 'echo "from a pod of my own: $(ip -4 -o addr show eth0 | cut -d" " -f7)"'
+code=0
+cofferdam run "$image" -- sh -c 'echo "from a pod of my own: $(ip -4 -o addr show eth0 | cut -d" " -f7)"; exit 7' || code=$?
+echo "its exit code: $code"
 
 say "9. The end"
 cofferdam stop web

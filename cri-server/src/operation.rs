@@ -15,6 +15,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
+/// A request that joins an operation of this age is a retry; an earlier one is the ordinary course of things.
+const WORTH_A_LINE: Duration = Duration::from_secs(1);
+
 /// The operation ended without a result: its task panicked or was ended with the daemon.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("the operation {name} ended without a result")]
@@ -89,7 +92,10 @@ impl<T: Clone + Send + Sync + 'static> Operations<T> {
             let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
             match running.get(key) {
                 Some(entry) => {
-                    tracing::info!(operation = self.name, key, stage = entry.stage.get(), "retry joins");
+                    let (stage, age) = (entry.stage.get(), entry.since.elapsed());
+                    if age > WORTH_A_LINE {
+                        tracing::info!(operation = self.name, key, stage, ?age, "a retry joins");
+                    }
                     entry.result.clone()
                 }
                 None => {

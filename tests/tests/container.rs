@@ -131,11 +131,9 @@ async fn a_missing_executable_fails_the_start() {
     let node = Node::start().await;
     let image = node.base_image().await;
     let pod = node.run_pod(&node.pod("missing")).await;
-    for (name, command, code) in [
-        ("absent", "/no/such/program", 127),
-        ("in-path", "no-such-program", 127),
-        ("no-program", "/etc/passwd", 126),
-    ] {
+    for (name, command) in
+        [("absent", "/no/such/program"), ("in-path", "no-such-program"), ("no-program", "/etc/passwd")]
+    {
         let id =
             node.cri.create(&pod.id, &pod.config, build::container(name, &image, &[command])).await.unwrap();
         let refused = node.cri.start(&id).await.unwrap_err();
@@ -143,10 +141,8 @@ async fn a_missing_executable_fails_the_start() {
         assert!(refused.message().contains(base), "the error does not name {command}: {refused:?}");
         let status = node.cri.status(&id).await.unwrap();
         assert_eq!(status.state(), ContainerState::ContainerExited);
-        assert_eq!(status.reason, "StartError");
-        if node.daemon_pid().is_some() {
-            assert_eq!(status.exit_code, code, "{name}");
-        }
+        // What the kubelet's users know from containerd, whatever the cause.
+        assert_eq!((status.reason.as_str(), status.exit_code), ("StartError", 128), "{name}");
         node.cri.remove(&id).await.unwrap();
     }
     node.destroy(&pod).await;

@@ -2,6 +2,7 @@
 //! process is never blocked by a full pipe.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,13 +13,13 @@ use tokio::task::JoinSet;
 use super::IoError;
 use super::fifo::FifoFolder;
 
-/// The bound that users of the CRI know.
-pub const LIMIT: usize = 16 * 1024 * 1024;
+/// The bound of both streams together: the kubelet refuses answers over 16 MiB, fields and framing included.
+pub const LIMIT: usize = 16 * 1024 * 1024 - 4096;
 
 /// What one stream carried.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Captured {
-    /// The beginning, up to the bound.
+    /// The beginning, as much as the bound left room for.
     pub data: Vec<u8>,
     /// Whether there was more.
     pub truncated: bool,
@@ -39,16 +40,31 @@ struct Stream {
     hold: Option<pipe::Sender>,
 }
 
+/// What may still be kept, of both streams together.
+#[derive(Clone)]
+struct Room(Arc<AtomicUsize>);
+
+impl Room {
+    /// Takes up to `count` bytes of the room and tells how many those are.
+    fn take(&self, count: usize) -> usize {
+        let taken = |left: usize| Some(left - left.min(count));
+        // Never an error: `taken` always gives a value.
+        let (Ok(left) | Err(left)) = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken);
+        left.min(count)
+    }
+}
+
 impl ExecCapture {
-    /// Makes the FIFOs in `<bundle>/io/<name>` and starts reading them.
+    /// Makes the FIFOs in `<bundle>/io/<name>` and starts reading them. `limit` is for both streams together.
     ///
     /// # Errors
     /// When the FIFOs cannot be made or opened.
     pub fn make(bundle: &Path, name: &str, limit: usize) -> Result<Self, IoError> {
         let folder = FifoFolder::make(bundle, name)?;
         let mut readers = JoinSet::new();
-        let stdout = Stream::make(&folder, "stdout", limit, &mut readers)?;
-        let stderr = Stream::make(&folder, "stderr", limit, &mut readers)?;
+        let room = Room(Arc::new(AtomicUsize::new(limit)));
+        let stdout = Stream::make(&folder, "stdout", room.clone(), &mut readers)?;
+        let stderr = Stream::make(&folder, "stderr", room, &mut readers)?;
         Ok(Self { stdout, stderr, readers, _folder: folder })
     }
 
@@ -80,7 +96,7 @@ impl Stream {
     fn make(
         folder: &FifoFolder,
         name: &str,
-        limit: usize,
+        room: Room,
         readers: &mut JoinSet<()>,
     ) -> Result<Self, IoError> {
         let path = folder.fifo(name)?;
@@ -88,7 +104,7 @@ impl Stream {
         let receiver = pipe::OpenOptions::new().open_receiver(&path).map_err(failed)?;
         let hold = pipe::OpenOptions::new().open_sender(&path).map_err(failed)?;
         let kept = Arc::new(Mutex::new(Captured::default()));
-        readers.spawn(drain(receiver, Arc::clone(&kept), limit));
+        readers.spawn(drain(receiver, Arc::clone(&kept), room));
         Ok(Self { path, kept, hold: Some(hold) })
     }
 
@@ -97,7 +113,7 @@ impl Stream {
     }
 }
 
-async fn drain(mut receiver: pipe::Receiver, kept: Arc<Mutex<Captured>>, limit: usize) {
+async fn drain(mut receiver: pipe::Receiver, kept: Arc<Mutex<Captured>>, room: Room) {
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let count = match receiver.read(&mut buffer).await {
@@ -105,10 +121,10 @@ async fn drain(mut receiver: pipe::Receiver, kept: Arc<Mutex<Captured>>, limit: 
             Ok(count) => count,
             Err(error) => return tracing::warn!(%error, "output of an exec is cut off"),
         };
+        let granted = room.take(count);
         let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let room = count.min(limit - kept.data.len());
-        kept.data.extend_from_slice(&buffer[..room]);
-        kept.truncated |= room < count;
+        kept.data.extend_from_slice(&buffer[..granted]);
+        kept.truncated |= granted < count;
     }
 }
 
@@ -132,6 +148,19 @@ mod tests {
         assert_eq!(stdout, Captured { data: vec![b'x'; 10], truncated: true });
         assert_eq!(stderr, Captured::default());
         assert_eq!(std::fs::read_dir(bundle.path().join("io")).unwrap().count(), 0, "FIFOs are left");
+    }
+
+    #[tokio::test]
+    async fn both_streams_share_the_bound() {
+        let bundle = tempfile::tempdir().unwrap();
+        let capture = ExecCapture::make(bundle.path(), "e", 100).unwrap();
+        for path in [capture.stdout(), capture.stderr()] {
+            let mut file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+            file.write_all(&[b'x'; 80]).unwrap();
+        }
+        let (stdout, stderr) = capture.finish(Duration::from_secs(5)).await;
+        assert_eq!(stdout.data.len() + stderr.data.len(), 100);
+        assert!(stdout.truncated != stderr.truncated);
     }
 
     #[tokio::test]

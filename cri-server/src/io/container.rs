@@ -80,11 +80,12 @@ impl ContainerIo {
             let path = folder.join(name);
             make_fifo(&path).map(|()| path.to_string_lossy().into_owned())
         };
-        let mut stdin = if plan.stdin { fifo("stdin")? } else { String::new() };
-        if ours && plan.stdin {
-            // Stays open between one client and the next.
-            stdin = format!("fifo://{stdin}");
-        }
+        let stdin = match (plan.stdin, plan.keeper) {
+            (false, _) => String::new(),
+            // Our shim keeps it open whoever goes, until CloseIO: the daemon may restart.
+            (true, LogKeeper::Shim) => format!("fifo://{}", fifo("stdin")?),
+            (true, LogKeeper::Writer { .. }) => fifo("stdin")?,
+        };
         match plan.keeper {
             LogKeeper::Shim => {
                 // Clients attach to streams that nobody keeps, too.
@@ -138,7 +139,7 @@ mod tests {
             let bundle = tempfile::tempdir().unwrap();
             let streams = ContainerIo::prepare(bundle.path(), plan).await.unwrap().streams();
             if !streams.stdin.is_empty() {
-                let made = std::fs::metadata(streams.stdin.strip_prefix("fifo://").unwrap()).unwrap();
+                let made = std::fs::metadata(streams.stdin.trim_start_matches("fifo://")).unwrap();
                 assert!(made.file_type().is_fifo());
                 assert_eq!(made.permissions().mode() & 0o777, 0o600);
             }

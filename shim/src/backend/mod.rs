@@ -168,7 +168,10 @@ fn carry_out(order: &Order, reporter: Reporter) -> Result<Report, Failure> {
     match order {
         Order::Create(order) => {
             let runtime = runtime_for(&order.options, reporter);
-            let prepared = spec::prepare(&order.bundle, reporter)?;
+            let mut prepared = spec::prepare(&order.bundle, reporter)?;
+            if order.options.binary.is_none() {
+                prepared.name_propagation_for_libcontainer();
+            }
             let on_host = rootfs::mount(order, &prepared.spec)?;
             let made =
                 spec::finish(prepared, &order.bundle).and_then(|bundle| runtime.create(order, &bundle));

@@ -23,6 +23,22 @@ pub struct Prepared {
     changed: bool,
 }
 
+impl Prepared {
+    /// libcontainer always acts on the whole tree and only knows the names without the `r` that says so; other
+    /// runtimes tell the two apart.
+    pub fn name_propagation_for_libcontainer(&mut self) {
+        let Some(linux) = self.spec.linux_mut() else { return };
+        let plain = match linux.rootfs_propagation().as_deref() {
+            Some("rshared") => "shared",
+            Some("rslave") => "slave",
+            Some("rprivate") => "private",
+            _ => return,
+        };
+        linux.set_rootfs_propagation(Some(plain.to_owned()));
+        self.changed = true;
+    }
+}
+
 pub fn prepare(bundle: &Path, reporter: Reporter) -> Result<Prepared, Failure> {
     let path = bundle.join("config.json");
     let mut spec = Spec::load(&path).map_err(Failure::because(FailureKind::Spec, "read config.json"))?;

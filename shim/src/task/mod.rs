@@ -275,13 +275,13 @@ impl Task {
     }
 
     async fn remove_cgroups(&self) {
-        for _ in 0..CGROUP_TRIES {
+        for attempt in 1..=CGROUP_TRIES {
             match kill::remove(&self.created.cgroups) {
                 Ok(true) => return,
                 Ok(false) => drop(kill::signal_all(&self.created.cgroups, libc::SIGKILL)),
                 Err(error) => return self.bundle.warn(&format!("remove the cgroups: {error}")),
             }
-            sleep(Duration::from_millis(10)).await;
+            sleep(Duration::from_millis(attempt.min(20).into())).await;
         }
         self.bundle.warn("the cgroups are still occupied and stay behind");
     }

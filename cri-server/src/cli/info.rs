@@ -1,0 +1,156 @@
+//! `cofferdam info`: whether the node is ready, why not, and what is under way.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use cofferdam_proto::cri;
+use serde_json::{Value, json};
+
+use super::client::Client;
+use super::error::CliError;
+use super::output::{self, Format, FormatOption};
+use super::text::{duration, short_id};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Info {
+    #[command(flatten)]
+    output: FormatOption,
+}
+
+impl Info {
+    pub(super) async fn run(self, client: &mut Client) -> Result<(), CliError> {
+        let version = client.runtime.version(cri::VersionRequest::default()).await?.into_inner();
+        let answer = client.runtime.status(cri::StatusRequest { verbose: true }).await?.into_inner();
+        let conditions = answer.status.unwrap_or_default().conditions;
+        let info: Value = serde_json::from_str(answer.info.get("info").map_or("{}", String::as_str))?;
+        match self.output.format {
+            Format::Table => output::print(&text(&version, &conditions, &info)),
+            Format::Json => output::json(&json!({
+                "version": version,
+                "conditions": conditions,
+                "runtimeHandlers": answer.runtime_handlers,
+                "features": answer.features,
+                "info": info,
+            })),
+        }
+    }
+}
+
+fn text(version: &cri::VersionResponse, conditions: &[cri::RuntimeCondition], info: &Value) -> String {
+    let mut text = String::new();
+    let mut put = |name: &str, value: String| {
+        let _ = writeln!(text, "{name:<18}{value}");
+    };
+    put(
+        "Version",
+        format!("{} {}, CRI {}", version.runtime_name, version.runtime_version, version.runtime_api_version),
+    );
+    for condition in conditions {
+        put(&condition.r#type, state(condition));
+    }
+    put("Network", network(&info["network"]));
+    put(
+        "Cgroups",
+        format!("{}, {}", word(&info["cgroupDriver"]).to_lowercase(), layout(&info["cgroupLayout"])),
+    );
+    put("Pods", format!("{}, containers {}", number(&info["pods"]), number(&info["containers"])));
+    put("Socket", word(&info["config"]["socket"]));
+    put("Root", word(&info["config"]["root"]));
+    put("State", word(&info["config"]["state"]));
+    section(&mut text, "Runtime handlers", list(&info["handlers"]).map(handler));
+    section(&mut text, "Preflight", list(&info["preflight"]).map(finding));
+    section(&mut text, "Under way", list(&info["operations"]).map(operation));
+    text
+}
+
+fn section(text: &mut String, title: &str, lines: impl Iterator<Item = String>) {
+    let lines: Vec<String> = lines.collect();
+    let _ = writeln!(text, "{title}{}", if lines.is_empty() { ": nothing" } else { "" });
+    for line in lines {
+        let _ = writeln!(text, "  {line}");
+    }
+}
+
+fn list(value: &Value) -> impl Iterator<Item = &Value> {
+    value.as_array().into_iter().flatten()
+}
+
+fn word(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+fn number(value: &Value) -> u64 {
+    value.as_u64().unwrap_or_default()
+}
+
+fn state(condition: &cri::RuntimeCondition) -> String {
+    let parts = [if condition.status { "yes" } else { "no" }, &condition.reason, &condition.message];
+    parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(": ")
+}
+
+fn network(network: &Value) -> String {
+    match (network["error"].as_str(), network["configuration"].as_str()) {
+        (Some(error), _) => format!("not ready: {error}"),
+        (None, Some(file)) => format!("{} ({file})", word(&network["name"])),
+        (None, None) => format!("{} (built in)", word(&network["name"])),
+    }
+}
+
+fn layout(value: &Value) -> String {
+    word(value).to_lowercase()
+}
+
+fn handler(handler: &Value) -> String {
+    let isolation = match handler["isolation"].as_str() {
+        None | Some("") => String::new(),
+        Some(isolation) => format!(", isolation {isolation}"),
+    };
+    let shim = handler["error"].as_str().map(|error| format!("unusable: {error}"));
+    format!("{}: {}{isolation}", word(&handler["name"]), shim.unwrap_or_else(|| word(&handler["shim"])))
+}
+
+fn finding(finding: &Value) -> String {
+    let mut line =
+        format!("{}: {}: {}", word(&finding["severity"]), word(&finding["what"]), word(&finding["why"]));
+    if let Some(fix) = finding["fix"].as_str().filter(|fix| !fix.is_empty()) {
+        let _ = write!(line, "; {fix}");
+    }
+    line
+}
+
+fn operation(operation: &Value) -> String {
+    let age = Duration::from_secs(number(&operation["age"]["secs"]));
+    let key = word(&operation["key"]);
+    let looks_like_an_id = key.len() == 64 && key.bytes().all(|b| b.is_ascii_hexdigit());
+    let key = if looks_like_an_id { short_id(&key) } else { key };
+    format!("{} {key}: {}, for {}", word(&operation["operation"]), word(&operation["stage"]), duration(age))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_condition_tells_its_reason_and_what_to_do() {
+        let mut condition =
+            cri::RuntimeCondition { r#type: "RuntimeReady".to_owned(), status: true, ..Default::default() };
+        assert_eq!(state(&condition), "yes");
+        condition.status = false;
+        condition.reason = "ShimMissing".to_owned();
+        condition.message = "install it".to_owned();
+        assert_eq!(state(&condition), "no: ShimMissing: install it");
+    }
+
+    #[test]
+    fn an_operation_tells_its_stage_and_age() {
+        let value = json!({"operation": "run", "key": "ab".repeat(32), "stage": "network",
+            "age": {"secs": 125, "nanos": 0}});
+        assert_eq!(operation(&value), "run ababababababa: network, for 2 minutes");
+    }
+
+    #[test]
+    fn an_answer_without_details_is_shown_all_the_same() {
+        let text = text(&cri::VersionResponse::default(), &[], &json!({}));
+        assert!(text.contains("Under way: nothing"), "{text}");
+    }
+}

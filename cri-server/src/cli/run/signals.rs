@@ -1,0 +1,49 @@
+//! SIGINT and SIGTERM while a pod of ours exists: they ask the command to end, and never end us before the clean-up.
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::cli::error::CliError;
+
+const BY_SIGNAL: u8 = 128;
+const SIGINT: u8 = 2;
+const SIGTERM: u8 = 15;
+
+/// The signals that came.
+#[derive(Debug)]
+pub(super) struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    first: Option<u8>,
+}
+
+impl Signals {
+    /// From now on signals are kept for [`Signals::next`].
+    pub(super) fn watch() -> Result<Self, CliError> {
+        let watch = |kind| signal(kind).map_err(CliError::Threads);
+        Ok(Self {
+            interrupt: watch(SignalKind::interrupt())?,
+            terminate: watch(SignalKind::terminate())?,
+            first: None,
+        })
+    }
+
+    /// Waits for a signal; answers the exit code that a shell knows for it.
+    pub(super) async fn next(&mut self) -> u8 {
+        let number = tokio::select! {
+            _ = self.interrupt.recv() => SIGINT,
+            _ = self.terminate.recv() => SIGTERM,
+        };
+        let code = BY_SIGNAL + number;
+        *self.first.get_or_insert(code)
+    }
+
+    /// The exit code of the first signal that came.
+    pub(super) async fn received(&mut self) -> Option<u8> {
+        let at_once = std::time::Duration::ZERO;
+        if self.first.is_none() {
+            // Nothing came, then.
+            let _ = tokio::time::timeout(at_once, self.next()).await;
+        }
+        self.first
+    }
+}
