@@ -25,6 +25,7 @@ pub mod task;
 pub mod sandbox;
 pub mod container;
 pub mod pod;
+pub mod streaming;
 pub mod rpc;
 pub mod server;
 pub mod cli;
