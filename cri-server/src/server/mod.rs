@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
 
 use crate::cgroup::{CgroupError, Cgroups};
-use crate::config::Config;
+use crate::config::{Config, StreamingConfig};
 use crate::container::{ContainerError, Containers};
 use crate::image::{ImageError, ImageService};
 use crate::network::Network;
@@ -34,6 +34,7 @@ use crate::runtime::{
 use crate::sandbox::{SandboxError, Sandboxes};
 use crate::spec::Defaults;
 use crate::store::{Store, StoreError};
+use crate::streaming::{ListenError, Parts, Streaming};
 
 /// How long operations under way may take to end when the daemon does.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -63,6 +64,8 @@ pub enum ServeError {
     Sandboxes(#[from] SandboxError),
     #[error("recovery of containers")]
     Containers(#[from] ContainerError),
+    #[error(transparent)]
+    Streaming(#[from] ListenError),
     #[error("the server failed")]
     Server(#[from] tonic::transport::Error),
 }
@@ -94,7 +97,10 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
     sandboxes.recover().await?;
     containers.recover().await?;
     sweep(&ports, &sandboxes, &containers).await;
+    let parts = Parts { ports: Arc::clone(&ports), containers: Arc::clone(&containers) };
+    let StreamingConfig { address, external_address } = &config.streaming;
     let daemon = Arc::new(Daemon {
+        streaming: Streaming::serve(address, external_address, parts).await?,
         ports: Arc::clone(&ports),
         pods: Pods { sandboxes: Arc::clone(&sandboxes), containers: Arc::clone(&containers) },
         sandboxes,
