@@ -77,7 +77,8 @@ impl Containers {
     pub fn attach_target(&self, container: &Container) -> Result<AttachTarget, ContainerError> {
         let (shim, bundle) = self.running(container)?;
         if shim.endpoint().kind != ShimKind::Own {
-            let message = format!("runtime handler {} runs a shim of another kind", self.handler(container)?.name);
+            let message =
+                format!("runtime handler {} runs a shim of another kind", self.handler(container)?.name);
             return Err(RuntimeError::Unimplemented { call: "Attach", message }.into());
         }
         let stdin = container.config().stdin.then(|| bundle.join("io").join("stdin"));

@@ -157,7 +157,8 @@ mod tests {
         let keeper = LogKeeper::Writer { binary: Path::new("/nonexistent"), max_line: None };
         let foreign = IoPlan { log: None, keeper, ..plan };
         assert_eq!(ContainerIo::prepare(bundle.path(), foreign).await.unwrap().streams(), Streams::default());
-        let stdin = ContainerIo::prepare(bundle.path(), IoPlan { stdin: true, ..foreign }).await.unwrap().streams();
+        let stdin =
+            ContainerIo::prepare(bundle.path(), IoPlan { stdin: true, ..foreign }).await.unwrap().streams();
         assert!(stdin.stdin.starts_with('/') && stdin.stdout.is_empty());
     }
 

@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
 
 use crate::cgroup::{CgroupError, Cgroups};
-use crate::config::{Config, StreamingConfig};
+use crate::config::Config;
 use crate::container::{ContainerError, Containers};
 use crate::image::{ImageError, ImageService};
 use crate::network::Network;
@@ -98,9 +98,8 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
     containers.recover().await?;
     sweep(&ports, &sandboxes, &containers).await;
     let parts = Parts { ports: Arc::clone(&ports), containers: Arc::clone(&containers) };
-    let StreamingConfig { address, external_address } = &config.streaming;
     let daemon = Arc::new(Daemon {
-        streaming: Streaming::serve(address, external_address, parts).await?,
+        streaming: Streaming::serve(&config.streaming, parts).await?,
         ports: Arc::clone(&ports),
         pods: Pods { sandboxes: Arc::clone(&sandboxes), containers: Arc::clone(&containers) },
         sandboxes,

@@ -12,10 +12,12 @@ pub mod link;
 pub mod remote;
 mod server;
 pub mod spdy;
+mod tls;
 mod token;
 pub mod websocket;
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
@@ -24,19 +26,23 @@ pub use attach::Request as AttachRequest;
 pub use exec::Request as ExecRequest;
 pub use forward::Request as ForwardRequest;
 pub use remote::Streams;
+pub use tls::TlsError;
 pub use token::TokenError;
 
+use crate::config::StreamingConfig;
 use crate::container::Containers;
 use crate::ports::Ports;
 use server::Server;
+use tls::Certificate;
 use token::Tokens;
 
 /// The server cannot listen.
 #[derive(Debug, thiserror::Error)]
-#[error("listen for streaming clients at {address}")]
-pub struct ListenError {
-    address: String,
-    source: std::io::Error,
+pub enum ListenError {
+    #[error("listen for streaming clients at {address}")]
+    Address { address: String, source: std::io::Error },
+    #[error("certificate of the streaming server")]
+    Tls(#[from] TlsError),
 }
 
 /// What a token is good for.
@@ -68,24 +74,30 @@ pub struct Parts {
 #[derive(Clone)]
 pub struct Streaming {
     tokens: Arc<Tokens<Ticket>>,
-    /// Host and port as URLs name them.
-    authority: String,
+    /// Scheme, host and port of every URL.
+    base: Arc<str>,
 }
 
 impl Streaming {
-    /// Listens at `address` until the daemon ends. URLs name `external`, or the address itself if that is empty.
+    /// Listens until the daemon ends. URLs name the external address, or the bound one if there is none.
     ///
     /// # Errors
-    /// When the address cannot be listened at.
-    pub async fn serve(address: &str, external: &str, parts: Parts) -> Result<Self, ListenError> {
-        let (listener, bound) =
-            bind(address).await.map_err(|source| ListenError { address: address.to_owned(), source })?;
-        let authority = if external.is_empty() { bound.to_string() } else { external.to_owned() };
-        tracing::info!(%bound, authority, "streaming");
+    /// When the address cannot be listened at, or there is no certificate where one is configured.
+    pub async fn serve(config: &StreamingConfig, parts: Parts) -> Result<Self, ListenError> {
+        let (cert, key) = (Path::new(&config.tls_cert), Path::new(&config.tls_key));
+        let tls = !config.tls_cert.is_empty();
+        let tls = if tls { Some(Certificate::load(cert, key)?) } else { None };
+        let failed = |source| ListenError::Address { address: config.address.clone(), source };
+        let (listener, bound) = bind(&config.address).await.map_err(failed)?;
+        let external = &config.external_address;
+        let authority = if external.is_empty() { bound.to_string() } else { external.clone() };
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let base: Arc<str> = format!("{scheme}://{authority}").into();
+        tracing::info!(%bound, %base, "streaming");
         let tokens = Arc::new(Tokens::default());
         let tracker = parts.ports.tracker.clone();
-        tracker.spawn(Server::new(parts, Arc::clone(&tokens)).listen(listener));
-        Ok(Self { tokens, authority })
+        tracker.spawn(Server::new(parts, Arc::clone(&tokens), tls).listen(listener));
+        Ok(Self { tokens, base })
     }
 
     /// The URL where a client finds what `ticket` says, once and soon.
@@ -95,7 +107,7 @@ impl Streaming {
     pub fn url(&self, ticket: Ticket) -> Result<String, TokenError> {
         let kind = ticket.kind();
         let token = self.tokens.issue(ticket)?;
-        Ok(format!("http://{}/{kind}/{token}", self.authority))
+        Ok(format!("{}/{kind}/{token}", self.base))
     }
 }
 

@@ -15,12 +15,14 @@ use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::Instrument;
 
 use super::remote::negotiate::{self, CommandProtocol, ForwardProtocol, Refusal};
 use super::remote::{CommandSession, ForwardSession, Limits, RemoteError};
+use super::tls::Certificate;
 use super::token::Tokens;
 use super::{Parts, Ticket, attach, exec, forward};
 use crate::report::chain;
@@ -42,15 +44,16 @@ type Answer = Response<Full<Bytes>>;
 pub(super) struct Server {
     pub parts: Parts,
     pub tokens: Arc<Tokens<Ticket>>,
+    pub tls: Option<Certificate>,
     pub connections: Arc<Semaphore>,
     pub forwards: Arc<Semaphore>,
 }
 
 impl Server {
-    pub(super) fn new(parts: Parts, tokens: Arc<Tokens<Ticket>>) -> Arc<Self> {
+    pub(super) fn new(parts: Parts, tokens: Arc<Tokens<Ticket>>, tls: Option<Certificate>) -> Arc<Self> {
         let connections = Arc::new(Semaphore::new(MOST));
         let forwards = Arc::new(Semaphore::new(forward::MOST));
-        Arc::new(Self { parts, tokens, connections, forwards })
+        Arc::new(Self { parts, tokens, tls, connections, forwards })
     }
 
     /// Accepts until the daemon ends.
@@ -71,12 +74,7 @@ impl Server {
         }
     }
 
-    async fn connection(
-        self: Arc<Self>,
-        stream: TcpStream,
-        peer: SocketAddr,
-        room: OwnedSemaphorePermit,
-    ) {
+    async fn connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, room: OwnedSemaphorePermit) {
         // A session is mostly single keystrokes; and a peer whose machine died must be noticed.
         let prepared = stream.set_nodelay(true).and_then(|()| {
             rustix::net::sockopt::set_socket_keepalive(&stream, true).map_err(std::io::Error::from)
@@ -84,6 +82,20 @@ impl Server {
         if let Err(error) = prepared {
             return tracing::debug!(%peer, %error, "streaming connection");
         }
+        let Some(tls) = &self.tls else { return self.http(stream, peer, room).await };
+        match tokio::time::timeout(HEAD, tls.acceptor().accept(stream)).await {
+            Ok(Ok(stream)) => self.http(stream, peer, room).await,
+            Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake"),
+            Err(_) => tracing::debug!(%peer, "the TLS handshake took too long"),
+        }
+    }
+
+    async fn http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+        self: Arc<Self>,
+        stream: S,
+        peer: SocketAddr,
+        room: OwnedSemaphorePermit,
+    ) {
         let room = Arc::new(room);
         let service = service_fn(|request| {
             let answer = self.answer(request, &room);
@@ -110,16 +122,10 @@ impl Server {
                     (agreed.headers, session)
                 })
             }
-            Ticket::Exec(wanted) => {
-                negotiate::command(request.method(), request.headers()).map(|agreed| {
-                    (agreed.headers, Session::Exec(wanted, agreed.protocol))
-                })
-            }
-            Ticket::Attach(wanted) => {
-                negotiate::command(request.method(), request.headers()).map(|agreed| {
-                    (agreed.headers, Session::Attach(wanted, agreed.protocol))
-                })
-            }
+            Ticket::Exec(wanted) => negotiate::command(request.method(), request.headers())
+                .map(|agreed| (agreed.headers, Session::Exec(wanted, agreed.protocol))),
+            Ticket::Attach(wanted) => negotiate::command(request.method(), request.headers())
+                .map(|agreed| (agreed.headers, Session::Attach(wanted, agreed.protocol))),
         };
         match agreed {
             Ok((headers, session)) => {
@@ -140,12 +146,7 @@ impl Server {
         self.tokens.take(token, |ticket| ticket.kind() == kind)
     }
 
-    async fn run(
-        self: Arc<Self>,
-        session: Session,
-        upgraded: OnUpgrade,
-        _room: Arc<OwnedSemaphorePermit>,
-    ) {
+    async fn run(self: Arc<Self>, session: Session, upgraded: OnUpgrade, _room: Arc<OwnedSemaphorePermit>) {
         let io = match tokio::time::timeout(UPGRADE, upgraded).await {
             Ok(Ok(io)) => TokioIo::new(io),
             Ok(Err(error)) => return tracing::debug!(%error, "upgrade"),
@@ -192,8 +193,12 @@ impl Session {
     fn span(&self) -> tracing::Span {
         match self {
             Self::Exec(wanted, _) => tracing::info_span!("exec session", container = %wanted.container.id()),
-            Self::Attach(wanted, _) => tracing::info_span!("attach session", container = %wanted.container.id()),
-            Self::Forward(wanted, _) => tracing::info_span!("forward session", sandbox = %wanted.sandbox.id()),
+            Self::Attach(wanted, _) => {
+                tracing::info_span!("attach session", container = %wanted.container.id())
+            }
+            Self::Forward(wanted, _) => {
+                tracing::info_span!("forward session", sandbox = %wanted.sandbox.id())
+            }
         }
     }
 }
