@@ -51,13 +51,13 @@ where
     E: Engine,
 {
     let gone = CancellationToken::new();
-    let guard = gone.clone().drop_guard();
+    let over = gone.clone().drop_guard();
     let ready = hub.clone();
     let task = tokio::spawn(async move {
-        // Dropped with the task, also when it is aborted: whoever waits for the end hears of it.
-        let _guard = guard;
         let mut driver = Driver::new(io, engine, ready, idle);
         let result = std::future::poll_fn(|cx| driver.poll(cx)).await;
+        // Dropped here, or when the task is aborted: whoever waits for the end hears of it.
+        drop(over);
         driver.part(result).await
     });
     Link { hub, gone, task }
@@ -192,7 +192,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, E: Engine> Driver<IO, E> {
 
     /// Says goodbye. What the peer still sends is read away: closing a socket over unread data would make the kernel
     /// reset the connection, and the peer could lose the end of the output.
-    async fn part(mut self, result: Result<(), LinkError>) -> Result<(), LinkError> {
+    async fn part(self, result: Result<(), LinkError>) -> Result<(), LinkError> {
         if matches!(result, Err(LinkError::Gone | LinkError::Broken(_))) {
             return result;
         }

@@ -8,13 +8,15 @@ mod drive;
 mod pipe;
 
 pub use drive::{Engine, Link, start};
-pub use pipe::{Duplex, Hub, PipeReader, PipeWriter, Port, port};
+pub use pipe::{Duplex, Hub, Outgoing, PipeReader, PipeWriter, Port, port};
 
 /// Why a connection ended before its time.
 #[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
 pub enum LinkError {
-    #[error("the client closed the connection")]
+    #[error("the connection ended without a farewell")]
     Gone,
+    #[error("the client closed the session")]
+    Closed,
     #[error("the connection failed: {0}")]
     Broken(std::io::ErrorKind),
     #[error("nothing moved on the connection for {0:?}")]

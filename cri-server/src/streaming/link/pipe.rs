@@ -19,6 +19,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 const OUTBOUND: usize = 64 * 1024;
 /// After so many bytes read from a pipe the connection hears of it, to give the peer new credit.
 const NOTICE: usize = 16 * 1024;
+/// A drained pipe keeps at most so much room.
+const KEPT: usize = OUTBOUND;
 
 /// Where ports announce themselves to the connection task.
 #[derive(Debug, Default)]
@@ -64,6 +66,14 @@ struct Flow {
 }
 
 impl Flow {
+    /// Drops bytes from the front; an idle stream keeps no large buffer.
+    fn take(&mut self, length: usize) {
+        self.buffer.advance(length);
+        if self.buffer.is_empty() && self.buffer.capacity() > KEPT {
+            self.buffer = BytesMut::new();
+        }
+    }
+
     fn wake(&mut self) {
         if let Some(waker) = self.waker.take() {
             waker.wake();
@@ -84,10 +94,14 @@ struct Pipes {
 }
 
 impl Pipes {
-    fn announce(&self) {
+    fn enqueue(&self) {
         if !self.announced.swap(true, Ordering::AcqRel) {
             lock(&self.hub.ready).push_back(self.id);
         }
+    }
+
+    fn announce(&self) {
+        self.enqueue();
         self.hub.waker.wake();
     }
 }
@@ -130,16 +144,15 @@ impl Port {
         self.pipes.announced.store(false, Ordering::Release);
     }
 
-    /// Puts the port back into the queue: there is more to do.
+    /// Puts the port back into the queue: there is more to do. For the connection's task itself, which is awake.
     pub fn again(&self) {
-        self.pipes.announce();
+        self.pipes.enqueue();
     }
 
-    /// Data of the peer. What nobody will read is dropped and counts as consumed. Returns how much was kept.
+    /// Data of the peer; returns how much was kept. What nobody will read is dropped.
     pub fn push(&self, data: &[u8]) -> usize {
         let mut flow = lock(&self.pipes.inbound);
         if flow.abandoned || flow.failed || flow.finished {
-            flow.consumed += data.len();
             return 0;
         }
         flow.buffer.extend_from_slice(data);
@@ -152,11 +165,6 @@ impl Port {
         let mut flow = lock(&self.pipes.inbound);
         flow.finished = true;
         flow.wake();
-    }
-
-    /// Bytes that wait for the reader.
-    pub fn waiting(&self) -> usize {
-        lock(&self.pipes.inbound).buffer.len()
     }
 
     /// Bytes that left the inbound pipe since the last call.
@@ -182,7 +190,7 @@ impl Port {
         let mut flow = lock(&self.pipes.outbound);
         let length = length.min(flow.buffer.len());
         output.extend_from_slice(&flow.buffer[..length]);
-        flow.buffer.advance(length);
+        flow.take(length);
         flow.wake();
     }
 
@@ -199,8 +207,20 @@ impl Port {
         flow.wake();
     }
 
-    /// The peer reset the stream or the connection is gone. What arrived before can still be read.
-    pub fn fail(&self) {
+    /// The peer reset the stream: what waits in either direction is void.
+    pub fn reset(&self) {
+        let mut flow = lock(&self.pipes.inbound);
+        if !flow.buffer.is_empty() {
+            // Cut short is no end: the reader must hear of it.
+            flow.buffer = BytesMut::new();
+            flow.finished = false;
+        }
+        drop(flow);
+        self.fail();
+    }
+
+    /// The connection is gone. What arrived before can still be read.
+    fn fail(&self) {
         for flow in [&self.pipes.inbound, &self.pipes.outbound] {
             let mut flow = lock(flow);
             flow.failed = true;
@@ -228,7 +248,7 @@ impl AsyncRead for PipeReader {
         if !flow.buffer.is_empty() {
             let length = into.remaining().min(flow.buffer.len());
             into.put_slice(&flow.buffer[..length]);
-            flow.buffer.advance(length);
+            flow.take(length);
             flow.consumed += length;
             let notable = flow.consumed >= NOTICE || flow.buffer.is_empty();
             drop(flow);

@@ -4,7 +4,8 @@
 
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::super::link::{Link, LinkError, PipeReader, PipeWriter};
 use super::negotiate::CommandVersion;
@@ -68,8 +69,8 @@ pub struct StatusSink {
     pub(super) error: PipeWriter,
     /// Directions that the protocol has and nobody uses; open until the end, so that no client takes them for the end.
     pub(super) unused: Unused,
-    /// Ends the task that follows the resize stream.
-    pub(super) resizing: DropGuard,
+    /// The task that follows the resize stream.
+    pub(super) resizing: AbortOnDropHandle<()>,
 }
 
 #[derive(Debug, Default)]
