@@ -13,7 +13,7 @@ use crate::config::{Config, DEFAULT_PATH, Overrides};
 use crate::runtime::HandlerTable;
 
 /// What each key is for. Tables are named, handlers share the words of `runtimes.*`.
-const WORDS: [(&str, &str); 31] = [
+const WORDS: [(&str, &str); 34] = [
     ("root", "Data that survives a reboot: images, layers, records, logs of `cofferdam run`."),
     ("state", "Data that does not: bundles, sockets, network namespaces."),
     ("socket", "Where the CRI is served; at most 107 bytes."),

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::HeaderMap;
+use hyper::header::{CONNECTION, HeaderMap, HeaderValue};
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Request, Response, StatusCode};
@@ -102,7 +102,7 @@ impl Server {
             async move { Ok::<_, std::convert::Infallible>(answer) }
         });
         let mut http = hyper::server::conn::http1::Builder::new();
-        http.timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(HEAD_SIZE).keep_alive(false);
+        http.timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(HEAD_SIZE);
         let served = http.serve_connection(TokioIo::new(stream), service).with_upgrades();
         let stopping = self.parts.ports.stopping.clone();
         match stopping.run_until_cancelled(tokio::time::timeout(HEAD * 2, served)).await {
@@ -211,5 +211,9 @@ fn nothing() -> Answer {
 fn with_headers(mut answer: Answer, status: StatusCode, headers: HeaderMap) -> Answer {
     *answer.status_mut() = status;
     answer.headers_mut().extend(headers);
+    if status != StatusCode::SWITCHING_PROTOCOLS {
+        // One request is all that a connection is good for.
+        answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     answer
 }
