@@ -87,7 +87,14 @@ async fn relay(netns: Option<&Path>, port: u16, data: BoxDuplex) -> std::io::Res
         tokio::try_join!(copy::half(from_client, to_pod, moved), copy::half(from_pod, to_client, moved))
     };
     tokio::select! {
-        ended = both => ended.map(drop),
+        // Either side may break off: clients do it with every connection that they are done with, and dropping the
+        // stream tells the other. Words on the error stream would end all the client's connections.
+        ended = both => {
+            if let Err(error) = ended {
+                tracing::debug!(port, %error, "a forwarded connection was broken off");
+            }
+            Ok(())
+        }
         () = idle(&last) => Err(std::io::Error::other(format!("nothing moved for {IDLE:?}"))),
     }
 }
