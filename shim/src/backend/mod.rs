@@ -5,9 +5,11 @@
 
 mod console;
 mod detail;
+mod device_filter;
 mod executable;
 mod external;
 mod join;
+mod null;
 mod oci;
 mod rootfs;
 mod spec;

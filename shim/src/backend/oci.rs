@@ -12,10 +12,14 @@ use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use oci_spec::runtime::Spec;
 
-use super::{Failure, FailureKind, OciRuntime, Reporter, chain, console, executable, join};
+use super::{
+    Failure, FailureKind, OciRuntime, Reporter, chain, console, device_filter, executable, join, null,
+};
 use crate::bundle::Bundle;
-use crate::cgroup::CgroupPaths;
+use crate::cgroup::{CgroupPaths, kill};
 use crate::wire::{CreateOrder, Created, ExecOrder, Report, TaskOrder};
+
+const ABANDON_TRIES: u32 = 100;
 
 pub struct Libcontainer {
     systemd_cgroup: bool,
@@ -53,11 +57,17 @@ impl OciRuntime for Libcontainer {
                 | LibcontainerError::Spec(_) => FailureKind::Spec,
                 _ => FailureKind::Runtime,
             };
-            Failure::new(kind, format!("create the container: {}", chain(&error)))
+            Failure::new(kind, format!("create the container: {}{}", chain(&error), unknown_sysctls(bundle)))
         })?;
         let cgroups = CgroupPaths::of(pid)
             .map_err(Failure::because(FailureKind::Runtime, "find the container's cgroups"))?;
-        let hooks = load_spec(bundle)?.hooks().clone().unwrap_or_default();
+        let spec = load_spec(bundle)?;
+        // The first process still waits, so nothing of the user's has run without the filter.
+        if let Err(failure) = device_filter::enforce(&spec, &cgroups, self.reporter) {
+            abandon(order, pid, &cgroups);
+            return Err(failure);
+        }
+        let hooks = spec.hooks().clone().unwrap_or_default();
         let any = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|l| !l.is_empty());
         Ok(Created {
             pid,
@@ -87,6 +97,32 @@ impl OciRuntime for Libcontainer {
         run_hooks(hooks.poststop().as_ref(), Some(&container.state), None, None, None)
             .map_err(Failure::because(FailureKind::Runtime, "run the poststop hooks"))
     }
+}
+
+/// The sysctls that this kernel does not have, for libcontainer's errors do not name the one that failed.
+fn unknown_sysctls(bundle: &Path) -> String {
+    let spec = load_spec(bundle).ok();
+    let asked = spec.as_ref().and_then(|s| s.linux().as_ref()?.sysctl().as_ref());
+    let unknown = asked.into_iter().flatten().map(|(name, _)| name.as_str());
+    let mut unknown: Vec<_> =
+        unknown.filter(|name| !Path::new("/proc/sys").join(name.replace('.', "/")).exists()).collect();
+    unknown.sort_unstable();
+    match unknown.as_slice() {
+        [] => String::new(),
+        names => format!(" (the node has no sysctl {})", names.join(", ")),
+    }
+}
+
+/// Undoes a creation that libcontainer takes for done: its own undoing is no longer there to do it.
+fn abandon(order: &CreateOrder, pid: i32, cgroups: &CgroupPaths) {
+    let _ = crate::sys::kill(pid, libc::SIGKILL);
+    for _ in 0..ABANDON_TRIES {
+        if kill::remove(cgroups).unwrap_or(true) {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    drop(std::fs::remove_dir_all(Bundle::new(&order.bundle).runtime_root().join(&order.id)));
 }
 
 fn load_spec(bundle: &Path) -> Result<Spec, Failure> {
@@ -122,6 +158,7 @@ impl Program {
 
 impl Executor for Program {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
+        null::make_writable();
         let (args, _) = Self::words(spec);
         let env = executable::environment();
         let name = args.first().map(String::as_str).unwrap_or_default();

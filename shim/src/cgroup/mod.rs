@@ -3,6 +3,7 @@
 //! Both worlds: on v1 one folder per hierarchy, on v2 one folder. Invariant: a folder that the shim itself sits in is
 //! never listed, so nothing done here can hit the shim or the node.
 
+pub mod devices;
 pub mod freeze;
 pub mod kill;
 pub mod oom;

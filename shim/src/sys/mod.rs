@@ -4,6 +4,8 @@
 //! came from the command line or from a foreign library.
 #![allow(unsafe_code)]
 
+pub mod bpf;
+
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
