@@ -36,7 +36,10 @@ const WORDS: [(&str, &str); 34] = [
     ("network.mtu", "The MTU of the built-in bridge in bytes; 0 leaves it to the kernel."),
     ("streaming", "Exec, attach and port-forward."),
     ("streaming.address", "Address and port; port 0 is any free one."),
-    ("streaming.external_address", "Host and port that clients are told instead; \"\" is the address itself."),
+    (
+        "streaming.external_address",
+        "Host and port that clients are told instead; \"\" is the address itself.",
+    ),
     ("streaming.tls_cert", "PEM file of a certificate, read anew when it changes; \"\" is plain HTTP."),
     ("streaming.tls_key", "PEM file of the certificate's key."),
     ("nri", "NRI plugins. Not served by this version."),
