@@ -1,6 +1,7 @@
 //! The RPCs: decode, call the task, encode. Nothing is decided here.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -22,6 +23,7 @@ use crate::cgroup;
 use crate::error::ShimError;
 use crate::publish::{Publisher, to_timestamp};
 use crate::reaper::Reaper;
+use crate::task::log::StreamName;
 use crate::task::state::Lifecycle;
 use crate::task::{Surroundings, Task};
 
@@ -266,5 +268,21 @@ impl extension::Shim for Service {
             Ok(false) => Err(ShimError::Invalid(format!("task {} has no log of ours", r.id)).into()),
             Err(error) => Err(ShimError::io("reopen the log")(error).into()),
         }
+    }
+
+    async fn attach(
+        &self,
+        _: &TtrpcContext,
+        r: extension::AttachRequest,
+    ) -> ttrpc::Result<extension::AttachResponse> {
+        let task = self.task(&r.id)?;
+        let streams = &task.init.streams;
+        for (path, stream) in [(&r.stdout, StreamName::Stdout), (&r.stderr, StreamName::Stderr)] {
+            if !path.is_empty() {
+                let tapped = streams.tap(stream, Path::new(path));
+                tapped.map_err(ShimError::path("attach the FIFO", path))?;
+            }
+        }
+        Ok(extension::AttachResponse::new())
     }
 }

@@ -35,6 +35,7 @@ use crate::runtime::{
 use crate::sandbox::{SandboxError, Sandboxes};
 use crate::spec::Defaults;
 use crate::store::{Store, StoreError};
+use crate::streaming::{ListenError, Parts, Streaming};
 
 /// How long operations under way may take to end when the daemon does.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -64,6 +65,8 @@ pub enum ServeError {
     Sandboxes(#[from] SandboxError),
     #[error("recovery of containers")]
     Containers(#[from] ContainerError),
+    #[error(transparent)]
+    Streaming(#[from] ListenError),
     #[error("the server failed")]
     Server(#[from] tonic::transport::Error),
 }
@@ -95,7 +98,9 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
     sandboxes.recover().await?;
     containers.recover().await?;
     sweep(&ports, &sandboxes, &containers).await;
+    let parts = Parts { ports: Arc::clone(&ports), containers: Arc::clone(&containers) };
     let daemon = Arc::new(Daemon {
+        streaming: Streaming::serve(&config.streaming, parts).await?,
         ports: Arc::clone(&ports),
         pods: Pods { sandboxes: Arc::clone(&sandboxes), containers: Arc::clone(&containers) },
         sandboxes,
