@@ -2,6 +2,8 @@
 //!
 //! A module uses only those above it in this list; `server` and `cli` are the edges. `tests/tests/arch.rs` checks it.
 
+#![forbid(unsafe_code)]
+
 pub mod report;
 pub mod model;
 pub mod index;
@@ -25,6 +27,7 @@ pub mod task;
 pub mod sandbox;
 pub mod container;
 pub mod pod;
+pub mod streaming;
 pub mod rpc;
 pub mod server;
 pub mod cli;

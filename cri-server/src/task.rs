@@ -47,14 +47,16 @@ pub async fn end(ports: &Ports, ending: Ending<'_>) -> Result<(), TaskError> {
         Some(shim) => ask(shim).await,
         None => Err(RuntimeError::ConnectionLost { call: "Kill" }),
     };
-    if let Err(error) = asked {
-        // Nothing was ever started: nothing to force.
-        if ending.shim.is_some() || Launcher::recorded(ending.bundle).is_some() {
-            tracing::debug!(task = ending.id, error = %crate::report::chain(&error), "the shim gives no help");
-            force(ports, &ending).await?;
-        }
+    // Without a trace of a shim nothing was ever started, or all of it has ended: nothing to force.
+    if let Err(error) = asked
+        && Launcher::tried(ending.bundle)
+    {
+        tracing::debug!(task = ending.id, error = %crate::report::chain(&error), "the shim gives no help");
+        force(ports, &ending).await?;
     }
     ports.cgroups.remove(ending.cgroups_path).await?;
+    // A repetition finds that nothing is left to do, without asking a shim that is gone.
+    Launcher::forget(ending.bundle)?;
     Ok(())
 }
 

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::bootstrap_api::BootstrapParams;
 use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
+use nix::unistd::Pid;
 use protobuf::{Message, MessageField};
 use serde::Deserialize;
 
@@ -44,7 +45,10 @@ pub fn start(args: &Args) -> Result<(), ShimError> {
     let socket = socket_path(bundle.path(), &args.id, params.socket_dir.as_deref());
     let listener = listen(&socket)?;
     let address = format!("unix://{}", socket.display());
-    bundle.write("address", address.as_bytes()).map_err(ShimError::path("write", bundle.join("address")))?;
+    bundle.write("address", address.as_bytes()).map_err(|error| {
+        drop(fs::remove_file(&socket));
+        ShimError::path("write", bundle.join("address"))(error)
+    })?;
     let events = [params.containerd_ttrpc_address, env("TTRPC_ADDRESS")].into_iter().find(|a| !a.is_empty());
     let setup = Setup {
         namespace: args.namespace.clone(),
@@ -63,13 +67,20 @@ pub fn start(args: &Args) -> Result<(), ShimError> {
             drop(fs::remove_file(&socket));
             sys::exit_now(status)
         }
-        Forked::Parent(pid) => {
-            bundle
-                .write("shim.pid", pid.to_string().as_bytes())
-                .map_err(ShimError::path("write", bundle.join("shim.pid")))?;
-            answer(&address)
-        }
+        Forked::Parent(pid) => introduce(&bundle, pid, &address).inspect_err(|_| {
+            // A caller that does not hear of the server, because it died, cannot end it either.
+            let _ = sys::kill(pid.as_raw(), libc::SIGKILL);
+            drop(fs::remove_file(&socket));
+        }),
     }
+}
+
+/// Notes who the server is and tells the caller.
+fn introduce(bundle: &Bundle, pid: Pid, address: &str) -> Result<(), ShimError> {
+    bundle
+        .write("shim.pid", pid.to_string().as_bytes())
+        .map_err(ShimError::path("write", bundle.join("shim.pid")))?;
+    answer(address)
 }
 
 /// `-info`: what containerd asks before it shows a runtime to its users.

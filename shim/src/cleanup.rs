@@ -17,6 +17,7 @@ use crate::bundle::Bundle;
 use crate::cgroup::kill;
 use crate::error::ShimError;
 use crate::publish::to_timestamp;
+use crate::sys;
 use crate::task::log;
 use crate::task::state::Exit;
 use crate::wire::Created;
@@ -27,6 +28,7 @@ const KILLED: u32 = 137;
 pub fn delete(args: &Args) -> Result<(), ShimError> {
     let folder = std::env::current_dir().map_err(ShimError::io("find the bundle"))?;
     let bundle = Bundle::new(args.bundle.clone().unwrap_or(folder));
+    end_server(&bundle, &args.id);
     let created: Option<Created> = bundle.read_json("task.json").ok();
     if let Some(created) = &created {
         remove_cgroups(created, &bundle);
@@ -50,6 +52,29 @@ pub fn delete(args: &Args) -> Result<(), ShimError> {
     response.exited_at = MessageField::some(to_timestamp(exit.at));
     let bytes = response.write_to_bytes().map_err(|e| ShimError::io("encode the answer")(e.into()))?;
     std::io::stdout().write_all(&bytes).map_err(ShimError::io("print the answer"))
+}
+
+/// A server may still be there: its caller died before it knew the address, or it hangs.
+fn end_server(bundle: &Bundle, id: &str) {
+    let Some(pid) = fs::read_to_string(bundle.join("shim.pid")).ok().and_then(|text| text.parse().ok())
+    else {
+        return;
+    };
+    // The number may be another process's by now; a process that has ended has no command line.
+    let serves = || {
+        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        command.split(|byte| *byte == 0).any(|word| word == id.as_bytes())
+    };
+    for _ in 0..TRIES {
+        if !serves() {
+            return;
+        }
+        if let Err(error) = sys::kill(pid, libc::SIGKILL) {
+            return bundle.warn(&format!("kill the server {pid}: {error}"));
+        }
+        sleep(Duration::from_millis(10));
+    }
+    bundle.warn(&format!("the server {pid} does not die"));
 }
 
 fn remove_cgroups(created: &Created, bundle: &Bundle) {

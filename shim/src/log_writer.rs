@@ -17,7 +17,7 @@ use crate::error::ShimError;
 use crate::options::DEFAULT_LOG_MAX_LINE;
 use crate::sys;
 use crate::task::log::{LogFile, StreamName};
-use crate::task::sink::{Sink, copy_output};
+use crate::task::sink::{Output, Sink, copy_output};
 use crate::task::stream::Stream;
 
 /// After SIGTERM the FIFOs are read until nothing has come for this long.
@@ -82,7 +82,9 @@ async fn run(wanted: Wanted, mask: SigSet) -> Result<(), ShimError> {
         if let Some(path) = path {
             let source =
                 Arc::new(Stream::fifo_until_closed(path).map_err(ShimError::path("open the FIFO", path))?);
-            copies.spawn(copy_output(source, name, Sink::Log(Arc::clone(&log)), folder.clone()));
+            let sink = Sink::Log(Arc::clone(&log));
+            let output = Output { stream: name, sink, taps: Arc::default() };
+            copies.spawn(copy_output(source, output, folder.clone()));
         }
     }
     loop {

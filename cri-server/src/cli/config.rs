@@ -13,7 +13,7 @@ use crate::config::{Config, DEFAULT_PATH, Overrides};
 use crate::runtime::HandlerTable;
 
 /// What each key is for. Tables are named, handlers share the words of `runtimes.*`.
-const WORDS: [(&str, &str); 31] = [
+const WORDS: [(&str, &str); 34] = [
     ("root", "Data that survives a reboot: images, layers, records, logs of `cofferdam run`."),
     ("state", "Data that does not: bundles, sockets, network namespaces."),
     ("socket", "Where the CRI is served; at most 107 bytes."),
@@ -34,8 +34,14 @@ const WORDS: [(&str, &str); 31] = [
     ("network.bridge", "The name of the built-in bridge."),
     ("network.timeout_seconds", "Seconds that one CNI plugin may take for one command."),
     ("network.mtu", "The MTU of the built-in bridge in bytes; 0 leaves it to the kernel."),
-    ("streaming", "Exec, attach and port-forward. Not served by this version."),
+    ("streaming", "Exec, attach and port-forward."),
     ("streaming.address", "Address and port; port 0 is any free one."),
+    (
+        "streaming.external_address",
+        "Host and port that clients are told instead; \"\" is the address itself.",
+    ),
+    ("streaming.tls_cert", "PEM file of a certificate, read anew when it changes; \"\" is plain HTTP."),
+    ("streaming.tls_key", "PEM file of the certificate's key."),
     ("nri", "NRI plugins. Not served by this version."),
     ("nri.socket", "Where plugins connect; \"\" turns it off."),
     ("metrics", "Metrics of the daemon for Prometheus. Not served by this version."),
@@ -46,8 +52,6 @@ const WORDS: [(&str, &str); 31] = [
     ("runtimes.*.isolation", "\"\": namespaces; \"vm\": a microVM, which this version does not run yet."),
     ("runtimes.*.options", "Options of a foreign shim."),
 ];
-/// Follows from `cgroup_driver` and is no key of the file.
-const DERIVED: &str = "systemd_cgroup";
 const WIDTH: usize = 100;
 
 #[derive(Debug, clap::Args)]
@@ -107,7 +111,7 @@ fn commented(text: &str) -> String {
         "# The default configuration of cofferdam. Every key is optional; files in conf.d/*.toml beside this one are read\n\
          # after it. `cofferdam config check` tells what is wrong.\n\n",
     );
-    for line in text.lines().filter(|line| !line.starts_with(DERIVED)) {
+    for line in text.lines() {
         let key = if let Some(name) = line.strip_prefix('[') {
             table = general(name.trim_end_matches(']'));
             table.clone()

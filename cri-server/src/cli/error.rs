@@ -38,8 +38,8 @@ pub(super) enum CliError {
     Json(#[from] serde_json::Error),
     #[error("the default configuration has no form in TOML")]
     Toml(#[from] toml::ser::Error),
-    #[error("start the threads of this command")]
-    Threads(#[source] io::Error),
+    #[error("this command cannot begin")]
+    Setup(#[source] io::Error),
     #[error("{count} of {of} failed")]
     Several { count: usize, of: usize },
     #[error(transparent)]
@@ -97,6 +97,25 @@ fn sentence(status: &Status) -> String {
     }
 }
 
+/// The exit code that shells know for a command that is not there (127) or cannot be executed (126), if the daemon's
+/// refusal is that. Runtimes tell it in words alone.
+pub(super) fn not_runnable(status: &Status) -> Option<u8> {
+    const NOT_FOUND: u8 = 127;
+    const NOT_EXECUTABLE: u8 = 126;
+    let words = status.message().to_ascii_lowercase();
+    let has = |signs: &[&str]| signs.iter().any(|sign| words.contains(sign));
+    if !has(&["exec: ", "executable"]) {
+        return None;
+    }
+    if has(&["not found", "no such file", "enoent"]) {
+        Some(NOT_FOUND)
+    } else if has(&["permission denied", "eacces", "exec format error"]) {
+        Some(NOT_EXECUTABLE)
+    } else {
+        None
+    }
+}
+
 /// Whether it was the connection that failed, and not the daemon that refused.
 pub(super) fn is_lost(status: &Status) -> bool {
     const SIGNS: [&str; 7] = [
@@ -129,6 +148,20 @@ mod tests {
         }
         let text = CliError::from(Status::unavailable("registry r: Connection refused")).to_string();
         assert_eq!(text, "registry r: Connection refused; try again later");
+    }
+
+    #[test]
+    fn a_command_that_cannot_be_run_has_the_code_of_shells() {
+        let table = [
+            ("Create: exec: \"/no\": stat /no: no such file or directory", Some(127)),
+            ("exec: \"x\": executable file not found in $PATH", Some(127)),
+            ("Create: exec: \"/etc/passwd\": permission denied", Some(126)),
+            ("mount /x: no such file or directory", None),
+            ("open /dev/null: permission denied", None),
+        ];
+        for (words, code) in table {
+            assert_eq!(not_runnable(&Status::unknown(words)), code, "{words}");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use cofferdam_proto::cri;
 use tonic::Code;
 
 use super::client::Client;
-use super::error::CliError;
+use super::error::{CliError, not_runnable};
 use super::{lookup, output};
 
 #[derive(Debug, clap::Args)]
@@ -52,7 +52,11 @@ impl Exec {
                 };
                 return Err(CliError::Refused(text));
             }
-            Err(status) => return Err(status.into()),
+            Err(status) => {
+                let Some(code) = not_runnable(&status) else { return Err(status.into()) };
+                eprintln!("cofferdam: {}", CliError::from(status));
+                return Ok(ExitCode::from(code));
+            }
         };
         output::bytes(&mut io::stdout().lock(), &answer.stdout)?;
         output::bytes(&mut io::stderr().lock(), &answer.stderr)?;

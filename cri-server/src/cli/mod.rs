@@ -120,7 +120,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
 
 fn ask_daemon(socket: Option<PathBuf>, command: Command) -> Result<ExitCode, CliError> {
     let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::Threads)?;
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::Setup)?;
     runtime.block_on(async {
         let mut client = Client::connect(&client::socket_path(socket)).await?;
         dispatch(&mut client, command).await

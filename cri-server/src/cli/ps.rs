@@ -91,7 +91,7 @@ impl Row {
             "state": state(container.state()),
             "exitCode": self.exit.as_ref().map(|(code, _)| code),
             "reason": self.exit.as_ref().map(|(_, reason)| reason),
-            "image": container.image.as_ref().map(|image| &image.image),
+            "image": image_name(container),
             "imageRef": container.image_ref,
             "imageId": container.image_id,
             "createdAt": container.created_at,
@@ -101,6 +101,12 @@ impl Row {
     }
 }
 
+/// The image as the pod's author wrote it, or the one in use.
+fn image_name(container: &cri::Container) -> String {
+    let image = container.image.clone().unwrap_or_default();
+    if image.user_specified_image.is_empty() { image.image } else { image.user_specified_image }
+}
+
 fn table(rows: &[Row]) -> Table {
     let head = ["CONTAINER ID", "NAME", "POD", "POD ID", "IMAGE", "STATE", "CREATED", "ATTEMPT"];
     let mut table = Table::new(&head);
@@ -108,9 +114,7 @@ fn table(rows: &[Row]) -> Table {
     for Row { pod, container, exit } in rows {
         let metadata = container.metadata.clone().unwrap_or_default();
         let word = state(container.state());
-        let image = container.image.clone().unwrap_or_default();
-        let image =
-            if image.user_specified_image.is_empty() { image.image } else { image.user_specified_image };
+        let image = image_name(container);
         table.row([
             short_id(&container.id),
             metadata.name,

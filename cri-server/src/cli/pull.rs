@@ -109,7 +109,7 @@ impl Progress {
             Self::Bars { all, bars } => {
                 let bar = bars
                     .entry(layer.digest.clone())
-                    .or_insert_with(|| all.add(new_bar(&short_id(&layer.digest))));
+                    .or_insert_with(|| all.add(new_bar(&short_id(&layer.digest), layer.total_bytes)));
                 show(bar, layer);
             }
             Self::Lines { stages } => {
@@ -128,8 +128,8 @@ impl Progress {
     }
 }
 
-fn new_bar(name: &str) -> ProgressBar {
-    let bar = ProgressBar::new(0).with_prefix(name.to_owned());
+fn new_bar(name: &str, bytes: u64) -> ProgressBar {
+    let bar = ProgressBar::new(bytes).with_prefix(name.to_owned());
     let style =
         ProgressStyle::with_template("{prefix} {msg:<22} [{bar:30}] {decimal_bytes}/{decimal_total_bytes}");
     match style {

@@ -41,7 +41,8 @@ impl Rm {
                 Ok(())
             }
             Object::Pod(pod) => {
-                self.refuse_running(wanted, pod.state() == cri::PodSandboxState::SandboxReady)?;
+                let containers = client.containers().await?;
+                self.refuse_running(wanted, in_use(&pod, &containers))?;
                 remove_pod(client, &pod.id).await?;
                 remove_log_folder(client, &pod).await
             }
@@ -59,6 +60,14 @@ impl Rm {
     }
 }
 
+/// Whether something runs in the pod, or may be about to: nobody has put a container into it yet.
+fn in_use(pod: &cri::PodSandbox, containers: &[cri::Container]) -> bool {
+    let mut own = containers.iter().filter(|container| container.pod_sandbox_id == pod.id).peekable();
+    let empty = own.peek().is_none();
+    pod.state() == cri::PodSandboxState::SandboxReady
+        && (empty || own.any(|container| container.state() == cri::ContainerState::ContainerRunning))
+}
+
 /// Removes the log of a pod that `run` made; a kubelet's logs are the kubelet's.
 async fn remove_log_folder(client: &mut Client, pod: &cri::PodSandbox) -> Result<(), CliError> {
     let Some(folder) = pod.annotations.get(LOG_FOLDER).map(Path::new) else { return Ok(()) };
@@ -71,4 +80,27 @@ async fn remove_log_folder(client: &mut Client, pod: &cri::PodSandbox) -> Result
         remove_folder(folder)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_is_in_use_while_a_container_runs_or_none_was_made() {
+        let pod = cri::PodSandbox { id: "p".to_owned(), ..Default::default() };
+        let container = |state: cri::ContainerState, pod: &str| cri::Container {
+            pod_sandbox_id: pod.to_owned(),
+            state: state.into(),
+            ..Default::default()
+        };
+        let exited = container(cri::ContainerState::ContainerExited, "p");
+        let running = container(cri::ContainerState::ContainerRunning, "p");
+        let elsewhere = container(cri::ContainerState::ContainerRunning, "q");
+        assert!(in_use(&pod, std::slice::from_ref(&elsewhere)));
+        assert!(!in_use(&pod, &[exited.clone(), elsewhere]));
+        assert!(in_use(&pod, &[exited, running.clone()]));
+        let stopped = cri::PodSandbox { state: cri::PodSandboxState::SandboxNotready.into(), ..pod };
+        assert!(!in_use(&stopped, &[running]));
+    }
 }

@@ -49,11 +49,18 @@ pub enum CgroupDriver {
     Systemd,
 }
 
-/// The streaming server of exec, attach and port-forward; not served by this version.
+/// The streaming server of exec, attach and port-forward.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct StreamingConfig {
+    /// Where it listens: an IP address and a port, 0 for any.
     pub address: String,
+    /// What URLs name instead, as `host:port`, where clients reach the server by another way.
+    pub external_address: String,
+    /// The certificate, PEM, followed by what signed it; with the key this turns TLS on. Both are read anew on change.
+    pub tls_cert: String,
+    /// The certificate's key, PEM.
+    pub tls_key: String,
 }
 
 /// The socket of NRI plugins; not served by this version.
@@ -90,7 +97,8 @@ impl Default for Config {
 
 impl Default for StreamingConfig {
     fn default() -> Self {
-        Self { address: "127.0.0.1:0".to_owned() }
+        let [external_address, tls_cert, tls_key] = [const { String::new() }; 3];
+        Self { address: "127.0.0.1:0".to_owned(), external_address, tls_cert, tls_key }
     }
 }
 
@@ -206,6 +214,13 @@ impl Config {
                 "socket",
                 format!("the path has {length} bytes; a unix socket's has {MAX_SOCKET_PATH} at most"),
             );
+        }
+        let address = &self.streaming.address;
+        if address.parse::<std::net::SocketAddr>().is_err() {
+            wrong("streaming.address", format!("{address:?} is no IP address with a port"));
+        }
+        if self.streaming.tls_cert.is_empty() != self.streaming.tls_key.is_empty() {
+            wrong("streaming.tls_cert", "it and tls_key are given together or not at all".to_owned());
         }
         if !self.runtimes.contains_key(&self.default_runtime) {
             let known: Vec<&str> = self.runtimes.keys().map(String::as_str).collect();

@@ -53,11 +53,14 @@ impl Containers {
             return Err(ContainerError::SandboxNotReady { id: sandbox.id().to_string(), state });
         }
         if let Some(existing) = self.same_container(sandbox, &config) {
-            if existing.state() == ContainerState::Created && *existing.config() == config {
-                return Ok(existing.id().clone());
+            match existing.state() {
+                ContainerState::Created if *existing.config() == config => return Ok(existing.id().clone()),
+                // No creation of this name is under way but this one: it is what an undo could not take away.
+                ContainerState::Creating => self.dismantle(&existing).await?,
+                state => {
+                    return Err(ContainerError::Exists { id: existing.id().clone(), state: state.name() });
+                }
             }
-            let state = existing.state().name();
-            return Err(ContainerError::Exists { id: existing.id().clone(), state });
         }
         stage.set("looking at the image");
         let image = self.image_of(&config)?;
@@ -74,7 +77,7 @@ impl Containers {
             }
             Err(error) => {
                 stage.set("undoing");
-                if let Err(left) = self.take_away(&container).await {
+                if let Err(left) = self.dismantle(&container).await {
                     tracing::warn!(container = %container.id(), error = %crate::report::chain(&left), "undo");
                 }
                 Err(error)

@@ -22,6 +22,7 @@ use cofferdam_proto::cri;
 use tokio::sync::{Mutex, watch};
 
 pub use error::ContainerError;
+pub use exec::{AttachTarget, ExecTarget};
 pub use record::{ContainerRecord, ContainerState, Exit, ExitCause};
 
 use crate::index::{Index, LookupError};
@@ -96,7 +97,7 @@ impl Container {
     }
 
     /// Waits until it does not run, whatever comes then.
-    async fn ended(&self) {
+    pub async fn ended(&self) {
         let mut state = self.state.subscribe();
         // The sender lives in `self`: it cannot be gone.
         let _ = state.wait_for(|s| !matches!(s, ContainerState::Running { .. })).await;

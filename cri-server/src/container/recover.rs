@@ -85,7 +85,8 @@ impl Containers {
 
     /// Between the task's start and its record the daemon may have died: the shim knows.
     async fn recover_created(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), ContainerError> {
-        let Some(shim) = container.shim.load_full() else { return Ok(()) };
+        // Without a shim that answers, whatever a start had begun goes: the next one makes it anew.
+        let Some(shim) = container.shim.load_full() else { return self.end_task(container).await };
         match shim.state("").await {
             Ok(task) if matches!(task.status, TaskStatus::Created) => Ok(()),
             Ok(task) if matches!(task.status, TaskStatus::Running | TaskStatus::Stopped) => {

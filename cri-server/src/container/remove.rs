@@ -23,6 +23,15 @@ impl Containers {
     ) -> Result<(), ContainerError> {
         let removing = |_: &ContainerState| Ok::<_, ContainerError>(ContainerState::Removing);
         container.change(&self.ports, removing).await?;
+        self.dismantle(container).await
+    }
+
+    /// [`Self::take_away`] for a container that is not known as created yet: its record says already that it goes,
+    /// which matters on a full disk, where no other state can be recorded.
+    pub(super) async fn dismantle(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+    ) -> Result<(), ContainerError> {
         // A preparation under way ends first: it would make a task after this.
         self.preparations.ended(container.id().as_str()).await;
         self.end_task(container).await?;

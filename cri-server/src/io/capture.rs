@@ -93,12 +93,7 @@ impl ExecCapture {
 }
 
 impl Stream {
-    fn make(
-        folder: &FifoFolder,
-        name: &str,
-        room: Room,
-        readers: &mut JoinSet<()>,
-    ) -> Result<Self, IoError> {
+    fn make(folder: &FifoFolder, name: &str, room: Room, readers: &mut JoinSet<()>) -> Result<Self, IoError> {
         let path = folder.fifo(name)?;
         let failed = |source| IoError::at("open FIFO", &path, source);
         let receiver = pipe::OpenOptions::new().open_receiver(&path).map_err(failed)?;

@@ -6,6 +6,9 @@ use super::IoError;
 use super::fifo::make_fifo;
 use super::log_writer::{LogRoute, LogWriter};
 
+/// Where our own shim writes what nobody keeps.
+const DISCARD: &str = "file:///dev/null";
+
 /// Who writes the container's log.
 #[derive(Clone, Copy, Debug)]
 pub enum LogKeeper<'a> {
@@ -65,7 +68,8 @@ impl ContainerIo {
     /// # Errors
     /// When FIFOs or log writer fail; nothing runs then.
     pub async fn prepare(bundle: &Path, plan: IoPlan<'_>) -> Result<Self, IoError> {
-        if plan.log.is_none() && !plan.stdin {
+        let ours = matches!(plan.keeper, LogKeeper::Shim);
+        if plan.log.is_none() && !plan.stdin && !ours {
             return Ok(Self::Null);
         }
         let folder = bundle.join("io");
@@ -82,16 +86,18 @@ impl ContainerIo {
             (true, LogKeeper::Shim) => format!("fifo://{}", fifo("stdin")?),
             (true, LogKeeper::Writer { .. }) => fifo("stdin")?,
         };
-        let Some(log) = plan.log else {
-            return Ok(Self::StdinOnly(Streams { stdin, ..Default::default() }));
-        };
         match plan.keeper {
             LogKeeper::Shim => {
-                let stdout = format!("cri-log://{}", log.display());
+                // Clients attach to streams that nobody keeps, too.
+                let log = plan.log.map(|log| format!("cri-log://{}", log.display()));
+                let stdout = log.unwrap_or_else(|| DISCARD.to_owned());
                 let stderr = if plan.terminal { String::new() } else { stdout.clone() };
                 Ok(Self::Shim(Streams { stdin, stdout, stderr }))
             }
             LogKeeper::Writer { binary, max_line } => {
+                let Some(log) = plan.log else {
+                    return Ok(Self::StdinOnly(Streams { stdin, ..Default::default() }));
+                };
                 let stdout = fifo("stdout")?;
                 let stderr = if plan.terminal { String::new() } else { fifo("stderr")? };
                 let route = LogRoute { log, stdout: &stdout, stderr: &stderr, max_line };
@@ -145,9 +151,15 @@ mod tests {
         let terminal = prepare(IoPlan { terminal: true, stdin: true, ..plan }).await;
         assert!(terminal.stdin.ends_with("/io/stdin"));
         assert_eq!((terminal.stdout.as_str(), terminal.stderr.as_str()), (uri, ""));
-        assert_eq!(prepare(IoPlan { log: None, ..plan }).await, Streams::default());
-        let stdin = prepare(IoPlan { log: None, stdin: true, ..plan }).await;
-        assert!(!stdin.stdin.is_empty() && stdin.stdout.is_empty());
+        let unkept = prepare(IoPlan { log: None, ..plan }).await;
+        assert_eq!((unkept.stdin.as_str(), unkept.stdout.as_str()), ("", DISCARD));
+        let bundle = tempfile::tempdir().unwrap();
+        let keeper = LogKeeper::Writer { binary: Path::new("/nonexistent"), max_line: None };
+        let foreign = IoPlan { log: None, keeper, ..plan };
+        assert_eq!(ContainerIo::prepare(bundle.path(), foreign).await.unwrap().streams(), Streams::default());
+        let stdin =
+            ContainerIo::prepare(bundle.path(), IoPlan { stdin: true, ..foreign }).await.unwrap().streams();
+        assert!(stdin.stdin.starts_with('/') && stdin.stdout.is_empty());
     }
 
     #[tokio::test]

@@ -5,6 +5,7 @@ mod capture;
 mod container;
 mod fifo;
 mod log_writer;
+mod session;
 
 use std::path::{Path, PathBuf};
 
@@ -12,6 +13,7 @@ pub use capture::{Captured, ExecCapture, LIMIT};
 pub use container::{ContainerIo, IoPlan, LogKeeper, Streams};
 pub use fifo::FifoFolder;
 pub use log_writer::{LogRoute, LogWriter};
+pub use session::{SessionFifos, SessionInput, SessionOutput, Wanted, open_input};
 
 /// An operation on a FIFO or a log writer failed.
 #[derive(Debug, thiserror::Error)]

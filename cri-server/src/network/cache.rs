@@ -15,6 +15,8 @@ use super::error::NetworkError;
 use crate::model::SandboxId;
 
 const FORMAT: u32 = 1;
+/// The suffix of a record that is being written.
+const UNFINISHED: &str = "new";
 
 /// Who attached the sandbox, with the configuration of that moment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -51,7 +53,16 @@ pub(super) struct Cache {
 }
 
 impl Cache {
+    /// Opens the folder, which may not be there yet, and removes what a killed daemon was writing in it.
     pub(super) fn new(dir: PathBuf) -> Self {
+        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.extension().is_some_and(|suffix| suffix == UNFINISHED)
+                && let Err(error) = fs::remove_file(&path)
+            {
+                tracing::warn!(path = %path.display(), %error, "an unfinished record stays");
+            }
+        }
         Self { dir }
     }
 
@@ -126,7 +137,7 @@ pub(super) fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
     let dir = path.parent().ok_or_else(|| io::Error::other("it has no parent folder"))?;
     fs::create_dir_all(dir)?;
     // One writer per record: the sandbox's operation lock. The name cannot be a record's, it lacks the suffix.
-    let temporary = path.with_extension("new");
+    let temporary = path.with_extension(UNFINISHED);
     let written = File::create(&temporary).and_then(|mut file| {
         file.write_all(content)?;
         file.sync_all()
@@ -171,6 +182,13 @@ mod tests {
         cache.remove(&id).unwrap();
         cache.remove(&id).unwrap();
         assert_eq!(cache.load(&id).unwrap(), None);
+        fs::write(dir.path().join("results/s2.new"), "half").unwrap();
+        drop(Cache::new(dir.path().join("results")));
+        assert_eq!(
+            fs::read_dir(dir.path().join("results")).unwrap().count(),
+            0,
+            "an unfinished record is left"
+        );
     }
 
     #[test]

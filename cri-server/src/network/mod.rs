@@ -17,6 +17,7 @@ mod cache;
 mod capability;
 mod chain;
 mod conf;
+pub mod dial;
 mod error;
 mod exec;
 pub mod netns;

@@ -1,6 +1,6 @@
 //! Network namespaces of sandboxes. Owns `<state>/netns`: each file there is a mount that keeps one namespace alive.
 //!
-//! Invariant: only short-lived threads of this file ever leave the node's network namespace, and they end there.
+//! Invariant: only short-lived threads of this file and of `dial` leave the node's network namespace, and they end there.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, IoSlice, Write};

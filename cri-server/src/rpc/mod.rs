@@ -9,6 +9,7 @@ mod node;
 mod runtime;
 mod sandbox;
 mod stats;
+mod streaming;
 mod usage;
 
 use std::sync::Arc;
@@ -32,6 +33,8 @@ pub struct Daemon {
     pub pods: Pods,
     /// Keeps the last samples, from which rates are made.
     pub rates: Arc<CpuRates>,
+    /// Where clients of exec, attach and port-forward are sent.
+    pub streaming: crate::streaming::Streaming,
     /// The configuration in force, for a person to look at.
     pub config: Arc<crate::config::Config>,
 }

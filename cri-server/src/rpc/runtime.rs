@@ -7,7 +7,7 @@ use cofferdam_proto::cri;
 use cofferdam_proto::cri::runtime_service_server::RuntimeService;
 use tonic::{Request, Response, Status};
 
-use super::{Daemon, container, node, sandbox, usage};
+use super::{Daemon, container, node, sandbox, streaming, usage};
 
 /// The RuntimeService of a daemon.
 pub struct Runtime(pub Arc<Daemon>);
@@ -144,19 +144,22 @@ impl RuntimeService for Runtime {
         container::exec_sync(&self.0, request.into_inner()).await.map(Response::new)
     }
 
-    async fn exec(&self, _: Request<cri::ExecRequest>) -> Result<Response<cri::ExecResponse>, Status> {
-        unserved("Exec")
+    async fn exec(&self, request: Request<cri::ExecRequest>) -> Result<Response<cri::ExecResponse>, Status> {
+        streaming::exec(&self.0, request.into_inner()).map(Response::new)
     }
 
-    async fn attach(&self, _: Request<cri::AttachRequest>) -> Result<Response<cri::AttachResponse>, Status> {
-        unserved("Attach")
+    async fn attach(
+        &self,
+        request: Request<cri::AttachRequest>,
+    ) -> Result<Response<cri::AttachResponse>, Status> {
+        streaming::attach(&self.0, request.into_inner()).map(Response::new)
     }
 
     async fn port_forward(
         &self,
-        _: Request<cri::PortForwardRequest>,
+        request: Request<cri::PortForwardRequest>,
     ) -> Result<Response<cri::PortForwardResponse>, Status> {
-        unserved("PortForward")
+        streaming::port_forward(&self.0, request.into_inner()).map(Response::new)
     }
 
     async fn container_stats(

@@ -35,8 +35,8 @@ pub struct RuntimeConfig {
     /// An external OCI runtime; own and runc's shim only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub binary: Option<String>,
-    /// Whether cgroups are made by systemd; own and runc's shim only.
-    #[serde(default)]
+    /// Whether cgroups are made by systemd. No key of the file: it follows from `cgroup_driver`.
+    #[serde(skip)]
     pub systemd_cgroup: bool,
     /// The longest line of a container's log before it is split; own shim only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -315,10 +315,12 @@ mod tests {
         assert!(refused("path = \"shim\"").contains("absolute"));
         assert!(refused("type = \"io.containerd.cofferdam.v1\"\nisolation = \"jail\"").contains("isolation"));
         assert!(refused("type = \"io.containerd.runc.v2\"\nisolation = \"vm\"").contains("belong to"));
-        assert!(refused("type = \"io.containerd.kata.v2\"\nsystemd_cgroup = true").contains("options"));
+        assert!(refused("type = \"io.containerd.kata.v2\"\nbinary = \"/bin/x\"").contains("options"));
         assert!(refused("type = \"io.containerd.cofferdam.v1\"\n[options]\na = 1").contains("options"));
         assert!(refused("type = \"io.containerd.runc.v2\"\n[options]\nBinary = 1").contains("Binary"));
-        assert!(toml::from_str::<RuntimeConfig>("typ = \"x\"").is_err());
+        for unknown in ["typ = \"x\"", "systemd_cgroup = true"] {
+            assert!(toml::from_str::<RuntimeConfig>(unknown).is_err(), "{unknown}");
+        }
     }
 
     #[test]

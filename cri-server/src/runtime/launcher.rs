@@ -18,7 +18,7 @@ use super::bootstrap::{AnswerError, Dialect, Endpoint, Identity, ShimKind, excer
 use super::connection::Connection;
 use super::error::RuntimeError;
 use super::handler::Handler;
-use super::log_pipe::LogPipe;
+use super::log_pipe::{self, LogPipe};
 use super::shim::{Deadlines, Exit, Shim, exit_of};
 
 /// More than any answer has; the rest of the output is an error by itself.
@@ -171,6 +171,29 @@ impl Launcher {
     #[must_use]
     pub fn recorded(bundle: &Path) -> Option<Endpoint> {
         serde_json::from_slice(&std::fs::read(bundle.join(ENDPOINT_FILE)).ok()?).ok()
+    }
+
+    /// Whether something of a shim may be left in this bundle: one was started, or its start was tried.
+    #[must_use]
+    pub fn tried(bundle: &Path) -> bool {
+        [ENDPOINT_FILE, log_pipe::NAME].iter().any(|name| bundle.join(name).exists())
+    }
+
+    /// Forgets the shim of this bundle, once nothing of it is left.
+    ///
+    /// # Errors
+    /// When the traces cannot be removed; absent ones are none.
+    pub fn forget(bundle: &Path) -> Result<(), RuntimeError> {
+        for name in [ENDPOINT_FILE, log_pipe::NAME] {
+            let path = bundle.join(name);
+            match std::fs::remove_file(&path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(RuntimeError::File { operation: "remove", path, source });
+                }
+                Ok(()) | Err(_) => {}
+            }
+        }
+        Ok(())
     }
 
     /// Cleans up after a shim that died: kills what is left of the task, unmounts its root filesystem.

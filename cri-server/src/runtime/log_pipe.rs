@@ -14,6 +14,8 @@ use super::bootstrap::excerpt;
 use super::error::RuntimeError;
 use super::shim::Shim;
 
+/// As shims expect it in their bundle.
+pub(super) const NAME: &str = "log";
 /// Longer lines are logged in pieces.
 const LONGEST_LINE: u64 = 4096;
 
@@ -26,7 +28,7 @@ pub(super) struct LogPipe {
 impl LogPipe {
     /// Makes the FIFO where it is missing, and opens it.
     pub(super) fn make(bundle: &Path, task: &str) -> Result<Self, RuntimeError> {
-        let path: PathBuf = bundle.join("log");
+        let path: PathBuf = bundle.join(NAME);
         let failed =
             |source: io::Error| RuntimeError::File { operation: "make FIFO", path: path.clone(), source };
         match nix::unistd::mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR) {

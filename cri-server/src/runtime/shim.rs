@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use cofferdam_proto::shim::{ReopenLogRequest, ReopenLogResponse};
+use cofferdam_proto::shim::{AttachRequest, AttachResponse, ReopenLogRequest, ReopenLogResponse};
 use containerd_shim_protos::api;
 use oci_spec::runtime::{LinuxResources, Process};
 use protobuf::well_known_types::any::Any;
@@ -393,6 +393,21 @@ impl Shim {
             .call::<ReopenLogResponse>(OWN_SERVICE, "ReopenLog", &request, deadline)
             .await
             .map(drop)
+    }
+
+    /// Has our own shim copy what the container prints from now on into these FIFOs, too; an empty path leaves the
+    /// stream out. Each must have its reader already.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Unimplemented`] on any other shim.
+    pub async fn attach(&self, stdout: String, stderr: String) -> Result<(), RuntimeError> {
+        if self.endpoint.kind != ShimKind::Own {
+            let message = "only containerd-shim-cofferdam-v1 lets clients attach".to_owned();
+            return Err(RuntimeError::Unimplemented { call: "Attach", message });
+        }
+        let request = AttachRequest { id: self.id.to_string(), stdout, stderr, ..Default::default() };
+        let deadline = Some(self.deadlines.light);
+        self.connection.call::<AttachResponse>(OWN_SERVICE, "Attach", &request, deadline).await.map(drop)
     }
 }
 

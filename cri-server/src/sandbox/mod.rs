@@ -12,6 +12,7 @@ mod run;
 mod stop;
 mod supervise;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
@@ -83,6 +84,13 @@ impl Sandbox {
             SandboxState::Ready { pid } => Some(pid),
             SandboxState::Creating | SandboxState::NotReady | SandboxState::Removing => None,
         }
+    }
+
+    /// Waits until it is not ready, whatever comes then.
+    pub async fn ended(&self) {
+        let mut status = self.status.subscribe();
+        // The sender lives in `self`: it cannot be gone.
+        let _ = status.wait_for(|s| !matches!(s.state, SandboxState::Ready { .. })).await;
     }
 
     /// Whether the pod has an ipc namespace, and with it shared memory, of its own.
@@ -176,6 +184,12 @@ impl Sandboxes {
     /// When there is none, or more than one.
     pub fn find(&self, id: &str) -> Result<Arc<Sandbox>, LookupError> {
         self.all.find(id)
+    }
+
+    /// The pod's own network namespace; none for one that lives in the node's.
+    #[must_use]
+    pub fn network_namespace(&self, sandbox: &Sandbox) -> Option<PathBuf> {
+        sandbox.made.own_network.then(|| run::netns_path(&self.ports, sandbox.id()))
     }
 
     /// What is being done to sandboxes now.

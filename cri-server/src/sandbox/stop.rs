@@ -60,8 +60,10 @@ impl Sandboxes {
     /// Takes back all that [`Sandboxes::run`] made, but the folder and the record.
     pub(super) async fn tear_down(&self, sandbox: &Arc<Sandbox>) -> Result<(), SandboxError> {
         let mut failures = Vec::new();
-        failures.extend(self.end_pause(sandbox).await.err());
-        failures.extend(self.disconnect(sandbox).await.err());
+        // The kernel takes its time for either; neither needs the other.
+        let (ended, disconnected) = tokio::join!(self.end_pause(sandbox), self.disconnect(sandbox));
+        failures.extend(ended.err());
+        failures.extend(disconnected.err());
         failures.extend(files::unmount(&self.ports, sandbox.id()).err());
         SandboxError::collect(failures)
     }

@@ -3,6 +3,7 @@
 //! The order matters: the socket answers only after the records are loaded and the shims of running pods are found
 //! again, and what changes something is finished before the daemon ends. Pods run on without it.
 
+mod deadline;
 mod events;
 mod socket;
 
@@ -34,6 +35,7 @@ use crate::runtime::{
 use crate::sandbox::{SandboxError, Sandboxes};
 use crate::spec::Defaults;
 use crate::store::{Store, StoreError};
+use crate::streaming::{ListenError, Parts, Streaming};
 
 /// How long operations under way may take to end when the daemon does.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -63,6 +65,8 @@ pub enum ServeError {
     Sandboxes(#[from] SandboxError),
     #[error("recovery of containers")]
     Containers(#[from] ContainerError),
+    #[error(transparent)]
+    Streaming(#[from] ListenError),
     #[error("the server failed")]
     Server(#[from] tonic::transport::Error),
 }
@@ -94,7 +98,9 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
     sandboxes.recover().await?;
     containers.recover().await?;
     sweep(&ports, &sandboxes, &containers).await;
+    let parts = Parts { ports: Arc::clone(&ports), containers: Arc::clone(&containers) };
     let daemon = Arc::new(Daemon {
+        streaming: Streaming::serve(&config.streaming, parts).await?,
         ports: Arc::clone(&ports),
         pods: Pods { sandboxes: Arc::clone(&sandboxes), containers: Arc::clone(&containers) },
         sandboxes,
@@ -109,6 +115,7 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
     let admin = AdminServer::new(AdminRpc::new(Arc::clone(&ports.images)));
     Server::builder()
         .trace_fn(|request| tracing::debug_span!("rpc", call = request.uri().path()))
+        .layer(deadline::DeadlineLayer)
         .add_service(runtime)
         .add_service(image.max_decoding_message_size(MAX_MESSAGE))
         .add_service(admin)

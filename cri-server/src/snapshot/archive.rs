@@ -221,15 +221,20 @@ impl<R: BufRead> Archive<R> {
         let kind = kind_of(header.entry_type(), &path)?;
         let size = if kind == Kind::File { over.size.unwrap_or(size) } else { 0 };
         self.set_content(size);
-        let field = |value: io::Result<u64>| value.map_err(|e| SnapshotError::entry(&path, e.to_string()));
+        // Writers that leave a field out fill it with nothing; every other reader takes that for zero.
+        let field = |raw: &[u8], value: io::Result<u64>| match value {
+            Err(_) if raw.iter().all(|byte| matches!(byte, 0 | b' ')) => Ok(0),
+            value => value.map_err(|e| SnapshotError::entry(&path, e.to_string())),
+        };
+        let old = header.as_old();
         let id =
             |value: u64| u32::try_from(value).map_err(|_| SnapshotError::entry(&path, "owner out of range"));
-        let uid = id(over.uid.map_or_else(|| field(header.uid()), Ok)?)?;
-        let gid = id(over.gid.map_or_else(|| field(header.gid()), Ok)?)?;
+        let uid = id(over.uid.map_or_else(|| field(&old.uid, header.uid()), Ok)?)?;
+        let gid = id(over.gid.map_or_else(|| field(&old.gid, header.gid()), Ok)?)?;
         let mode = header.mode().map_err(|e| SnapshotError::entry(&path, e.to_string()))? & 0o7777;
         let mtime = match over.mtime {
             Some(mtime) => mtime,
-            None => (i64::try_from(field(header.mtime())?).unwrap_or(0), 0),
+            None => (i64::try_from(field(&old.mtime, header.mtime())?).unwrap_or(0), 0),
         };
         let device = match kind {
             Kind::Char | Kind::Block => {

@@ -3,15 +3,18 @@
 //! Invariant: everything here but the types runs in the child process only. libcontainer changes the working
 //! directory and other properties of its process, so two containers are never made in one process.
 
+mod cgroup_mount;
 mod console;
 mod detail;
 mod device_filter;
 mod executable;
 mod external;
 mod join;
+mod null;
 mod oci;
 mod rootfs;
 mod spec;
+mod workdir;
 
 use std::fmt;
 use std::io::{BufRead, BufReader};
@@ -171,11 +174,11 @@ fn carry_out(order: &Order, reporter: Reporter) -> Result<Report, Failure> {
             let runtime = runtime_for(&order.options, reporter);
             let mut prepared = spec::prepare(&order.bundle, reporter)?;
             if order.options.binary.is_none() {
-                prepared.name_propagation_for_libcontainer();
+                prepared.fit_libcontainer()?;
             }
             let on_host = rootfs::mount(order, &prepared.spec)?;
-            let made =
-                spec::finish(prepared, &order.bundle).and_then(|bundle| runtime.create(order, &bundle));
+            let made = spec::finish(prepared, &order.bundle, reporter)
+                .and_then(|bundle| runtime.create(order, &bundle));
             match made {
                 Ok(created) => Ok(Report::Created(Created { mounted_on_host: on_host, ..created })),
                 Err(failure) => {

@@ -12,7 +12,9 @@ use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use oci_spec::runtime::Spec;
 
-use super::{Failure, FailureKind, OciRuntime, Reporter, chain, console, device_filter, executable, join};
+use super::{
+    Failure, FailureKind, OciRuntime, Reporter, chain, console, device_filter, executable, join, null,
+};
 use crate::bundle::Bundle;
 use crate::cgroup::{CgroupPaths, kill};
 use crate::wire::{CreateOrder, Created, ExecOrder, Report, TaskOrder};
@@ -55,7 +57,7 @@ impl OciRuntime for Libcontainer {
                 | LibcontainerError::Spec(_) => FailureKind::Spec,
                 _ => FailureKind::Runtime,
             };
-            Failure::new(kind, format!("create the container: {}", chain(&error)))
+            Failure::new(kind, format!("create the container: {}{}", chain(&error), unknown_sysctls(bundle)))
         })?;
         let cgroups = CgroupPaths::of(pid)
             .map_err(Failure::because(FailureKind::Runtime, "find the container's cgroups"))?;
@@ -94,6 +96,20 @@ impl OciRuntime for Libcontainer {
         let container = load_container(order)?;
         run_hooks(hooks.poststop().as_ref(), Some(&container.state), None, None, None)
             .map_err(Failure::because(FailureKind::Runtime, "run the poststop hooks"))
+    }
+}
+
+/// The sysctls that this kernel does not have, for libcontainer's errors do not name the one that failed.
+fn unknown_sysctls(bundle: &Path) -> String {
+    let spec = load_spec(bundle).ok();
+    let asked = spec.as_ref().and_then(|s| s.linux().as_ref()?.sysctl().as_ref());
+    let unknown = asked.into_iter().flatten().map(|(name, _)| name.as_str());
+    let mut unknown: Vec<_> =
+        unknown.filter(|name| !Path::new("/proc/sys").join(name.replace('.', "/")).exists()).collect();
+    unknown.sort_unstable();
+    match unknown.as_slice() {
+        [] => String::new(),
+        names => format!(" (the node has no sysctl {})", names.join(", ")),
     }
 }
 
@@ -142,6 +158,7 @@ impl Program {
 
 impl Executor for Program {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
+        null::make_writable();
         let (args, _) = Self::words(spec);
         let env = executable::environment();
         let name = args.first().map(String::as_str).unwrap_or_default();

@@ -12,7 +12,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use oci_spec::runtime::{PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, Spec};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
-use super::{Failure, FailureKind, Reporter};
+use super::{Failure, FailureKind, Reporter, cgroup_mount, workdir};
 
 const CAP_SYS_RESOURCE: u32 = 24;
 /// No sane passwd file is longer; a hostile one is not read further.
@@ -24,9 +24,18 @@ pub struct Prepared {
 }
 
 impl Prepared {
+    /// Says the same in the way that libcontainer can carry out.
+    pub fn fit_libcontainer(&mut self) -> Result<(), Failure> {
+        self.name_propagation();
+        let table = fs::read_to_string("/proc/self/mountinfo");
+        let table = table.map_err(Failure::because(FailureKind::Spec, "read /proc/self/mountinfo"))?;
+        self.changed |= cgroup_mount::replace(&mut self.spec, &table);
+        Ok(())
+    }
+
     /// libcontainer always acts on the whole tree and only knows the names without the `r` that says so; other
     /// runtimes tell the two apart.
-    pub fn name_propagation_for_libcontainer(&mut self) {
+    fn name_propagation(&mut self) {
         let Some(linux) = self.spec.linux_mut() else { return };
         let plain = match linux.rootfs_propagation().as_deref() {
             Some("rshared") => "shared",
@@ -50,8 +59,14 @@ pub fn prepare(bundle: &Path, reporter: Reporter) -> Result<Prepared, Failure> {
 }
 
 /// Completes the specification once the root filesystem is there, and says in which folder it lies.
-pub fn finish(mut prepared: Prepared, bundle: &Path) -> Result<PathBuf, Failure> {
+pub fn finish(mut prepared: Prepared, bundle: &Path, reporter: Reporter) -> Result<PathBuf, Failure> {
     let root = prepared.spec.root().as_ref().map(|r| bundle.join(r.path()));
+    if let Some(root) = &root
+        && let Err(error) = workdir::make(&prepared.spec, root)
+    {
+        // Entering it fails next, and that is the container's error.
+        reporter.warn(format!("make the working directory: {error}"));
+    }
     if let (Some(process), Some(root)) = (prepared.spec.process_mut(), &root) {
         prepared.changed |= give_home(process, root);
     }

@@ -16,8 +16,9 @@ use tokio::time::timeout;
 
 use super::console::ConsoleSocket;
 use super::log::StreamName;
-use super::sink::{Destination, Logs, Sink, copy_output};
+use super::sink::{Destination, Logs, Output, Sink, copy_output};
 use super::stream::{Stream, pipe};
+use super::tap::Taps;
 use crate::bundle::Bundle;
 use crate::error::ShimError;
 use crate::launch::ContainerEnds;
@@ -51,6 +52,8 @@ pub struct Streams {
     close_stdin: Arc<Notify>,
     terminal: Mutex<Option<Arc<Stream>>>,
     logs: Mutex<Logs>,
+    stdout_taps: Arc<Taps>,
+    stderr_taps: Arc<Taps>,
 }
 
 /// Opens everything that `stdio` names.
@@ -122,10 +125,13 @@ impl Streams {
                 (None, Some(master)) => Arc::clone(master),
                 (None, None) => continue,
             };
-            outputs.spawn(copy_output(source, stream, sink, bundle.clone()));
+            let output = Output { stream, sink, taps: Arc::clone(self.taps(stream)) };
+            outputs.spawn(copy_output(source, output, bundle.clone()));
         }
         if let (true, Some(master)) = (discard, &master) {
-            outputs.spawn(copy_output(Arc::clone(master), StreamName::Stdout, Sink::Null, bundle.clone()));
+            let stream = StreamName::Stdout;
+            let output = Output { stream, sink: Sink::Null, taps: Arc::clone(self.taps(stream)) };
+            outputs.spawn(copy_output(Arc::clone(master), output, bundle.clone()));
         }
         drop(outputs);
         if let Some((fifo, pipe)) = opened.stdin {
@@ -151,6 +157,18 @@ impl Streams {
         }
     }
 
+    fn taps(&self, stream: StreamName) -> &Arc<Taps> {
+        match stream {
+            StreamName::Stdout => &self.stdout_taps,
+            StreamName::Stderr => &self.stderr_taps,
+        }
+    }
+
+    /// Copies a stream to one more FIFO from now on.
+    pub fn tap(&self, stream: StreamName, fifo: &Path) -> io::Result<()> {
+        self.taps(stream).add(fifo)
+    }
+
     /// Opens every log file anew. `Ok(false)` when there is none.
     pub fn reopen_logs(&self) -> io::Result<bool> {
         self.logs.lock().unwrap_or_else(PoisonError::into_inner).reopen()
@@ -168,6 +186,8 @@ impl Streams {
     pub fn abandon(&self) {
         self.outputs.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
         self.input.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
+        self.stdout_taps.end();
+        self.stderr_taps.end();
         *self.terminal.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }

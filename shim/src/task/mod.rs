@@ -12,6 +12,7 @@ pub mod process;
 pub mod sink;
 pub mod state;
 pub mod stream;
+pub mod tap;
 
 use std::collections::HashMap;
 use std::fs;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::io::append_file;
 use super::log::{self, LogFile, Records, StreamName};
 use super::stream::Stream;
+use super::tap::Taps;
 use crate::bundle::Bundle;
 use crate::error::ShimError;
 
@@ -101,7 +102,7 @@ pub enum Sink {
     Log(Arc<LogFile>),
 }
 
-/// A sink with what it has to remember between two reads. A tap for attach becomes one more of these per stream.
+/// A sink with what it has to remember between two reads.
 enum Writer {
     Null,
     Fifo(Stream),
@@ -145,8 +146,16 @@ impl Writer {
     }
 }
 
+/// Where one stream goes.
+pub struct Output {
+    pub stream: StreamName,
+    pub sink: Sink,
+    pub taps: Arc<Taps>,
+}
+
 /// Carries one stream until its end.
-pub async fn copy_output(source: Arc<Stream>, stream: StreamName, sink: Sink, bundle: Bundle) {
+pub async fn copy_output(source: Arc<Stream>, output: Output, bundle: Bundle) {
+    let Output { stream, sink, taps } = output;
     let mut writer = Writer::new(sink, stream);
     let mut failing = false;
     let mut note = |outcome: io::Result<()>| match outcome {
@@ -161,10 +170,12 @@ pub async fn copy_output(source: Arc<Stream>, stream: StreamName, sink: Sink, bu
     let mut buffer = Vec::new();
     while let Ok(1..) = source.read_into(&mut buffer).await {
         note(writer.write(&buffer).await);
+        taps.write(&buffer);
         // Given back rather than kept: a container that is silent costs no buffer.
         buffer = Vec::new();
     }
     note(writer.finish());
+    taps.end();
 }
 
 #[cfg(test)]

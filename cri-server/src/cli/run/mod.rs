@@ -1,7 +1,7 @@
 //! `cofferdam run`: a command in a new pod, with its output here, and nothing left of it afterwards.
 //!
 //! Invariant: from the first call that makes something on, every way out but `-d` and `--rm=false` passes the clean-up: the
-//! end of the command, an error, SIGINT and SIGTERM. A call that makes something is never abandoned.
+//! end of the command, an error, SIGINT, SIGTERM and SIGHUP. A call that makes something is never abandoned.
 
 mod request;
 mod session;
@@ -80,7 +80,7 @@ impl Run {
             // The daemon finishes the pull; of a pod there is nothing yet.
             code = signals.next() => return Ok(ExitCode::from(code)),
         };
-        let uid = request::uid().map_err(CliError::Threads)?;
+        let uid = request::uid().map_err(CliError::Setup)?;
         let name = self.name.clone().unwrap_or_else(|| name_for(&self.image, &uid));
         let taken = |pod: &cri::PodSandbox| {
             pod.metadata.as_ref().is_some_and(|m| m.name == name && m.namespace == NAMESPACE)

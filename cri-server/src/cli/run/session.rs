@@ -6,12 +6,11 @@ use std::process::ExitCode;
 
 use cofferdam_proto::cri;
 use tokio::task::JoinSet;
-use tonic::Code;
 
 use super::request::{LOG, Request};
 use super::signals::Signals;
 use crate::cli::client::Client;
-use crate::cli::error::CliError;
+use crate::cli::error::{CliError, not_runnable};
 use crate::cli::follow::Follower;
 use crate::cli::logs::{Printer, follow};
 use crate::cli::output;
@@ -19,9 +18,6 @@ use crate::report::chain;
 
 /// Seconds that a command has to end after the first signal; the second one ends it at once.
 const GRACE: i64 = 3;
-/// What shells know for a command that is not there, and for one that cannot be run.
-const NOT_FOUND: u8 = 127;
-const NOT_EXECUTABLE: u8 = 126;
 
 /// What has been made so far.
 pub(super) struct Session<'a> {
@@ -154,19 +150,9 @@ impl<'a> Session<'a> {
     }
 }
 
-/// A command that is not in the image is the user's, everything else ours.
+/// A command that cannot be run is the user's, everything else ours.
 fn start_failed(status: tonic::Status) -> Result<End, CliError> {
-    let words = status.message().to_ascii_lowercase();
-    let has = |signs: &[&str]| signs.iter().any(|sign| words.contains(sign));
-    let code = if status.code() == Code::Unavailable {
-        None
-    } else if has(&["executable", "exec"]) && has(&["not found", "no such file", "enoent"]) {
-        Some(NOT_FOUND)
-    } else if has(&["executable", "exec"]) && has(&["permission denied", "eacces"]) {
-        Some(NOT_EXECUTABLE)
-    } else {
-        None
-    };
+    let code = not_runnable(&status);
     let error = CliError::from(status);
     match code {
         Some(code) => {

@@ -1,4 +1,4 @@
-//! SIGINT and SIGTERM while a pod of ours exists: they ask the command to end, and never end us before the clean-up.
+//! SIGINT, SIGTERM and SIGHUP while a pod of ours exists: they ask the command to end, and never end us before the clean-up.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -7,22 +7,25 @@ use crate::cli::error::CliError;
 const BY_SIGNAL: u8 = 128;
 const SIGINT: u8 = 2;
 const SIGTERM: u8 = 15;
+const SIGHUP: u8 = 1;
 
 /// The signals that came.
 #[derive(Debug)]
 pub(super) struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    hang_up: Signal,
     first: Option<u8>,
 }
 
 impl Signals {
     /// From now on signals are kept for [`Signals::next`].
     pub(super) fn watch() -> Result<Self, CliError> {
-        let watch = |kind| signal(kind).map_err(CliError::Threads);
+        let watch = |kind| signal(kind).map_err(CliError::Setup);
         Ok(Self {
             interrupt: watch(SignalKind::interrupt())?,
             terminate: watch(SignalKind::terminate())?,
+            hang_up: watch(SignalKind::hangup())?,
             first: None,
         })
     }
@@ -32,6 +35,7 @@ impl Signals {
         let number = tokio::select! {
             _ = self.interrupt.recv() => SIGINT,
             _ = self.terminate.recv() => SIGTERM,
+            _ = self.hang_up.recv() => SIGHUP,
         };
         let code = BY_SIGNAL + number;
         *self.first.get_or_insert(code)

@@ -1,0 +1,142 @@
+//! Attach sessions: a client at the streams of a container's own first process.
+//!
+//! Invariant: the container does not depend on its clients. One that is slow loses its session, one that vanishes ends
+//! it; the stdin of a container with `stdin_once` ends with the first client's.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::copy::{self, Orphaned};
+use super::exec::{finish, follow_size};
+use super::remote::{BoxRead, CommandSession, Outcome, Streams};
+use crate::container::{AttachTarget, Container, ContainerError, Containers};
+use crate::io::{SessionFifos, Wanted, open_input};
+use crate::model::ContainerId;
+use crate::report::chain;
+
+/// The exit of a container is recorded a little after its streams' end.
+const EXIT_FOLLOWS: Duration = Duration::from_secs(5);
+
+/// What the client asked for.
+pub struct Request {
+    pub container: Arc<Container>,
+    pub streams: Streams,
+}
+
+/// Sees the session to its end.
+pub(super) async fn serve(
+    containers: &Containers,
+    request: Request,
+    session: CommandSession,
+    stopping: &CancellationToken,
+) {
+    let CommandSession { stdin, stdout, stderr, resize, status } = session;
+    let (target, fifos) = match begin(containers, &request).await {
+        Ok(begun) => begun,
+        Err(error) => return finish(status, Outcome::Failure(chain(&error))).await,
+    };
+    let ended = CancellationToken::new();
+    let mut outputs = JoinSet::new();
+    for (fifo, client) in [(fifos.stdout, stdout), (fifos.stderr, stderr)] {
+        if let (Some(fifo), Some(client)) = (fifo, client) {
+            outputs.spawn(copy::output(fifo.connected(), client, Orphaned::Leave, ended.clone()));
+        }
+    }
+    let mut inputs = JoinSet::new();
+    if request.streams.tty {
+        inputs.spawn(follow_size(Arc::clone(&target.shim), String::new(), resize));
+    }
+    if let Some(client) = stdin {
+        inputs.spawn(feed(Arc::clone(&request.container), target, client));
+    }
+    let gone = status.gone();
+    let listens = !outputs.is_empty();
+    let all_ended = async {
+        while outputs.join_next().await.is_some() {}
+        if !listens {
+            std::future::pending::<()>().await;
+        }
+    };
+    let end = tokio::select! {
+        () = all_ended => End::Outputs,
+        () = request.container.ended() => End::Container,
+        () = gone.cancelled() => End::Client,
+        () = stopping.cancelled() => End::Daemon,
+    };
+    let outcome = end.outcome(&request.container).await;
+    ended.cancel();
+    if matches!(end, End::Container) {
+        while outputs.join_next().await.is_some() {}
+    }
+    inputs.shutdown().await;
+    finish(status, outcome).await;
+}
+
+/// What ended the session.
+#[derive(Clone, Copy)]
+enum End {
+    Outputs,
+    Container,
+    Client,
+    Daemon,
+}
+
+impl End {
+    async fn outcome(self, container: &Container) -> Outcome {
+        match self {
+            Self::Container | Self::Client => Outcome::Success,
+            Self::Daemon => Outcome::Failure("the daemon is going down".to_owned()),
+            Self::Outputs => match tokio::time::timeout(EXIT_FOLLOWS, container.ended()).await {
+                Ok(()) => Outcome::Success,
+                Err(_) => Outcome::Failure(
+                    "the output ended although the container runs on: the client was too slow for it, or the \
+                     container closed it"
+                        .to_owned(),
+                ),
+            },
+        }
+    }
+}
+
+async fn begin(
+    containers: &Containers,
+    request: &Request,
+) -> Result<(AttachTarget, SessionFifos), ContainerError> {
+    let target = containers.attach_target(&request.container)?;
+    let id = ContainerId::generate().map_err(|source| ContainerError::File {
+        operation: "id from",
+        path: "/dev/urandom".into(),
+        source,
+    })?;
+    let Streams { stdout, stderr, tty, .. } = request.streams;
+    let wanted = Wanted { stdin: false, stdout, stderr: stderr && !tty };
+    let fifos = SessionFifos::make(&target.bundle, &format!("attach-{id}"), wanted)?;
+    let path = |fifo: &Option<crate::io::SessionOutput>| fifo.as_ref().map(|f| f.path()).unwrap_or_default();
+    if wanted.stdout || wanted.stderr {
+        target.shim.attach(path(&fifos.stdout), path(&fifos.stderr)).await?;
+    }
+    Ok((target, fifos))
+}
+
+/// Carries the client's words.
+async fn feed(container: Arc<Container>, target: AttachTarget, client: BoxRead) {
+    let fifo = target.stdin.as_deref().map(open_input);
+    match fifo {
+        Some(Ok(fifo)) => copy::input(client, fifo).await,
+        // It has no stdin, or an earlier client's end was its end.
+        None | Some(Err(_)) => copy::discard(client).await,
+    };
+    let config = container.config();
+    // A terminal stays for whoever comes next, as kubectl's users know it.
+    if config.stdin_once
+        && !config.tty
+        && let Err(error) = target.shim.close_io("").await
+        && !error.is_shim_lost()
+        && !error.is_not_found()
+    {
+        tracing::warn!(container = %container.id(), error = %chain(&error), "end of stdin");
+    }
+}
