@@ -32,6 +32,7 @@ ip addr add 192.0.2.1/32 dev lo
 . /lib.sh
 echo "node: Linux $(uname -r), controllers: $(cat /sys/fs/cgroup/cgroup.controllers)"
 start_daemon
+check "an archive is imported" cofferdam import /demo.tar
 for file in /checks/*.sh; do
     echo "-- $(basename "$file" .sh)"
     . "$file"
