@@ -6,6 +6,8 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 # Root does without; on a user's machine set-up, demo and tests ask for a password.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+# Cargo builds as the user; what it built runs as root, since most tests mount, unshare or make links.
+AS_ROOT := $(if $(SUDO),CARGO_TARGET_$(shell echo $(TARGET) | tr a-z- A-Z_)_RUNNER="$(SUDO) -E")
 
 # To build: a C compiler for the C parts of crates, and libseccomp, which the shim links statically.
 BUILD_PACKAGES := gcc libc6-dev make pkg-config libseccomp-dev ca-certificates
@@ -41,14 +43,17 @@ demo: setup build ## a pod runs, on throwaway folders; leaves nothing behind
 
 test: setup build unit e2e ## all tests
 
-unit: ## the tests of the crates
-	cargo test --release --locked -p cofferdam -p cofferdam-netplugin -p cofferdam-vm -p cofferdam-proto
+unit: ## the tests of the crates; needs `make build`
+	$(AS_ROOT) cargo test --release --locked -p cofferdam -p cofferdam-netplugin -p cofferdam-vm -p cofferdam-proto
 	LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=/usr/lib/$(ARCH)-linux-gnu \
 	RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" \
-	cargo test --profile shim --locked -p cofferdam-shim --target $(TARGET)
+	$(AS_ROOT) cargo test --profile shim --locked -p cofferdam-shim --target $(TARGET)
 
+# The tests of the shape and the licences belong to lint and need neither root nor a build of the daemon.
+E2E := $(patsubst tests/tests/%.rs,--test %,$(filter-out %/arch.rs %/licences.rs,$(wildcard tests/tests/*.rs)))
 e2e: ## the tests through the socket
-	COFFERDAM_BIN_DIR=$(CURDIR)/target/release cargo test --release --locked -p cofferdam-tests
+	$(AS_ROOT) COFFERDAM_BIN_DIR=$(CURDIR)/target/release \
+	cargo test --release --locked -p cofferdam-tests --lib --bins $(E2E)
 
 lint: ## formatting, clippy with warnings denied, licences
 	cargo fmt --all --check

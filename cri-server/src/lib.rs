@@ -2,6 +2,8 @@
 //!
 //! A module uses only those above it in this list; `server` and `cli` are the edges. `tests/tests/arch.rs` checks it.
 
+#![forbid(unsafe_code)]
+
 pub mod report;
 pub mod model;
 pub mod index;

@@ -1,5 +1,7 @@
 //! `cofferdam`: the daemon and the operator's commands in one binary.
 
+#![forbid(unsafe_code)]
+
 use std::process::ExitCode;
 
 use clap::Parser;

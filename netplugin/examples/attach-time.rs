@@ -3,7 +3,8 @@
 //!
 //! `cargo run --release -p cofferdam-netplugin --example attach-time -- path/to/cofferdam-bridge [rounds]`
 
-#[path = "../tests/host/mod.rs"]
+#[path = "../tests/plugin/host.rs"]
+#[expect(dead_code, reason = "the tests use the rest of it")]
 mod host;
 
 use cofferdam_netplugin::types::{NetConf, Protocol, Request};
@@ -100,8 +101,16 @@ fn main() {
             measure(&format!("{what}: cofferdam-bridge"), rounds, add, del, make);
             peers(&host, what, with_port, rounds, &make);
         });
-        host.assert_clean_of_ours();
+        assert_clean_of_ours(&host);
     }
+}
+
+/// Nothing of ours is left; Debian's plugins may have left something.
+fn assert_clean_of_ours(host: &Host) {
+    let unused = host.ns.run(|| cofferdam_netplugin::teardown_if_unused(&host.conf));
+    assert!(unused.unwrap(), "the network is in use");
+    assert!(!host.ruleset().contains("cofferdam"));
+    assert!(!host.ns.shell("ip -o link").contains("br0"));
 }
 
 fn peers(host: &Host, what: &str, with_port: bool, rounds: usize, make: &impl Fn(usize, &Ns) -> Request) {

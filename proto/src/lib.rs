@@ -6,23 +6,25 @@
 //! - [`shim`] (feature `shim`): what our own shim serves beside containerd's Task service, over ttrpc. Source:
 //!   `proto/shim.proto`.
 
+#![forbid(unsafe_code)]
+
 /// The Kubernetes Container Runtime Interface, version v1.
 #[cfg(feature = "cri")]
-#[allow(clippy::all, clippy::too_many_lines, missing_docs)]
+#[allow(clippy::all, clippy::too_many_lines, reason = "generated")]
 pub mod cri {
     tonic::include_proto!("runtime.v1");
 }
 
 /// What the operator's commands ask of the daemon beyond the CRI.
 #[cfg(feature = "cri")]
-#[allow(clippy::all, clippy::too_many_lines, missing_docs)]
+#[allow(clippy::all, clippy::too_many_lines, reason = "generated")]
 pub mod admin {
     tonic::include_proto!("cofferdam.admin.v1");
 }
 
 /// The extension of our shim.
 #[cfg(feature = "shim")]
-#[allow(clippy::all, clippy::too_many_lines, missing_docs)]
+#[allow(clippy::all, clippy::too_many_lines, reason = "generated")]
 pub mod shim {
     mod generated {
         include!(concat!(env!("OUT_DIR"), "/shim_mod.rs"));

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -34,12 +35,14 @@ enum Slot {
 pub struct Service {
     around: Surroundings,
     tasks: Mutex<HashMap<String, Slot>>,
+    settled: Notify,
     shutdown: Arc<Notify>,
 }
 
 impl Service {
     pub fn new(reaper: Arc<Reaper>, publisher: Arc<Publisher>, shutdown: Arc<Notify>) -> Self {
-        Service { around: Surroundings { reaper, publisher }, tasks: Mutex::default(), shutdown }
+        let around = Surroundings { reaper, publisher };
+        Service { around, tasks: Mutex::default(), settled: Notify::new(), shutdown }
     }
 
     fn task(&self, id: &str) -> Result<Arc<Task>, ShimError> {
@@ -64,6 +67,25 @@ impl Service {
         match task {
             Some(task) => drop(tasks.insert(id.to_owned(), Slot::Task(task))),
             None => drop(tasks.remove(id)),
+        }
+        self.settled.notify_waiters();
+    }
+
+    /// Waits until nothing is being created. Whoever ends a task must meet what a creation under way makes, also one
+    /// whose caller died in the middle.
+    async fn creations_settled(&self) {
+        loop {
+            let mut settled = pin!(self.settled.notified());
+            // From here on no notification is missed.
+            settled.as_mut().enable();
+            let creating = {
+                let tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+                tasks.values().any(|slot| matches!(slot, Slot::Creating))
+            };
+            if !creating {
+                return;
+            }
+            settled.await;
         }
     }
 }
@@ -119,6 +141,7 @@ impl TaskRpc for Service {
     }
 
     async fn delete(&self, _: &TtrpcContext, r: DeleteRequest) -> ttrpc::Result<DeleteResponse> {
+        self.creations_settled().await;
         let task = self.task(&r.id)?;
         let exit = if r.exec_id.is_empty() {
             let exit = task.delete().await?;
@@ -161,6 +184,7 @@ impl TaskRpc for Service {
     }
 
     async fn kill(&self, _: &TtrpcContext, r: KillRequest) -> ttrpc::Result<Empty> {
+        self.creations_settled().await;
         self.task(&r.id)?.kill(&r.exec_id, r.signal, r.all)?;
         Ok(Empty::new())
     }
@@ -220,6 +244,9 @@ impl TaskRpc for Service {
     }
 
     async fn shutdown(&self, _: &TtrpcContext, r: ShutdownRequest) -> ttrpc::Result<Empty> {
+        if !r.now {
+            self.creations_settled().await;
+        }
         let empty = self.tasks.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
         if empty || r.now {
             self.shutdown.notify_one();

@@ -1,6 +1,10 @@
-//! Pulls from the fixture registry on 127.0.0.1:5000 (tests/fixtures), imports and exports. They unpack, so they need root.
+//! Pulls from a registry of the test's own, imports and exports. They unpack, so they need root.
+
+mod fixtures;
 
 use std::os::fd::AsFd;
+
+use cofferdam_tests::harness::Registry as TestRegistry;
 
 use super::*;
 use crate::registry::{Credentials, RegistryError};
@@ -13,11 +17,19 @@ struct Node {
 }
 
 impl Node {
-    fn new(config: Config) -> Self {
+    /// A node for which docker.io is `registry`.
+    fn new(registry: &TestRegistry, config: Config) -> Self {
         let root = tempfile::tempdir().unwrap();
-        let certs = root.path().join("certs.d/docker.io");
-        std::fs::create_dir_all(&certs).unwrap();
-        std::fs::write(certs.join("hosts.toml"), "server = \"http://127.0.0.1:5000\"\n").unwrap();
+        registry.announce(&root.path().join("certs.d"), "docker.io");
+        Self::at(root, config)
+    }
+
+    /// A node that pulls nothing.
+    fn without_registry() -> Self {
+        Self::at(tempfile::tempdir().unwrap(), Config::default())
+    }
+
+    fn at(root: tempfile::TempDir, config: Config) -> Self {
         let store = Store::open(&root.path().join("metadata.redb")).unwrap();
         let config = Config { registry_config: root.path().join("certs.d"), ..config };
         let service = ImageService::open(root.path(), config, store.clone()).unwrap();
@@ -49,29 +61,11 @@ impl Node {
     }
 }
 
-/// The tests need the registry; without it they fail and say what to do.
-fn registry_is_up() {
-    let address = "127.0.0.1:5000".parse().unwrap();
-    std::net::TcpStream::connect_timeout(&address, std::time::Duration::from_secs(1)).expect(
-        "these tests need docker-registry with the fixture images on 127.0.0.1:5000; see tests/fixtures",
-    );
-}
-
 #[tokio::test]
 async fn privileged_fixture_images_are_pulled_whole() {
-    registry_is_up();
-    let mut node = Node::new(Config::default());
-    for name in [
-        "whiteouts",
-        "attributes",
-        "config",
-        "uncompressed",
-        "schema2",
-        "zstd",
-        "multiarch",
-        "schema2-list",
-        "many-layers",
-    ] {
+    let registry = fixtures::registry_with(&fixtures::SOUND);
+    let mut node = Node::new(&registry, Config::default());
+    for name in fixtures::SOUND {
         let reference = format!("docker.io/fixtures/{name}:1");
         let image =
             node.pull(&reference).await.unwrap_or_else(|e| panic!("{name}: {}", crate::registry::chain(&*e)));
@@ -91,6 +85,13 @@ async fn privileged_fixture_images_are_pulled_whole() {
     for there in ["/dir/a", "/opaque/new", "/was-file/inside", "/was-dir", "/was-link/own", "/again/fresh"] {
         assert!(node.read(&whiteouts, there).is_some(), "{there}");
     }
+    for name in ["multiarch", "schema2-list"] {
+        let chosen = node.service.find(&format!("fixtures/{name}:1")).unwrap();
+        assert_eq!(node.read(&chosen, "/arch").unwrap(), platform::host().architecture.as_bytes(), "{name}");
+    }
+    let attributes = node.service.find("fixtures/attributes:1").unwrap();
+    assert_eq!(node.read(&attributes, "/attr/link").unwrap(), b"one");
+    assert_eq!(node.read(&attributes, "/attr/second").unwrap(), b"one");
     let config = node.service.find("fixtures/config:1").unwrap();
     assert_eq!(config.user(), ImageUser::Name("app".to_owned()));
     assert_eq!((config.config.stop_signal.as_str(), config.config.volumes.len()), ("SIGUSR1", 1));
@@ -111,8 +112,8 @@ async fn privileged_fixture_images_are_pulled_whole() {
 
 #[tokio::test]
 async fn privileged_what_is_no_image_for_us_is_refused_and_leaves_nothing() {
-    registry_is_up();
-    let node = Node::new(Config::default());
+    let registry = fixtures::registry_with(&["bad-diffid", "other-arch-only", "artifact", "whiteouts"]);
+    let node = Node::new(&registry, Config::default());
     for (name, expected) in [
         ("fixtures/bad-diffid:1", "diff id"),
         ("fixtures/other-arch-only:1", "has no image for linux/"),
@@ -138,8 +139,8 @@ async fn privileged_what_is_no_image_for_us_is_refused_and_leaves_nothing() {
 
 #[tokio::test]
 async fn privileged_hostile_paths_end_inside_the_layer() {
-    registry_is_up();
-    let node = Node::new(Config::default());
+    let registry = fixtures::registry_with(&["escape"]);
+    let node = Node::new(&registry, Config::default());
     let image = node.pull("fixtures/escape:1").await.unwrap();
     for name in ["symlink", "dotdot", "up"] {
         let name = format!("/tmp/fixtures-escaped-{name}");
@@ -150,8 +151,8 @@ async fn privileged_hostile_paths_end_inside_the_layer() {
 
 #[tokio::test]
 async fn privileged_pulls_are_joined_and_outlive_their_callers() {
-    registry_is_up();
-    let node = Node::new(Config::default());
+    let registry = fixtures::registry_with(&["many-layers", "zstd", "config"]);
+    let node = Node::new(&registry, Config::default());
     let start = || node.service.start_pull("fixtures/many-layers:1", Credentials::anonymous()).unwrap();
     let other = node.service.start_pull("fixtures/many-layers:1", Credentials::password("a", "b")).unwrap();
     let (first, second) = (start(), start());
@@ -176,8 +177,8 @@ async fn privileged_pulls_are_joined_and_outlive_their_callers() {
 
 #[tokio::test]
 async fn privileged_an_image_that_lost_a_layer_is_pulled_again() {
-    registry_is_up();
-    let mut node = Node::new(Config::default());
+    let registry = fixtures::registry_with(&["whiteouts"]);
+    let mut node = Node::new(&registry, Config::default());
     let image = node.pull("fixtures/whiteouts:1").await.unwrap();
     std::fs::remove_dir_all(node.root.path().join("layers").join(image.layers[1].diff_id.hex())).unwrap();
     std::fs::create_dir_all(node.root.path().join("layers/tmp-3/fs/half")).unwrap();
@@ -198,9 +199,9 @@ async fn privileged_an_image_that_lost_a_layer_is_pulled_again() {
 
 #[tokio::test]
 async fn privileged_pinned_images_stay_and_tags_move() {
-    registry_is_up();
+    let registry = fixtures::registry_with(&["config", "zstd"]);
     let pinned = vec!["docker.io/fixtures/config:1".to_owned()];
-    let node = Node::new(Config { pinned, ..Config::default() });
+    let node = Node::new(&registry, Config { pinned, ..Config::default() });
     let config = node.pull("fixtures/config:1").await.unwrap();
     assert!(config.pinned);
     assert!(matches!(node.service.remove("fixtures/config:1").await, Err(ImageError::Pinned(_))));
@@ -220,11 +221,11 @@ async fn privileged_pinned_images_stay_and_tags_move() {
 
 #[tokio::test]
 async fn privileged_bounds_of_the_configuration_hold() {
-    registry_is_up();
-    let node = Node::new(Config { max_layer_bytes: 1000, ..Config::default() });
+    let registry = fixtures::registry_with(&["config", "many-layers"]);
+    let node = Node::new(&registry, Config { max_layer_bytes: 1000, ..Config::default() });
     let text = crate::registry::chain(&*node.pull("fixtures/config:1").await.unwrap_err());
     assert!(text.contains("limit of 1000 unpacked bytes"), "{text}");
-    let node = Node::new(Config { max_layers: 3, ..Config::default() });
+    let node = Node::new(&registry, Config { max_layers: 3, ..Config::default() });
     let text = crate::registry::chain(&*node.pull("fixtures/many-layers:1").await.unwrap_err());
     assert!(text.contains("more than the 3 allowed"), "{text}");
     assert!(!node.has_scratch());
@@ -239,8 +240,8 @@ fn digests(folder: &Path) -> std::collections::BTreeSet<String> {
 
 #[tokio::test]
 async fn privileged_exports_come_back_byte_for_byte() {
-    registry_is_up();
-    let node = Node::new(Config::default());
+    let registry = fixtures::registry_with(&["whiteouts", "schema2", "zstd"]);
+    let node = Node::new(&registry, Config::default());
     let names =
         ["docker.io/fixtures/whiteouts:1", "docker.io/fixtures/schema2:1", "docker.io/fixtures/zstd:1"];
     for name in names {
@@ -259,7 +260,7 @@ async fn privileged_exports_come_back_byte_for_byte() {
     let zipped = node.root.path().join("images.tar.zst");
     std::fs::write(&zipped, zstd::encode_all(std::fs::File::open(&archive).unwrap(), 1).unwrap()).unwrap();
     for file in [&archive, &zipped] {
-        let other = Node::new(Config::default());
+        let other = Node::new(&registry, Config::default());
         let images = other.service.import(file).await.unwrap();
         assert_eq!(images.len(), 3);
         assert_eq!(other.service.find("example.com/twin:2").unwrap().id, twin.id);
@@ -277,7 +278,7 @@ async fn privileged_exports_come_back_byte_for_byte() {
 
 #[tokio::test]
 async fn privileged_old_docker_archives_are_imported() {
-    let node = Node::new(Config::default());
+    let node = Node::without_registry();
     let mut inner = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_gnu();
     header.set_size(5);
@@ -336,15 +337,13 @@ async fn privileged_old_docker_archives_are_imported() {
 
 #[tokio::test]
 async fn privileged_a_full_disk_is_told_and_leaves_nothing() {
-    registry_is_up();
+    let registry = fixtures::registry_with(&["whiteouts"]);
     let root = tempfile::tempdir().unwrap();
     let small = root.path().join("small");
     std::fs::create_dir(&small).unwrap();
-    rustix::mount::mount("tmpfs", &small, "tmpfs", rustix::mount::MountFlags::empty(), c"size=3m").unwrap();
+    rustix::mount::mount("tmpfs", &small, "tmpfs", rustix::mount::MountFlags::empty(), c"size=2m").unwrap();
     let outcome = async {
-        let certs = root.path().join("docker.io");
-        std::fs::create_dir_all(&certs).unwrap();
-        std::fs::write(certs.join("hosts.toml"), "server = \"http://127.0.0.1:5000\"\n").unwrap();
+        registry.announce(root.path(), "docker.io");
         let store = Store::open(&root.path().join("metadata.redb")).unwrap();
         let config = Config { registry_config: root.path().to_owned(), ..Config::default() };
         let service = ImageService::open(&small, config, store).unwrap();

@@ -66,13 +66,13 @@ fn seccomp_profile(security: &cri::LinuxContainerSecurityContext) -> Result<Prof
     if security.privileged {
         return Ok(Profile::Unconfined);
     }
-    #[allow(deprecated)]
+    #[allow(deprecated, reason = "kubelets before 1.24 set only this field")]
     let old = security.seccomp_profile_path.as_str();
     security::profile("seccomp", security.seccomp.as_ref(), old)
 }
 
 fn apparmor_profile(security: &cri::LinuxContainerSecurityContext) -> Result<Profile, SpecError> {
-    #[allow(deprecated)]
+    #[allow(deprecated, reason = "kubelets before 1.24 set only this field")]
     let old = security.apparmor_profile.as_str();
     let profile = security::profile("apparmor", security.apparmor.as_ref(), old)?;
     match (&profile, security.privileged) {

@@ -145,7 +145,7 @@ fn seccomp_profile(security: &cri::LinuxSandboxSecurityContext) -> Result<Profil
     if security.privileged {
         return Ok(Profile::Unconfined);
     }
-    #[allow(deprecated)]
+    #[allow(deprecated, reason = "kubelets before 1.24 set only this field")]
     let old = security.seccomp_profile_path.as_str();
     security::profile("seccomp", security.seccomp.as_ref(), old)
 }

@@ -13,6 +13,7 @@ mod null;
 mod oci;
 mod rootfs;
 mod spec;
+mod workdir;
 
 use std::fmt;
 use std::io::{BufRead, BufReader};
@@ -175,8 +176,8 @@ fn carry_out(order: &Order, reporter: Reporter) -> Result<Report, Failure> {
                 prepared.name_propagation_for_libcontainer();
             }
             let on_host = rootfs::mount(order, &prepared.spec)?;
-            let made =
-                spec::finish(prepared, &order.bundle).and_then(|bundle| runtime.create(order, &bundle));
+            let made = spec::finish(prepared, &order.bundle, reporter)
+                .and_then(|bundle| runtime.create(order, &bundle));
             match made {
                 Ok(created) => Ok(Report::Created(Created { mounted_on_host: on_host, ..created })),
                 Err(failure) => {

@@ -12,7 +12,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use oci_spec::runtime::{PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, Spec};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
-use super::{Failure, FailureKind, Reporter};
+use super::{Failure, FailureKind, Reporter, workdir};
 
 const CAP_SYS_RESOURCE: u32 = 24;
 /// No sane passwd file is longer; a hostile one is not read further.
@@ -50,8 +50,14 @@ pub fn prepare(bundle: &Path, reporter: Reporter) -> Result<Prepared, Failure> {
 }
 
 /// Completes the specification once the root filesystem is there, and says in which folder it lies.
-pub fn finish(mut prepared: Prepared, bundle: &Path) -> Result<PathBuf, Failure> {
+pub fn finish(mut prepared: Prepared, bundle: &Path, reporter: Reporter) -> Result<PathBuf, Failure> {
     let root = prepared.spec.root().as_ref().map(|r| bundle.join(r.path()));
+    if let Some(root) = &root
+        && let Err(error) = workdir::make(&prepared.spec, root)
+    {
+        // Entering it fails next, and that is the container's error.
+        reporter.warn(format!("make the working directory: {error}"));
+    }
     if let (Some(process), Some(root)) = (prepared.spec.process_mut(), &root) {
         prepared.changed |= give_home(process, root);
     }

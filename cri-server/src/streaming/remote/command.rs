@@ -80,7 +80,8 @@ pub async fn spdy_command(
     limits: Limits,
 ) -> Result<CommandSession, RemoteError> {
     let hub = Arc::new(Hub::default());
-    let (server, incoming) = SpdyServer::new(hub.clone(), Rules { admit, most: MOST_STREAMS });
+    let (server, incoming) =
+        SpdyServer::new(hub.clone(), Rules { admit, most: MOST_STREAMS, last: Some("error") });
     let link = start(io, server, hub, limits.idle);
     let mut streams = gather(incoming, &want.names(version), limits.creation).await?;
     let mut unused = Unused::default();

@@ -91,7 +91,7 @@ pub fn tunnel_forward(io: impl Io, limits: Limits) -> ForwardSession {
 
 fn streams<E: Engine>(io: impl Io, limits: Limits, wrap: impl FnOnce(SpdyServer) -> E) -> ForwardSession {
     let hub = Arc::new(Hub::default());
-    let (server, incoming) = SpdyServer::new(hub.clone(), Rules { admit, most: MOST_STREAMS });
+    let (server, incoming) = SpdyServer::new(hub.clone(), Rules { admit, most: MOST_STREAMS, last: None });
     let link = start(io, wrap(server), hub, limits.idle);
     let pairs = Pairs { incoming, halves: HashMap::new(), patience: limits.pairing };
     ForwardSession { source: Source::Streams(pairs), link }

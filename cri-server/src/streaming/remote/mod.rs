@@ -71,3 +71,6 @@ pub enum RemoteError {
     #[error("the connection failed before the session began")]
     Link(#[source] LinkError),
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,8 @@
 //! Which transport and protocol a request gets: pure decisions on method and headers, answered by the headers of the
 //! 101 response or by a refusal that lists what is supported.
 
+#![expect(clippy::result_large_err, reason = "one decision per connection; a box would only be in the way")]
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{

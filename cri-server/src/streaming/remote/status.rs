@@ -10,6 +10,10 @@ use tokio_util::task::AbortOnDropHandle;
 use super::super::link::{Link, LinkError, PipeReader, PipeWriter};
 use super::negotiate::CommandVersion;
 
+/// A failure's words are cut here: with escapes, twice in the document, they still fit into the pipe of the error
+/// stream, which is not read before the end.
+const LONGEST: usize = 4096;
+
 /// How a command ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
@@ -34,7 +38,7 @@ impl Outcome {
             Self::Success => String::new(),
             Self::ExitCode(0) => String::new(),
             Self::ExitCode(code) => format!("command terminated with exit code {code}"),
-            Self::Failure(words) => words.clone(),
+            Self::Failure(words) => cut(words).to_owned(),
         }
     }
 
@@ -49,16 +53,24 @@ impl Outcome {
                 "message": self.text(),
                 "details": {"causes": [{"reason": "ExitCode", "message": code.to_string()}]},
             }),
-            Self::Failure(words) => json!({
+            Self::Failure(_) => json!({
                 "metadata": {},
                 "status": "Failure",
                 "reason": "InternalError",
-                "message": words,
-                "details": {"causes": [{"message": words}]},
+                "message": self.text(),
+                "details": {"causes": [{"message": self.text()}]},
                 "code": 500,
             }),
         }
     }
+}
+
+fn cut(words: &str) -> &str {
+    let mut end = words.len().min(LONGEST);
+    while !words.is_char_boundary(end) {
+        end -= 1;
+    }
+    &words[..end]
 }
 
 /// The error stream and the session itself: dropped without [`StatusSink::finish`], the connection is cut.
@@ -115,6 +127,13 @@ mod tests {
             assert_eq!(encoded(&Outcome::ExitCode(3), version), "command terminated with exit code 3");
             assert_eq!(encoded(&Outcome::Failure("no such container".into()), version), "no such container");
         }
+    }
+
+    #[test]
+    fn long_words_are_cut_to_what_fits() {
+        let words = "\u{1}€".repeat(100_000);
+        let encoded = encoded(&Outcome::Failure(words), CommandVersion::V5);
+        assert!((LONGEST..64 * 1024).contains(&encoded.len()), "{}", encoded.len());
     }
 
     #[test]

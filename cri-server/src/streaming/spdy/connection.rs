@@ -39,6 +39,8 @@ pub struct Rules {
     pub admit: fn(&Headers) -> bool,
     /// Streams at one time.
     pub most: usize,
+    /// The streamtype of the one that speaks at the end only, after all others.
+    pub last: Option<&'static str>,
 }
 
 #[derive(Debug)]
@@ -48,7 +50,7 @@ struct Stream {
     credit: usize,
     in_ended: bool,
     out_ended: bool,
-    /// The error stream: what it says comes after all others.
+    /// What it says waits for the farewell.
     late: bool,
 }
 
@@ -79,7 +81,7 @@ pub struct SpdyServer {
 impl SpdyServer {
     /// The machine and the streams that it lets in.
     pub fn new(hub: Arc<Hub>, rules: Rules) -> (Self, mpsc::Receiver<Incoming>) {
-        let (accepted, incoming) = mpsc::channel(rules.most.clamp(1, 256));
+        let (accepted, incoming) = mpsc::channel(rules.most.max(1));
         let server = Self {
             hub,
             decoder: Decoder::default(),
@@ -129,7 +131,7 @@ impl SpdyServer {
         headers: Headers,
         output: &mut BytesMut,
     ) -> Result<(), Reset> {
-        if id % 2 == 0 || id <= self.last {
+        if id.is_multiple_of(2) || id <= self.last {
             return Err(Reset::Protocol);
         }
         self.last = id;
@@ -141,7 +143,7 @@ impl SpdyServer {
         if fin {
             port.end_inbound();
         }
-        let late = headers.get("streamtype") == Some("error");
+        let late = self.rules.last.is_some() && headers.get("streamtype") == self.rules.last;
         let stream = Stream { port, waiting: 0, credit: 0, in_ended: fin, out_ended: unidirectional, late };
         self.streams.insert(id, stream);
         place.send(Incoming { id, headers, reader, writer });
@@ -213,7 +215,9 @@ impl SpdyServer {
 
     /// Moves one piece of a stream's output; true if there may be more.
     fn send(&mut self, id: u32, output: &mut BytesMut) -> bool {
-        let Some(stream) = self.streams.get_mut(&id).filter(|stream| !stream.out_ended) else { return false };
+        let parting = self.parting.is_some();
+        let may = |stream: &&mut Stream| !stream.out_ended && (parting || !stream.late);
+        let Some(stream) = self.streams.get_mut(&id).filter(may) else { return false };
         match stream.port.outgoing() {
             Outgoing::Nothing => false,
             Outgoing::Data(length) => {
@@ -285,20 +289,17 @@ impl Engine for SpdyServer {
     }
 
     fn finish(&mut self, output: &mut BytesMut) -> bool {
-        let mut rest = match self.parting.take() {
-            Some(rest) => rest,
-            None => self.begin_parting(),
-        };
-        while let Some(id) = rest.last().copied() {
+        if self.parting.is_none() {
+            self.parting = Some(self.begin_parting());
+        }
+        while let Some(id) = self.parting.as_ref().and_then(|rest| rest.last().copied()) {
             if output.len() >= HIGH {
-                self.parting = Some(rest);
                 return false;
             }
             if !self.send(id, output) {
-                rest.pop();
+                self.parting.as_mut().and_then(Vec::pop);
             }
         }
-        self.parting = Some(rest);
         frame::put_goaway(output, self.last, Leave::Ok);
         true
     }

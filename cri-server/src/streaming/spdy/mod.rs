@@ -17,4 +17,4 @@ pub(super) mod client;
 #[cfg(test)]
 mod connection_tests;
 #[cfg(test)]
-mod frame_tests;
+pub(super) mod frame_tests;

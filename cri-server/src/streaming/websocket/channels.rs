@@ -29,7 +29,7 @@ pub struct Plan {
     pub channels: u8,
     /// Messages that tell the client that the session stands.
     pub greetings: Vec<(u8, Vec<u8>)>,
-    /// Whose data comes after that of all others.
+    /// Who speaks at the end only, after all others.
     pub last: Option<u8>,
 }
 
@@ -142,6 +142,9 @@ impl Channels {
 
     /// Moves one piece of a channel's output; true if there may be more.
     fn send(&self, channel: u8, output: &mut BytesMut) -> bool {
+        if self.parting.is_none() && self.plan.last == Some(channel) {
+            return false;
+        }
         let port = &self.ports[usize::from(channel)];
         // The end of one channel cannot be said; the end of the connection says it for all.
         let Outgoing::Data(length) = port.outgoing() else { return false };
@@ -213,20 +216,17 @@ impl Engine for Channels {
     }
 
     fn finish(&mut self, output: &mut BytesMut) -> bool {
-        let mut rest = match self.parting.take() {
-            Some(rest) => rest,
-            None => self.begin_parting(),
-        };
-        while let Some(channel) = rest.last().copied() {
+        if self.parting.is_none() {
+            self.parting = Some(self.begin_parting());
+        }
+        while let Some(channel) = self.parting.as_ref().and_then(|rest| rest.last().copied()) {
             if output.len() >= HIGH {
-                self.parting = Some(rest);
                 return false;
             }
             if !self.send(channel, output) {
-                rest.pop();
+                self.parting.as_mut().and_then(Vec::pop);
             }
         }
-        self.parting = Some(rest);
         frame::put_close(output, close::NORMAL);
         true
     }

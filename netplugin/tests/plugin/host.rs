@@ -1,5 +1,4 @@
 //! A host and its pods for tests: network namespaces that exist only as open files, so that nothing can be left.
-#![allow(dead_code)] // Each test program uses a part of it.
 
 use cofferdam_netplugin::types::{CniArgs, CniResult, IpNet, NetConf, PortMapping, Protocol, Request};
 use nix::sched::{CloneFlags, setns, unshare};
@@ -174,16 +173,6 @@ impl Host {
         assert!(!self.ns.shell("ip link").contains(&format!("/{id}/")), "{id}: link");
         assert!(!self.leases().contains(&format!("\"{id}\"")), "{id}: {}", self.leases());
         assert!(!self.ruleset().contains(&format!("/{id}/")), "{id}: {}", self.ruleset());
-    }
-
-    /// As [`Host::assert_clean`], but others may have left something.
-    pub fn assert_clean_of_ours(&self) {
-        assert!(
-            self.ns.run(|| cofferdam_netplugin::teardown_if_unused(&self.conf)).unwrap(),
-            "the network is in use"
-        );
-        assert!(!self.ruleset().contains("cofferdam"));
-        assert!(!self.ns.shell("ip -o link").contains("br0"));
     }
 
     /// After the teardown of an unused network nothing at all is left.

@@ -1,8 +1,6 @@
 //! The binary as a runtime sees it: environment and standard input in, JSON and an exit code out.
 
-mod host;
-
-use host::{Host, Ns};
+use crate::host::{Host, Ns};
 use serde_json::{Value, json};
 use std::io::Write;
 use std::process::{Command, Stdio};

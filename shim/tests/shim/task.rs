@@ -1,11 +1,9 @@
 //! The life of a container through the real binary: exits, logs, errors, and nothing left behind.
 
-mod common;
-
 use std::fs;
 
+use crate::common::{Node, alive, delete_command, eventually, make_executable, soon, spec, status_of};
 use cofferdam_proto::shim::{ReopenLogRequest, ShimClient};
-use common::{Node, alive, delete_command, eventually, make_executable, soon, spec, status_of};
 use containerd_shim_protos::api::Status;
 
 #[tokio::test]
@@ -32,7 +30,7 @@ async fn privileged_a_container_runs_and_leaves_nothing() {
 async fn privileged_long_and_unfinished_lines_are_partial_and_the_log_reopens() {
     let script = "echo abcdefghij; cat /tmp/go >/dev/null; echo after; echo -n end";
     let node = Node::new(spec(&["sh", "-c", script])).await;
-    common::mkfifo(&node.path("lower/tmp/go"));
+    crate::common::mkfifo(&node.path("lower/tmp/go"));
     let mut request = node.request();
     request.stdout = format!("{}?max_line=4", node.log_uri());
     node.task.create(soon(), &request).await.unwrap();

@@ -1,12 +1,10 @@
 //! What the daemon relies on: events in order although it was away, and root filesystems that never leak.
 
-mod common;
-
 use std::fs;
 use std::sync::{Arc, Mutex};
 
+use crate::common::{Node, soon, spec};
 use async_trait::async_trait;
-use common::{Node, soon, spec};
 use containerd_shim_protos::api::Empty;
 use containerd_shim_protos::events::task::TaskExit;
 use containerd_shim_protos::shim::events::ForwardRequest;
@@ -112,14 +110,14 @@ async fn privileged_a_failed_mount_is_told_and_leaves_nothing() {
     let node = Node::new(spec(&["true"])).await;
     let mut request = node.request();
     request.rootfs[0].options[0] = "lowerdir=/no/such/folder".into();
-    let (_, message) = common::status_of(node.task.create(soon(), &request).await.unwrap_err());
+    let (_, message) = crate::common::status_of(node.task.create(soon(), &request).await.unwrap_err());
     assert!(message.contains("mount overlay") && message.contains("No such file"), "{message}");
     let mut container = spec(&["true"]);
     container["mounts"].as_array_mut().unwrap().push(json!({
         "destination": "/vol", "type": "bind", "source": "/no/such/volume", "options": ["bind"],
     }));
     fs::write(node.bundle.join("config.json"), container.to_string()).unwrap();
-    let (_, message) = common::status_of(node.create().await.unwrap_err());
+    let (_, message) = crate::common::status_of(node.create().await.unwrap_err());
     assert!(message.contains("/no/such/volume"), "{message}");
     node.finish().await;
 }

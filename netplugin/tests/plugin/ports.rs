@@ -1,9 +1,7 @@
 //! Masquerade and host ports, seen from every side.
 
-mod host;
-
+use crate::host::{Host, Ns, port};
 use cofferdam_netplugin::types::{ErrorCode, Protocol};
-use host::{Host, Ns, port};
 
 /// A machine beyond the host's uplink, with no route to the pods unless it is given one.
 fn outside(host: &Host) -> Ns {
@@ -29,7 +27,7 @@ fn privileged_pods_leave_the_host_masqueraded() {
     let servers = [outside.serve("192.168.7.2:80", 1), outside.serve("[fd77::2]:80", 1)];
     assert_eq!(pod.ask("192.168.7.2:80").unwrap().to_string(), "192.168.7.1");
     assert_eq!(pod.ask("[fd77::2]:80").unwrap().to_string(), "fd77::1");
-    servers.into_iter().for_each(host::Server::done);
+    servers.into_iter().for_each(crate::host::Server::done);
     host.del(&request);
 
     host.conf.ip_masq = false;

@@ -1,9 +1,7 @@
 //! Attaching and detaching pods: reachability, addresses, concurrency, failures, clean-up.
 
-mod host;
-
+use crate::host::{Host, Ns};
 use cofferdam_netplugin::types::{Attachment, CniError, ErrorCode, IpNet, Route};
-use host::{Host, Ns};
 use std::collections::HashSet;
 
 fn code(error: &CniError) -> u32 {
@@ -20,7 +18,7 @@ fn privileged_pods_reach_each_other_at_once() {
     assert_eq!(one.ask("[fd99::3]:80").unwrap().to_string(), "fd99::2");
     assert_eq!(host.ns.ask("10.99.0.3:80").unwrap().to_string(), "10.99.0.1");
     assert_eq!(host.ns.ask("[fd99::3]:80").unwrap().to_string(), "fd99::1");
-    servers.into_iter().for_each(host::Server::done);
+    servers.into_iter().for_each(crate::host::Server::done);
     let local = one.serve("127.0.0.1:80", 1);
     assert_eq!(one.ask("127.0.0.1:80").unwrap().to_string(), "127.0.0.1");
     local.done();

@@ -2,7 +2,6 @@
 //!
 //! Each [`Node`] is one bundle with its shim. Invariant: dropping it ends what it started, and [`Node::finish`] fails
 //! when anything of it is still there.
-#![allow(dead_code)]
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};

@@ -1,11 +1,9 @@
 //! Execs, terminals and standard input through the real binary.
 
-mod common;
-
 use std::fs::{self, File};
 use std::io::{Read, Write};
 
-use common::{Node, alive, eventually, mkfifo, soon, spec, status_of};
+use crate::common::{Node, alive, eventually, mkfifo, soon, spec, status_of};
 use containerd_shim_protos::api::{CloseIORequest, ExecProcessRequest, PidsRequest, ResizePtyRequest};
 use serde_json::json;
 

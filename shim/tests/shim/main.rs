@@ -1,0 +1,7 @@
+//! The real binary driven through ttrpc and its commands, with containers of busybox. They need root.
+
+mod common;
+mod daemon;
+mod io;
+mod more;
+mod task;
