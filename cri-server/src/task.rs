@@ -32,7 +32,8 @@ pub enum TaskError {
 pub struct Ending<'a> {
     pub id: &'a str,
     pub bundle: &'a Path,
-    pub handler: &'a Handler,
+    /// None when it is not configured any more: then the task is ended without its shim's own clean-up.
+    pub handler: Option<&'a Handler>,
     pub shim: Option<Arc<Shim>>,
     /// As in the task's spec.
     pub cgroups_path: &'a str,
@@ -93,7 +94,11 @@ async fn force(ports: &Ports, ending: &Ending<'_>) -> Result<Option<Exit>, TaskE
     if let Some(shim) = &ending.shim {
         kill_shim(shim).await;
     }
-    let deleted = ports.launcher.delete(ending.handler, ending.id, NAMESPACE, ending.bundle).await;
+    let Some(handler) = ending.handler else {
+        tracing::warn!(task = ending.id, "its runtime handler is not configured any more; ended without it");
+        return Ok(None);
+    };
+    let deleted = ports.launcher.delete(handler, ending.id, NAMESPACE, ending.bundle).await;
     match deleted {
         Ok(exit) => Ok(Some(exit)),
         Err(error) => {

@@ -197,7 +197,7 @@ impl Containers {
         let ending = task::Ending {
             id: container.id().as_str(),
             bundle: &bundle,
-            handler: self.handler(container)?,
+            handler: self.handler(container).ok(),
             shim,
             cgroups_path: &container.made.cgroups_path,
         };

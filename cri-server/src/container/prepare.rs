@@ -49,6 +49,11 @@ impl Containers {
         if state != ContainerState::Created {
             return Err(ContainerError::NotRunning { state: state.name() });
         }
+        let sandbox = self.sandboxes.find(container.sandbox().as_str())?;
+        if !sandbox.is_ready() {
+            let state = sandbox.status().state.name();
+            return Err(ContainerError::SandboxNotReady { id: sandbox.id().to_string(), state });
+        }
         let handler = self.handler(container)?;
         let bundle = self.ports.places.container(container.id());
         let config = container.config();

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use nix::mount::MntFlags;
+
 use super::{Container, ContainerError, ContainerState, Containers, Shared};
 use crate::store::Table;
 
@@ -35,6 +37,13 @@ impl Containers {
         // A preparation under way ends first: it would make a task after this.
         self.preparations.ended(container.id().as_str()).await;
         self.end_task(container).await?;
+        // Some shims mount it on the host, and a dead one leaves it there.
+        let rootfs = self.ports.places.container(container.id()).join("rootfs");
+        tokio::task::spawn_blocking(move || {
+            let flags = MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
+            while nix::mount::umount2(&rootfs, flags).is_ok() {}
+        })
+        .await?;
         let (snapshots, id) = (Arc::clone(&self.ports.snapshots), container.id().clone());
         tokio::task::spawn_blocking(move || snapshots.remove(&id)).await??;
         let bundle = self.ports.places.container(container.id());

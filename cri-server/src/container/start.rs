@@ -10,7 +10,7 @@ use crate::ports::now;
 use crate::runtime::Shim;
 
 /// What users of containerd know for a container that could not be started.
-const START_ERROR: i32 = 128;
+pub(super) const START_ERROR: i32 = 128;
 
 impl Containers {
     /// Starts a created container, or joins its start.

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::start::START_ERROR;
 use super::{Container, ContainerError, ContainerState, Containers, Exit, ExitCause, Shared};
 use crate::ports::now;
 use crate::runtime::RuntimeError;
@@ -37,7 +38,13 @@ impl Containers {
     ) -> Result<(), ContainerError> {
         match container.state() {
             ContainerState::Running { .. } => {}
-            ContainerState::Created => return self.cancel(container).await,
+            ContainerState::Created => {
+                self.cancel(container).await?;
+                // Its start may have been quicker; then it is stopped like any other.
+                if !container.is_running() {
+                    return Ok(());
+                }
+            }
             ContainerState::Creating | ContainerState::Exited { .. } | ContainerState::Removing => {
                 return Ok(());
             }
@@ -66,12 +73,24 @@ impl Containers {
     /// A container that was never started will never run.
     async fn cancel(&self, container: &Arc<Container>) -> Result<(), ContainerError> {
         let exit = Exit {
-            code: 0,
+            code: START_ERROR,
             finished_at: now(),
-            cause: ExitCause::Completed,
-            message: "never started".to_owned(),
+            cause: ExitCause::StartError,
+            message: "stopped before its start".to_owned(),
         };
-        container.change(&self.ports, |s| Ok::<_, ContainerError>(s.exited(exit))).await?;
+        let cancelled = |s: &ContainerState| {
+            Ok::<_, ContainerError>(match s {
+                ContainerState::Created => s.exited(exit),
+                ContainerState::Creating
+                | ContainerState::Running { .. }
+                | ContainerState::Exited { .. }
+                | ContainerState::Removing => s.clone(),
+            })
+        };
+        container.change(&self.ports, cancelled).await?;
+        if container.is_running() {
+            return Ok(());
+        }
         // A preparation under way ends first: it would make a task after this.
         self.preparations.ended(container.id().as_str()).await;
         self.end_task(container).await

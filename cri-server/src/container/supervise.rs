@@ -4,13 +4,15 @@
 //! the shim is let go only after the exit is on disk.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::{Container, ContainerError, Containers, Exit, ExitCause};
+use super::{Container, ContainerError, ContainerState, Containers, Exit, ExitCause};
 use crate::ports::now;
 use crate::runtime::Shim;
 use crate::task::{self, End};
 
+/// Between attempts to settle an exit.
+const RETRY: Duration = Duration::from_secs(1);
 /// The exit code of a container whose own one nobody knows.
 pub(super) const UNKNOWN_CODE: i32 = 255;
 
@@ -33,19 +35,33 @@ impl Containers {
         shim: Arc<Shim>,
     ) -> Result<(), ContainerError> {
         let bundle = self.ports.places.container(container.id());
-        let handler = self.handler(container)?;
         let ending = task::Ending {
             id: container.id().as_str(),
             bundle: &bundle,
-            handler,
+            handler: self.handler(container).ok(),
             shim: Some(Arc::clone(&shim)),
             cgroups_path: &container.made.cgroups_path,
         };
-        let end = task::wait(&self.ports, ending).await?;
+        let end = loop {
+            match task::wait(&self.ports, ending.clone()).await {
+                Ok(end) => break end,
+                Err(error) => self.not_yet(container, &error).await,
+            }
+        };
         let exit = self.exit_of(container, end);
-        container.change(&self.ports, |s| Ok::<_, ContainerError>(s.exited(exit))).await?;
+        let exited = |s: &ContainerState| Ok::<_, ContainerError>(s.exited(exit.clone()));
+        while let Err(error) = container.change(&self.ports, exited).await {
+            self.not_yet(container, &error).await;
+        }
         // What is let go here is let go again by the container's removal, if this fails.
         self.end_task(container).await
+    }
+
+    /// An exit is never given up: a full disk gets room, and a process that cannot be killed wakes at last.
+    async fn not_yet(&self, container: &Container, error: &(dyn std::error::Error + Sync)) {
+        let error = crate::report::chain(error);
+        tracing::warn!(container = %container.id(), error, "the exit cannot be settled yet; trying again");
+        tokio::time::sleep(RETRY).await;
     }
 
     pub(super) fn exit_of(&self, container: &Container, end: End) -> Exit {

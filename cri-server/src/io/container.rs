@@ -78,6 +78,13 @@ impl ContainerIo {
         builder.create(&folder).map_err(|e| IoError::at("make folder", &folder, e))?;
         let fifo = |name: &str| {
             let path = folder.join(name);
+            // An earlier preparation may have failed half-way.
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(IoError::at("remove FIFO", &path, error));
+                }
+                Ok(()) | Err(_) => {}
+            }
             make_fifo(&path).map(|()| path.to_string_lossy().into_owned())
         };
         let stdin = match (plan.stdin, plan.keeper) {

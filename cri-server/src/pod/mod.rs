@@ -34,6 +34,8 @@ impl Pods {
     /// # Errors
     /// The first that could not be stopped; the others were.
     pub async fn stop(&self, sandbox: &Arc<Sandbox>) -> Result<(), PodError> {
+        // No container begins in it from here on.
+        self.sandboxes.mark_ended(sandbox).await.map_err(Arc::new)?;
         let containers = self.containers.of_sandbox(sandbox.id());
         let stops = containers.iter().map(|container| async {
             let stopped = self.containers.stop(container, Duration::ZERO).await;
@@ -48,6 +50,8 @@ impl Pods {
     /// # Errors
     /// The first that could not be removed; the next call tries again.
     pub async fn remove(&self, sandbox: &Arc<Sandbox>) -> Result<(), PodError> {
+        // No container begins in it from here on.
+        self.sandboxes.mark_ended(sandbox).await.map_err(Arc::new)?;
         let containers = self.containers.of_sandbox(sandbox.id());
         let removals = containers.iter().map(|container| async {
             let removed = self.containers.remove(container).await;

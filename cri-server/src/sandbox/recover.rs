@@ -49,7 +49,7 @@ impl Sandboxes {
     /// Nobody watches the pause process any more: it is ended.
     async fn lost(&self, sandbox: &Arc<Sandbox>) -> Result<(), SandboxError> {
         tracing::warn!(sandbox = %sandbox.id(), "the pod's shim is gone: the pod is not ready");
-        self.end_pause(sandbox).await?;
-        self.mark_ended(sandbox).await
+        self.mark_ended(sandbox).await?;
+        self.end_pause(sandbox).await
     }
 }

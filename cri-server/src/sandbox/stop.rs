@@ -16,7 +16,7 @@ use crate::task;
 pub(super) struct PauseTask<'a> {
     id: SandboxId,
     bundle: PathBuf,
-    handler: &'a Handler,
+    handler: Option<&'a Handler>,
     shim: Option<Arc<Shim>>,
     cgroups_path: String,
 }
@@ -51,7 +51,7 @@ impl Sandboxes {
     }
 
     /// Records that the sandbox is not ready any more.
-    pub(super) async fn mark_ended(&self, sandbox: &Sandbox) -> Result<(), SandboxError> {
+    pub(crate) async fn mark_ended(&self, sandbox: &Sandbox) -> Result<(), SandboxError> {
         let ended =
             |s: &SandboxStatus| Ok::<_, SandboxError>(SandboxStatus { state: s.state.ended(), ..s.clone() });
         sandbox.change(&self.ports, ended).await
@@ -78,7 +78,7 @@ impl Sandboxes {
     /// What ending or watching the pause task needs.
     pub(super) fn ending(&self, sandbox: &Sandbox) -> Result<PauseTask<'_>, SandboxError> {
         let ports = &self.ports;
-        let handler = ports.handlers.handler(&sandbox.made.handler)?;
+        let handler = ports.handlers.handler(&sandbox.made.handler).ok();
         Ok(PauseTask {
             id: sandbox.id().clone(),
             bundle: ports.places.sandbox(sandbox.id()),

@@ -1,10 +1,14 @@
 //! Watches a pause process: when it ends, by itself or with its shim, the sandbox is not ready any more.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{Sandbox, SandboxError, Sandboxes};
 use crate::runtime::Shim;
 use crate::task::{self, End};
+
+/// Between attempts to settle an end.
+const RETRY: Duration = Duration::from_secs(1);
 
 impl Sandboxes {
     /// Watches until the pause process has ended; the daemon's end ends the task.
@@ -21,11 +25,27 @@ impl Sandboxes {
 
     async fn see_off(&self, sandbox: &Arc<Sandbox>, shim: Arc<Shim>) -> Result<(), SandboxError> {
         let places = self.ending(sandbox)?;
-        let end = task::wait(&self.ports, task::Ending { shim: Some(shim), ..places.ending() }).await?;
+        let ending = task::Ending { shim: Some(shim), ..places.ending() };
+        let end = loop {
+            match task::wait(&self.ports, ending.clone()).await {
+                Ok(end) => break end,
+                Err(error) => self.not_yet(sandbox, &error).await,
+            }
+        };
         if sandbox.is_ready() {
             let shim_died = matches!(end, End::ShimDead(_));
             tracing::warn!(sandbox = %sandbox.id(), shim_died, "the pause process ended: the pod is not ready");
         }
-        self.mark_ended(sandbox).await
+        while let Err(error) = self.mark_ended(sandbox).await {
+            self.not_yet(sandbox, &error).await;
+        }
+        Ok(())
+    }
+
+    /// An end is never given up: a full disk gets room, and a process that cannot be killed wakes at last.
+    async fn not_yet(&self, sandbox: &Sandbox, error: &(dyn std::error::Error + Sync)) {
+        let error = crate::report::chain(error);
+        tracing::warn!(sandbox = %sandbox.id(), error, "the pod's end cannot be settled yet; trying again");
+        tokio::time::sleep(RETRY).await;
     }
 }

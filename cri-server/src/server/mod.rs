@@ -89,15 +89,23 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
     }
     let places = Places::new(&config.root, &config.state);
     places.create().map_err(ServeError::Places)?;
+    // First, for it says whether another daemon works in these folders.
+    let store = Store::open(&places.records())?;
     let listener = socket::bind(&config.socket).await?;
     let (sink, received) = Sink::bind(&config.state).await?;
-    let ports = open(&config, places, own_exe, &sink).await?;
+    let ports = open(&config, places, store, own_exe, &sink).await?;
     ports.tracker.spawn(events::drain(received));
     let sandboxes = Sandboxes::new(Arc::clone(&ports));
     let containers = Containers::new(Arc::clone(&ports), Arc::clone(&sandboxes));
     sandboxes.recover().await?;
     containers.recover().await?;
-    sweep(&ports, &sandboxes, &containers).await;
+    if ports.store.is_incomplete() {
+        tracing::error!(
+            "records are missing: nothing is swept, pods without a record run on until they are ended by hand"
+        );
+    } else {
+        sweep(&ports, &sandboxes, &containers).await;
+    }
     let parts = Parts { ports: Arc::clone(&ports), containers: Arc::clone(&containers) };
     let daemon = Arc::new(Daemon {
         streaming: Streaming::serve(&config.streaming, parts).await?,
@@ -113,14 +121,21 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
         RuntimeServiceServer::new(Runtime(Arc::clone(&daemon))).max_decoding_message_size(MAX_MESSAGE);
     let image = ImageServiceServer::new(ImageRpc::new(Arc::clone(&ports.images)));
     let admin = AdminServer::new(AdminRpc::new(Arc::clone(&ports.images)));
-    Server::builder()
+    let serving = Server::builder()
         .trace_fn(|request| tracing::debug_span!("rpc", call = request.uri().path()))
         .layer(deadline::DeadlineLayer)
         .add_service(runtime)
         .add_service(image.max_decoding_message_size(MAX_MESSAGE))
         .add_service(admin)
-        .serve_with_incoming_shutdown(listener, stop.cancelled())
-        .await?;
+        .serve_with_incoming_shutdown(listener, stop.cancelled());
+    let overdue = async {
+        stop.cancelled().await;
+        tokio::time::sleep(DRAIN).await;
+    };
+    tokio::select! {
+        served = serving => served?,
+        () = overdue => tracing::warn!("calls under way are cut off; what they began goes on"),
+    }
     drain(&ports, &daemon, sink).await;
     Ok(())
 }
@@ -128,10 +143,10 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
 async fn open(
     config: &Config,
     places: Places,
+    store: Arc<Store>,
     own_exe: &Path,
     sink: &Sink,
 ) -> Result<Arc<Ports>, ServeError> {
-    let store = Store::open(&places.records())?;
     let handlers = HandlerTable::from_config(&config.runtimes, &config.default_runtime, own_exe)
         .map_err(ServeError::Handlers)?;
     let own = RuntimeConfig { kind: Some(OWN_TYPE.to_owned()), ..Default::default() };

@@ -12,7 +12,8 @@
 mod writer;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
@@ -79,35 +80,44 @@ struct Envelope<T> {
     record: T,
 }
 
+/// The open file. Empty after a failed write: redb takes no other until the file is opened anew.
+type Slot = Arc<Mutex<Option<Database>>>;
+
 /// The open store. Clones of the `Arc` share one writer.
 pub struct Store {
-    database: Arc<Database>,
+    database: Slot,
     writer: Writer,
+    incomplete: AtomicBool,
 }
 
 impl Store {
     /// Opens the store at `path`, making it when it is missing. A damaged file is set aside and a new store
-    /// begins: a node must come up, and its pods are found again through their shims.
+    /// begins: a node must come up.
     ///
     /// # Errors
     /// When neither the file nor a new one in its place can be opened.
     pub fn open(path: &Path) -> Result<Arc<Self>, StoreError> {
+        let mut incomplete = false;
         let database = match open_database(path) {
             Ok(database) => database,
-            // Another daemon holds it: nothing is damaged.
-            Err(error @ redb::Error::DatabaseAlreadyOpen) => {
-                return Err(StoreError::Open { path: path.to_owned(), source: Box::new(error) });
-            }
-            Err(error) if path.exists() => {
+            Err(error) if is_damage(&error) && path.exists() => {
                 set_aside(path, &error)?;
+                incomplete = true;
                 open_database(path)
                     .map_err(|source| StoreError::Open { path: path.to_owned(), source: Box::new(source) })?
             }
+            // Held by another daemon, no room, no permission: nothing is damaged.
             Err(error) => return Err(StoreError::Open { path: path.to_owned(), source: Box::new(error) }),
         };
-        let database = Arc::new(database);
-        let writer = Writer::start(Arc::clone(&database));
-        Ok(Arc::new(Self { database, writer }))
+        let database = Arc::new(Mutex::new(Some(database)));
+        let writer = Writer::start(path.to_owned(), Arc::clone(&database));
+        Ok(Arc::new(Self { database, writer, incomplete: AtomicBool::new(incomplete) }))
+    }
+
+    /// Whether records are missing that there were. What nobody knows is then nobody's garbage.
+    #[must_use]
+    pub fn is_incomplete(&self) -> bool {
+        self.incomplete.load(Ordering::Relaxed)
     }
 
     /// Writes a record; it is on disk when this returns.
@@ -134,7 +144,9 @@ impl Store {
     /// When the table itself cannot be read.
     pub fn load<T: DeserializeOwned>(&self, table: Table) -> Result<Vec<(String, T)>, StoreError> {
         let failed = |source: redb::Error| StoreError::Read { table: table.name(), source: Box::new(source) };
-        let transaction = self.database.begin_read().map_err(|e| failed(e.into()))?;
+        let database = self.database.lock().unwrap_or_else(PoisonError::into_inner);
+        let database = database.as_ref().ok_or(StoreError::Closed)?;
+        let transaction = database.begin_read().map_err(|e| failed(e.into()))?;
         let rows = transaction.open_table(table.definition()).map_err(|e| failed(e.into()))?;
         let mut records = Vec::new();
         for row in rows.iter().map_err(|e| failed(e.into()))? {
@@ -142,6 +154,7 @@ impl Store {
             match decode(value.value()) {
                 Ok(record) => records.push((key.value().to_owned(), record)),
                 Err(reason) => {
+                    self.incomplete.store(true, Ordering::Relaxed);
                     tracing::warn!(table = table.name(), key = key.value(), reason, "record left out");
                 }
             }
@@ -166,6 +179,21 @@ fn open_database(path: &Path) -> Result<Database, redb::Error> {
     }
     transaction.commit()?;
     Ok(database)
+}
+
+/// Whether the file itself is bad, and not the moment.
+fn is_damage(error: &redb::Error) -> bool {
+    use std::io::ErrorKind;
+    match error {
+        redb::Error::Corrupted(_) => true,
+        redb::Error::Io(error) => {
+            matches!(
+                error.kind(),
+                ErrorKind::InvalidData | ErrorKind::UnexpectedEof | ErrorKind::InvalidInput
+            )
+        }
+        _ => false,
+    }
 }
 
 fn set_aside(path: &Path, error: &redb::Error) -> Result<(), StoreError> {

@@ -2,13 +2,14 @@
 //!
 //! Invariant: a change is answered only after the commit that holds it. The thread ends when the store is dropped.
 
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
 use std::thread::JoinHandle;
 
 use redb::Database;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{StoreError, Table};
+use super::{Slot, StoreError, Table, open_database};
 
 /// Changes that may wait; a caller beyond that waits itself.
 const QUEUE: usize = 1024;
@@ -41,11 +42,11 @@ impl Drop for Writer {
 }
 
 impl Writer {
-    pub fn start(database: Arc<Database>) -> Self {
+    pub fn start(path: PathBuf, database: Slot) -> Self {
         let (queue, receiver) = mpsc::channel(QUEUE);
         let thread = std::thread::Builder::new()
             .name("store".to_owned())
-            .spawn(move || serve(&database, receiver))
+            .spawn(move || serve(&path, &database, receiver))
             // The receiver is gone with the closure: every call answers `Closed`.
             .inspect_err(|error| tracing::error!(%error, "cannot start the store's thread"))
             .ok();
@@ -60,7 +61,7 @@ impl Writer {
     }
 }
 
-fn serve(database: &Database, mut queue: mpsc::Receiver<Waiting>) {
+fn serve(path: &Path, database: &Slot, mut queue: mpsc::Receiver<Waiting>) {
     while let Some(first) = queue.blocking_recv() {
         let mut batch = vec![first];
         while batch.len() < BATCH {
@@ -69,12 +70,25 @@ fn serve(database: &Database, mut queue: mpsc::Receiver<Waiting>) {
                 Err(_) => break,
             }
         }
-        let result = commit(database, &batch).map_err(|e| e.to_string());
+        let result = write(path, database, &batch);
         for (_, answer) in batch {
             // A caller that went away does not need the answer.
             let _ = answer.send(result.clone().map_err(StoreError::Write));
         }
     }
+}
+
+/// Commits the batch. After a failure, such as a full disk, the next batch finds the file opened anew.
+fn write(path: &Path, slot: &Slot, batch: &[Waiting]) -> Result<(), String> {
+    let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
+    if slot.is_none() {
+        *slot = Some(open_database(path).map_err(|e| e.to_string())?);
+    }
+    let result = slot.as_ref().map_or(Ok(()), |database| commit(database, batch).map_err(|e| e.to_string()));
+    if result.is_err() {
+        *slot = None;
+    }
+    result
 }
 
 fn commit(database: &Database, batch: &[Waiting]) -> Result<(), redb::Error> {
