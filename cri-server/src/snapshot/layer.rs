@@ -54,12 +54,21 @@ pub struct Layers {
     known: Mutex<HashMap<Digest, Layer>>,
 }
 
+/// A folder that only root may enter: images hold setuid programs, which are no business of the host's users. The
+/// overlay looks its layers up with root's rights, so containers do not need more.
+pub(super) fn private_folder(path: &Path) -> Result<(), SnapshotError> {
+    use std::os::unix::fs::PermissionsExt;
+    fs::create_dir_all(path).map_err(SnapshotError::io("make directory", path))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+        .map_err(SnapshotError::io("set the mode of", path))
+}
+
 impl Layers {
     /// Opens the store; removes what was never finished.
     pub(super) fn open(root: &Path) -> Result<Self, SnapshotError> {
         for name in ["layers", "l"] {
             let path = root.join(name);
-            fs::create_dir_all(&path).map_err(SnapshotError::io("make directory", &path))?;
+            private_folder(&path)?;
         }
         let layers =
             Self { root: root.to_owned(), next: AtomicU64::new(0), known: Mutex::new(HashMap::new()) };

@@ -76,7 +76,7 @@ impl Snapshots {
         let empty = root.join("empty");
         fs::create_dir_all(&empty).map_err(SnapshotError::io("make directory", &empty))?;
         let directory = root.join("containers");
-        fs::create_dir_all(&directory).map_err(SnapshotError::io("make directory", &directory))?;
+        layer::private_folder(&directory)?;
         let mut containers = HashMap::new();
         for entry in fs::read_dir(&directory).map_err(SnapshotError::io("list", &directory))? {
             let entry = entry.map_err(SnapshotError::io("list", &directory))?;

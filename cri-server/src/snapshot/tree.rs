@@ -69,12 +69,16 @@ pub(crate) fn is_whiteout(stat: &Stat) -> bool {
     file_type(stat) == FileType::CharacterDevice && stat.st_rdev == 0
 }
 
+/// The most that the names of directories without an entry may take together: some 100,000 ordinary ones.
+const MAX_IMPLIED_BYTES: u64 = 16 << 20;
+
 /// The tree of one layer while it is unpacked.
 pub(crate) struct Tree {
     root: OwnedFd,
     last_parent: Option<(Vec<u8>, Rc<OwnedFd>)>,
     /// Directories that entries needed but the archive did not describe; real paths.
     pub implied: Vec<Vec<u8>>,
+    implied_bytes: u64,
     max_depth: usize,
 }
 
@@ -84,7 +88,7 @@ impl Tree {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let root = rustix::fs::openat(CWD, root, flags, Mode::empty())
             .map_err(|e| SnapshotError::io("open", root)(e.into()))?;
-        Ok(Self { root, last_parent: None, implied: Vec::new(), max_depth })
+        Ok(Self { root, last_parent: None, implied: Vec::new(), implied_bytes: 0, max_depth })
     }
 
     pub fn root(&self) -> BorrowedFd<'_> {
@@ -158,12 +162,25 @@ impl Tree {
                 _ => {
                     self.replace_by_directory(here.as_fd(), &part, found.as_ref())?;
                     real.push(part);
-                    self.implied.push(real.join(&b'/'));
+                    self.imply(real.join(&b'/'))?;
                 }
             }
             here = self.real_directory(&real.join(&b'/'))?;
         }
         Ok(here)
+    }
+
+    /// Notes a directory that no entry describes. They cost inodes and memory like entries, so they have bounds too.
+    fn imply(&mut self, path: Vec<u8>) -> Result<(), SnapshotError> {
+        self.implied_bytes += path.len() as u64;
+        if self.implied_bytes > MAX_IMPLIED_BYTES {
+            return Err(SnapshotError::Limit {
+                what: "bytes in names of directories that no entry describes",
+                limit: MAX_IMPLIED_BYTES,
+            });
+        }
+        self.implied.push(path);
+        Ok(())
     }
 
     fn real_directory(&self, path: &[u8]) -> Result<OwnedFd, SnapshotError> {

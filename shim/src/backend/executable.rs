@@ -72,6 +72,8 @@ pub fn run(path: &Path, args: &[String], env: &[String]) -> Failure {
     else {
         return Failure::new(FailureKind::Spec, "exec: an argument or variable holds a NUL byte");
     };
+    // Rust ignores it at the start, and an ignored signal stays ignored in the program: `yes | head` would never end.
+    crate::sys::default_sigpipe();
     let Err(errno) = execve(&file, &args, &env);
     let name = path.display();
     match errno {

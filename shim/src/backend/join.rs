@@ -93,6 +93,10 @@ fn open_namespaces(pid: i32) -> Result<Vec<(&'static str, File, CloneFlags)>, Fa
         }
         found.push((name, File::open(&path).map_err(runtime("open the container's namespaces"))?, flag));
     }
+    // Every container has a mount namespace of its own: a process that shares ours got the pid of one that is gone.
+    if !found.iter().any(|(name, ..)| *name == "mnt") {
+        return Err(Failure::new(FailureKind::Runtime, "the container's first process is gone"));
+    }
     Ok(found)
 }
 

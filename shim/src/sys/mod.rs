@@ -130,3 +130,11 @@ pub fn watch<T: AsRawFd + std::os::fd::AsFd>(owner: T, interest: Interest) -> io
     // the owner over, so the registration ends before the descriptor does.
     Ok(unsafe { AsyncFd::register_with_interest(owner, interest) }?)
 }
+
+/// Lets a broken pipe end the program that is about to take this process's place. signal(2)
+pub fn default_sigpipe() {
+    // SAFETY: SIG_DFL installs no handler, and the process has one thread and is about to exec.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+    }
+}
