@@ -171,6 +171,18 @@ async fn capabilities_and_masked_paths_follow_the_request() {
 }
 
 #[tokio::test]
+async fn a_broken_pipe_ends_the_writer() {
+    let node = Node::start().await;
+    let (image, pod) = opinionated(&node).await;
+    let script =
+        "(yes; echo left with $? >&2) | head -n 1; sed -n 's/^SigIgn:.*\\(....\\)$/\\1/p' /proc/self/status";
+    let said = node.output(&pod, build::container("pipe", &image, &["/bin/sh", "-c", script])).await;
+    assert!(said.starts_with("y\n") && said.contains("0000\n"), "{said}");
+    node.destroy(&pod).await;
+    node.assert_clean().await;
+}
+
+#[tokio::test]
 async fn a_tty_is_a_tty() {
     let node = Node::start().await;
     let image = node.base_image().await;

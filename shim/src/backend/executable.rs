@@ -72,8 +72,9 @@ pub fn run(path: &Path, args: &[String], env: &[String]) -> Failure {
     else {
         return Failure::new(FailureKind::Spec, "exec: an argument or variable holds a NUL byte");
     };
-    // Rust ignores it at the start, and an ignored signal stays ignored in the program: `yes | head` would never end.
-    crate::sys::default_sigpipe();
+    // An ignored signal stays ignored in the program. Rust ignores SIGPIPE at the start (`yes | head` would never end),
+    // a shell SIGINT and SIGQUIT in what it starts in the background.
+    crate::sys::default_signals();
     let Err(errno) = execve(&file, &args, &env);
     let name = path.display();
     match errno {

@@ -131,10 +131,13 @@ pub fn watch<T: AsRawFd + std::os::fd::AsFd>(owner: T, interest: Interest) -> io
     Ok(unsafe { AsyncFd::register_with_interest(owner, interest) }?)
 }
 
-/// Lets a broken pipe end the program that is about to take this process's place. signal(2)
-pub fn default_sigpipe() {
-    // SAFETY: SIG_DFL installs no handler, and the process has one thread and is about to exec.
-    unsafe {
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+/// Gives every signal its default effect, for the program that is about to take this process's place. signal(2)
+pub fn default_signals() {
+    for number in 1..=libc::SIGRTMAX() {
+        // SAFETY: SIG_DFL installs no handler, and the process has one thread and is about to exec. The kernel refuses
+        // the two signals that cannot be changed, the C library its own two.
+        unsafe {
+            libc::signal(number, libc::SIG_DFL);
+        }
     }
 }
