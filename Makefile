@@ -73,7 +73,7 @@ ci: test lint ## what CI runs
 bench: setup build ## pods, containers, calls and memory, next to containerd where it is installed
 	$(SUDO) tests/bench.sh target/release
 
-install: build ## the binaries in $(PREFIX)/bin
+install: ## the binaries in $(PREFIX)/bin
 	install -d $(DESTDIR)$(PREFIX)/bin
 	install target/release/cofferdam target/release/containerd-shim-cofferdam-v1 \
 	        target/release/cofferdam-bridge target/release/cri-bench $(DESTDIR)$(PREFIX)/bin/
