@@ -82,8 +82,8 @@ state = "$dir/peer-state"
 [plugins."$images".registry]
   config_path = "$dir/certs.d"
 T
-    # Its sandbox image comes from our registry too.
-    "$bin/cofferdam-fixtures" push --image base "127.0.0.1:$port/library/pause:latest" >/dev/null
+    # Its sandbox image comes from our registry too: any program that stays will do.
+    "$bin/cofferdam-fixtures" push --image demo "127.0.0.1:$port/library/pause:latest" >/dev/null
     if [ "$version" = 3 ]; then
         printf '[plugins."%s".pinned_images]\n  sandbox = "docker.io/library/pause:latest"\n' "$images" >> "$dir/containerd.toml"
     else
