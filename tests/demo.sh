@@ -108,7 +108,7 @@ cofferdam run "$image" -- sh -c 'echo "from a pod of my own: $(ip -4 -o addr sho
 echo "its exit code: $code"
 
 say "9. The end"
-cofferdam stop web
+cofferdam stop -t 1 web
 cofferdam rm web
 kill -TERM "$daemon"
 ended "$daemon"
