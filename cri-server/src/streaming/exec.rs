@@ -116,6 +116,8 @@ impl Exec {
         };
         let fifos = SessionFifos::make(&target.bundle, &exec.id, wanted)?;
         if let Err(error) = exec.start(target.process, &fifos).await {
+            // It may have started all the same, after its time; one that has not is not found.
+            let _ = exec.shim.kill(&exec.id, libc::SIGKILL.unsigned_abs(), true).await;
             exec.forget().await;
             return Err(error.into());
         }

@@ -26,6 +26,12 @@ pub struct Prepared {
 impl Prepared {
     /// Says the same in the way that libcontainer can carry out.
     pub fn fit_libcontainer(&mut self) -> Result<(), Failure> {
+        // libcontainer does not look at labels, and a container must not get less than it asked for unseen.
+        let process = self.spec.process().as_ref();
+        if process.is_some_and(|p| p.selinux_label().as_ref().is_some_and(|label| !label.is_empty())) {
+            let words = "SELinux labels need an external OCI runtime: set binary in the handler";
+            return Err(Failure::new(FailureKind::Spec, words));
+        }
         self.name_propagation();
         let table = fs::read_to_string("/proc/self/mountinfo");
         let table = table.map_err(Failure::because(FailureKind::Spec, "read /proc/self/mountinfo"))?;
