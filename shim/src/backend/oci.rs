@@ -13,7 +13,7 @@ use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use oci_spec::runtime::Spec;
 
 use super::{
-    Failure, FailureKind, OciRuntime, Reporter, chain, console, device_filter, executable, join, null,
+    Failure, FailureKind, OciRuntime, Reporter, chain, console, device_filter, executable, guard, join, null,
 };
 use crate::bundle::Bundle;
 use crate::cgroup::{CgroupPaths, kill};
@@ -62,8 +62,9 @@ impl OciRuntime for Libcontainer {
         let cgroups = CgroupPaths::of(pid)
             .map_err(Failure::because(FailureKind::Runtime, "find the container's cgroups"))?;
         let spec = load_spec(bundle)?;
-        // The first process still waits, so nothing of the user's has run without the filter.
-        if let Err(failure) = device_filter::enforce(&spec, &cgroups, self.reporter) {
+        // The first process still waits, so nothing of the user's has run without the filter or the masks.
+        let sound = device_filter::enforce(&spec, &cgroups, self.reporter).and_then(|()| guard::after(&spec, pid));
+        if let Err(failure) = sound {
             abandon(order, pid, &cgroups);
             return Err(failure);
         }

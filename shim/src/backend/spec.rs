@@ -12,7 +12,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use oci_spec::runtime::{PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, Spec};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
-use super::{Failure, FailureKind, Reporter, cgroup_mount, workdir};
+use super::{Failure, FailureKind, Reporter, cgroup_mount, guard, workdir};
 
 const CAP_SYS_RESOURCE: u32 = 24;
 /// No sane passwd file is longer; a hostile one is not read further.
@@ -67,6 +67,9 @@ pub fn prepare(bundle: &Path, reporter: Reporter) -> Result<Prepared, Failure> {
 /// Completes the specification once the root filesystem is there, and says in which folder it lies.
 pub fn finish(mut prepared: Prepared, bundle: &Path, reporter: Reporter) -> Result<PathBuf, Failure> {
     let root = prepared.spec.root().as_ref().map(|r| bundle.join(r.path()));
+    if let Some(root) = &root {
+        guard::before(&prepared.spec, root)?;
+    }
     if let Some(root) = &root
         && let Err(error) = workdir::make(&prepared.spec, root)
     {
