@@ -6,7 +6,7 @@
 mod connection;
 mod dictionary;
 pub mod frame;
-mod headers;
+pub mod headers;
 
 pub use connection::{Incoming, Rules, SpdyServer};
 pub use frame::{Decoder, Frame, FrameError};
