@@ -122,6 +122,35 @@ async fn a_daemon_killed_in_the_middle_of_anything_leaves_nothing_half_done() {
     node.assert_clean().await;
 }
 
+#[tokio::test]
+async fn a_removal_that_is_stuck_hides_no_exit() {
+    let Some(mut node) = Node::builder().start().await else { return };
+    let image = node.base_image().await;
+    let pod = node.run_pod(&node.pod("stuck")).await;
+    let (exited, _) = node.run_to_end(&pod, build::shell("old", &image, "exit 9")).await;
+    // What is mounted there keeps its folder from going away.
+    let held = node.dir().join("state/containers").join(&exited.id).join("held");
+    std::fs::create_dir(&held).unwrap();
+    let flags = nix::mount::MsFlags::empty();
+    nix::mount::mount(Some("tmpfs"), &held, Some("tmpfs"), flags, None::<&str>).unwrap();
+    let refused = node.cri.remove(&exited.id).await;
+    let mut told = vec![node.cri.status(&exited.id).await.unwrap()];
+    let listed = node.cri.list(None).await.unwrap();
+    node.restart().await;
+    told.push(node.cri.status(&exited.id).await.unwrap());
+    nix::mount::umount2(&held, nix::mount::MntFlags::MNT_DETACH).unwrap();
+    refused.unwrap_err();
+    assert_eq!(listed.iter().map(|c| c.state()).collect::<Vec<_>>(), [ContainerState::ContainerExited]);
+    for status in told {
+        assert_eq!((status.state(), status.exit_code), (ContainerState::ContainerExited, 9));
+        assert_eq!(status.finished_at, exited.finished_at);
+    }
+    node.cri.remove(&exited.id).await.unwrap();
+    node.cri.status(&exited.id).await.unwrap_err();
+    node.destroy(&pod).await;
+    node.assert_clean().await;
+}
+
 /// Stands between the daemon and the shims of all tasks in `bundles`; what goes through it can be cut.
 struct Between {
     cut: tokio::sync::watch::Sender<()>,
