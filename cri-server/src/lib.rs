@@ -22,6 +22,7 @@ pub mod network;
 pub mod spec;
 pub mod runtime;
 pub mod stats;
+pub mod nri;
 pub mod config;
 pub mod ports;
 pub mod task;

@@ -74,6 +74,8 @@ impl Containers {
         match self.build(sandbox, &container, &image, draft.user).await {
             Ok(()) => {
                 self.prepare_in_background(&container);
+                stage.set("telling NRI plugins");
+                self.plugins_created(&container).await;
                 Ok(container.id().clone())
             }
             Err(error) => {
@@ -152,6 +154,8 @@ impl Containers {
             target,
         };
         tokio::task::spawn_blocking(move || work.run()).await??;
+        let _gate = self.ports.nri.gate().await;
+        self.plugins_create(sandbox, container).await?;
         container.change(&self.ports, |s| Ok::<_, ContainerError>(s.prepared()?)).await
     }
 

@@ -9,6 +9,7 @@ use crate::index::LookupError;
 use crate::io::IoError;
 use crate::lsm::apparmor::AppArmorError;
 use crate::model::ContainerId;
+use crate::nri::NriError;
 use crate::operation::Lost;
 use crate::runtime::{RuntimeError, UnknownHandler};
 use crate::snapshot::SnapshotError;
@@ -55,6 +56,8 @@ pub enum ContainerError {
     Cgroup(#[from] CgroupError),
     #[error("container task")]
     Task(#[from] TaskError),
+    #[error(transparent)]
+    Nri(#[from] NriError),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]

@@ -7,6 +7,7 @@ mod create;
 mod error;
 mod exec;
 mod log;
+mod nri;
 mod prepare;
 pub mod record;
 mod recover;
@@ -15,7 +16,7 @@ mod start;
 mod stop;
 mod supervise;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwapOption;
 use cofferdam_proto::cri;
@@ -45,12 +46,14 @@ pub struct Container {
     /// Held while a change is stored; nothing else waits for it.
     change: Mutex<()>,
     shim: ArcSwapOption<Shim>,
+    /// Where the cgroup is, if an NRI plugin moved it while the container was created.
+    moved_cgroup: OnceLock<String>,
 }
 
 impl Container {
     fn new(record: ContainerRecord) -> Arc<Self> {
         let (state, _) = watch::channel(record.state.clone());
-        Arc::new(Self { made: record, state, change: Mutex::new(()), shim: ArcSwapOption::empty() })
+        Arc::new(Self { made: record, state, change: Mutex::new(()), shim: ArcSwapOption::empty(), moved_cgroup: OnceLock::new() })
     }
 
     #[must_use]
@@ -72,6 +75,18 @@ impl Container {
     #[must_use]
     pub fn made(&self) -> &ContainerRecord {
         &self.made
+    }
+
+    /// Where its cgroup is, as the OCI specification names it.
+    #[must_use]
+    pub fn cgroups_path(&self) -> &str {
+        self.moved_cgroup.get().unwrap_or(&self.made.cgroups_path)
+    }
+
+    /// Settles another place for the cgroup, before there is one; stored with the next change.
+    fn move_cgroup(&self, path: String) {
+        // A creation settles it once.
+        let _ = self.moved_cgroup.set(path);
     }
 
     #[must_use]
@@ -123,7 +138,8 @@ impl Container {
         let _one_at_a_time = self.change.lock().await;
         let state = next(&self.state())?;
         if state != *self.state.borrow() {
-            let record = ContainerRecord { state: state.clone(), ..self.made.clone() };
+            let cgroups_path = self.cgroups_path().to_owned();
+            let record = ContainerRecord { state: state.clone(), cgroups_path, ..self.made.clone() };
             ports.store.put(Table::Containers, self.made.id.as_str(), &record).await?;
             self.state.send_replace(state);
         }
@@ -210,7 +226,7 @@ impl Containers {
             bundle: &bundle,
             handler: self.handler(container).ok(),
             shim,
-            cgroups_path: &container.made.cgroups_path,
+            cgroups_path: container.cgroups_path(),
         };
         task::end(&self.ports, ending).await?;
         container.shim.store(None);

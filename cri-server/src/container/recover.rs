@@ -75,7 +75,7 @@ impl Containers {
         let bundle = self.ports.places.container(container.id());
         Launcher::recorded(&bundle)?;
         let handler = self.handler(container).ok()?;
-        if let Err(error) = self.ports.cgroups.kill_all(&container.made.cgroups_path).await {
+        if let Err(error) = self.ports.cgroups.kill_all(container.cgroups_path()).await {
             tracing::warn!(container = %container.id(), error = %crate::report::chain(&error), "kill");
         }
         let id = container.id().as_str();

@@ -36,6 +36,7 @@ impl Containers {
         // A preparation under way ends first: it would make a task after this.
         self.preparations.ended(container.id().as_str()).await;
         self.end_task(container).await?;
+        self.plugins_remove(container).await;
         // Some shims mount it on the host, and a dead one leaves it there.
         let rootfs = self.ports.places.container(container.id()).join("rootfs");
         tokio::task::spawn_blocking(move || {

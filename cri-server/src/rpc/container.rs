@@ -166,7 +166,7 @@ async fn verbose(daemon: &Daemon, container: &Container) -> HashMap<String, Stri
         "sandboxID": container.sandbox(),
         "pid": container.pid().unwrap_or(0),
         "state": container.state().name(),
-        "cgroupsPath": container.made().cgroups_path,
+        "cgroupsPath": container.cgroups_path(),
         "config": container.config(),
         "runtimeSpec": spec,
     });

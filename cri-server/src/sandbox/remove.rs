@@ -23,7 +23,9 @@ impl Sandboxes {
             Ok::<_, SandboxError>(SandboxStatus { state: SandboxState::Removing, ..s.clone() })
         };
         sandbox.change(&self.ports, removing).await?;
+        self.plugins_stop(sandbox).await;
         self.tear_down(sandbox).await?;
+        self.plugins_remove(sandbox).await;
         files::remove(&self.ports, sandbox)?;
         self.ports.store.delete(Table::Sandboxes, sandbox.id().as_str()).await?;
         self.all.remove(sandbox.id().as_str());

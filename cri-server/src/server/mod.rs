@@ -24,6 +24,7 @@ use crate::container::{ContainerError, Containers};
 use crate::image::{ImageError, ImageService};
 use crate::lsm::apparmor;
 use crate::network::Network;
+use crate::nri::{self, Nri, NriError};
 use crate::node::{Features, Severity, preflight};
 use crate::places::Places;
 use crate::pod::Pods;
@@ -68,6 +69,8 @@ pub enum ServeError {
     Containers(#[from] ContainerError),
     #[error(transparent)]
     Streaming(#[from] ListenError),
+    #[error("NRI plugins")]
+    Nri(#[from] NriError),
     #[error("the server failed")]
     Server(#[from] tonic::transport::Error),
 }
@@ -117,6 +120,8 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
         rates: Arc::default(),
         config: Arc::new(config.clone()),
     });
+    let node: Arc<dyn nri::Node> = Arc::new(daemon.pods.clone());
+    ports.nri.serve(node, own_exe).await?;
     tracing::info!(socket = %config.socket.display(), version = env!("CARGO_PKG_VERSION"), "serving");
     let runtime =
         RuntimeServiceServer::new(Runtime(Arc::clone(&daemon))).max_decoding_message_size(MAX_MESSAGE);
@@ -161,6 +166,7 @@ async fn open(
         exec: ExecRunner::default(),
         network: Network::open(&config.network, &config.state),
         cgroups: Cgroups::open()?,
+        nri: Nri::new(config.nri.clone()),
         places,
         store,
         handlers,
@@ -216,6 +222,7 @@ async fn drain(ports: &Ports, daemon: &Daemon, sink: Sink) {
     if tokio::time::timeout(DRAIN, drained).await.is_err() {
         tracing::warn!(operations = ?under_way(), "ending although operations are under way; the next start settles them");
     }
+    ports.nri.shut_down().await;
     if daemon.sandboxes.all().is_empty() {
         if let Err(error) = ports.network.teardown_if_unused().await {
             tracing::warn!(error = %crate::report::chain(&error), "the built-in network stays");
