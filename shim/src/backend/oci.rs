@@ -57,7 +57,9 @@ impl OciRuntime for Libcontainer {
                 | LibcontainerError::Spec(_) => FailureKind::Spec,
                 _ => FailureKind::Runtime,
             };
-            Failure::new(kind, format!("create the container: {}{}", chain(&error), unknown_sysctls(bundle)))
+            let causes = chain(&error);
+            let more = if causes.contains("chdir") { folder(bundle) } else { unknown_sysctls(bundle) };
+            Failure::new(kind, format!("create the container: {causes}{more}"))
         })?;
         let cgroups = CgroupPaths::of(pid)
             .map_err(Failure::because(FailureKind::Runtime, "find the container's cgroups"))?;
@@ -98,6 +100,13 @@ impl OciRuntime for Libcontainer {
         run_hooks(hooks.poststop().as_ref(), Some(&container.state), None, None, None)
             .map_err(Failure::because(FailureKind::Runtime, "run the poststop hooks"))
     }
+}
+
+/// The working directory, for libcontainer's errors do not name it.
+fn folder(bundle: &Path) -> String {
+    let spec = load_spec(bundle).ok();
+    let cwd = spec.as_ref().and_then(|s| Some(s.process().as_ref()?.cwd()));
+    cwd.map_or_else(String::new, |cwd| format!(" (the working directory {})", cwd.display()))
 }
 
 /// The sysctls that this kernel does not have, for libcontainer's errors do not name the one that failed.

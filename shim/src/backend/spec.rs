@@ -66,16 +66,13 @@ pub fn prepare(bundle: &Path, reporter: Reporter) -> Result<Prepared, Failure> {
 }
 
 /// Completes the specification once the root filesystem is there, and says in which folder it lies.
-pub fn finish(mut prepared: Prepared, bundle: &Path, reporter: Reporter) -> Result<PathBuf, Failure> {
+pub fn finish(mut prepared: Prepared, bundle: &Path) -> Result<PathBuf, Failure> {
     let root = prepared.spec.root().as_ref().map(|r| bundle.join(r.path()));
     if let Some(root) = &root {
         guard::before(&prepared.spec, root)?;
-    }
-    if let Some(root) = &root
-        && let Err(error) = workdir::make(&prepared.spec, root)
-    {
-        // Entering it fails next, and that is the container's error.
-        reporter.warn(format!("make the working directory: {error}"));
+        let cwd = prepared.spec.process().as_ref().map(|p| p.cwd().display().to_string()).unwrap_or_default();
+        let doing = format!("make the working directory {cwd}");
+        workdir::make(&prepared.spec, root).map_err(Failure::because(FailureKind::Rootfs, &doing))?;
     }
     if let (Some(process), Some(root)) = (prepared.spec.process_mut(), &root) {
         prepared.changed |= give_home(process, root);
