@@ -58,7 +58,7 @@ impl OciRuntime for Libcontainer {
                 _ => FailureKind::Runtime,
             };
             let causes = chain(&error);
-            let more = if causes.contains("chdir") { folder(bundle) } else { unknown_sysctls(bundle) };
+            let more = if causes.contains("unix syscall") { folder(bundle) } else { unknown_sysctls(bundle) };
             Failure::new(kind, format!("create the container: {causes}{more}"))
         })?;
         let cgroups = CgroupPaths::of(pid)
@@ -102,11 +102,12 @@ impl OciRuntime for Libcontainer {
     }
 }
 
-/// The working directory, for libcontainer's errors do not name it.
+/// The working directory, for libcontainer's errors do not name it: entering it is the one bare system call that fails
+/// for what the user wrote.
 fn folder(bundle: &Path) -> String {
     let spec = load_spec(bundle).ok();
     let cwd = spec.as_ref().and_then(|s| Some(s.process().as_ref()?.cwd()));
-    cwd.map_or_else(String::new, |cwd| format!(" (the working directory {})", cwd.display()))
+    cwd.map_or_else(String::new, |cwd| format!(" (is the working directory {} there?)", cwd.display()))
 }
 
 /// The sysctls that this kernel does not have, for libcontainer's errors do not name the one that failed.
