@@ -12,6 +12,7 @@ pub mod places;
 pub mod store;
 pub mod cgroup;
 pub mod node;
+pub mod lsm;
 pub mod io;
 pub mod registry;
 pub mod content;

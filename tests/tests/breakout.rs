@@ -163,7 +163,9 @@ async fn cve_2024_21626_programs_get_their_three_streams_and_no_more() {
     let id = node.run_container(&pod, build::container("sleeper", &image, &["sleep", "100000"])).await;
     assert_eq!(exec(&node, &id, &["sh", "-c", list]).await, "0\n1\n2\n");
     assert_eq!(exec(&node, &id, &["ls", "/proc/1/fd"]).await, "0\n1\n2\n");
-    let links = exec(&node, &id, &["sh", "-c", "for l in $$/cwd $$/root 1/cwd 1/root; do readlink /proc/$l; done"]).await;
+    let links =
+        exec(&node, &id, &["sh", "-c", "for l in $$/cwd $$/root 1/cwd 1/root; do readlink /proc/$l; done"])
+            .await;
     assert_eq!(links, "/\n/\n/\n/\n");
     node.destroy(&pod).await;
     node.assert_clean().await;
@@ -213,7 +215,10 @@ async fn cve_2023_28642_linked_system_folders_reach_nothing_outside() {
     let target = outside.display().to_string();
     let inner = target.trim_start_matches('/');
     for (name, link) in [("dev", "dev"), ("proc", "proc"), ("sys", "sys"), ("proc", ""), ("dev", "")] {
-        let twin = Layer::new().dir(&format!("{inner}/dev/pts")).dir(&format!("{inner}/proc")).dir(&format!("{inner}/sys"));
+        let twin = Layer::new()
+            .dir(&format!("{inner}/dev/pts"))
+            .dir(&format!("{inner}/proc"))
+            .dir(&format!("{inner}/sys"));
         let links = Layer::new().symlink(name, format!("{target}/{link}").trim_end_matches('/'));
         let gone = Layer::new().whiteout(name);
         let image = image(&node, &format!("linked-{name}{link}"), vec![twin, gone, links], "").await;
@@ -445,7 +450,8 @@ async fn ghsa_g54h_m393_cpwq_the_hosts_devices_cannot_be_opened() {
     let (pod, id) = sleeper(&node, &image).await;
     let disk = std::fs::metadata("/").unwrap().dev();
     let (major, minor) = (nix::sys::stat::major(disk), nix::sys::stat::minor(disk));
-    let devices = [format!("b {major} {minor}"), "c 1 1".into(), "c 1 4".into(), "c 10 237".into(), "c 10 229".into()];
+    let devices =
+        [format!("b {major} {minor}"), "c 1 1".into(), "c 1 4".into(), "c 10 237".into(), "c 10 229".into()];
     for device in devices {
         let script = format!(
             "rm -f /tmp/d; mknod /tmp/d {device} || exit 1; head -c 1 /tmp/d >/dev/null 2>/tmp/why && echo read; \
@@ -490,7 +496,8 @@ async fn cve_2022_23648_the_images_accounts_may_be_anything() {
         build::security(&mut config).run_as_username = "evil".into();
         let refused = attempt(&node, &pod, config).await;
         assert!(refused.is_err(), "{name}: a user of the host's was found");
-        let config = build::shell(&format!("plain-{name}"), &image, "echo $HOME; cat /proc/self/status | grep -c Uid");
+        let config =
+            build::shell(&format!("plain-{name}"), &image, "echo $HOME; cat /proc/self/status | grep -c Uid");
         if let Ok(id) = attempt(&node, &pod, config).await {
             node.cri.wait_exited(&id, Duration::from_secs(10)).await.unwrap();
         }

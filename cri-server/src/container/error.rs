@@ -7,6 +7,7 @@ use crate::cgroup::CgroupError;
 use crate::image::ImageError;
 use crate::index::LookupError;
 use crate::io::IoError;
+use crate::lsm::apparmor::AppArmorError;
 use crate::model::ContainerId;
 use crate::operation::Lost;
 use crate::runtime::{RuntimeError, UnknownHandler};
@@ -42,6 +43,8 @@ pub enum ContainerError {
     User(#[from] UserError),
     #[error("container spec")]
     Spec(#[from] SpecError),
+    #[error("container AppArmor profile")]
+    AppArmor(#[from] AppArmorError),
     #[error("container spec file")]
     SpecFile(#[source] oci_spec::OciSpecError),
     #[error("container streams")]

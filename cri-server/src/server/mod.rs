@@ -22,6 +22,7 @@ use crate::cgroup::{CgroupError, Cgroups};
 use crate::config::Config;
 use crate::container::{ContainerError, Containers};
 use crate::image::{ImageError, ImageService};
+use crate::lsm::apparmor;
 use crate::network::Network;
 use crate::node::{Features, Severity, preflight};
 use crate::places::Places;
@@ -165,11 +166,27 @@ async fn open(
         handlers,
         images,
         snapshots,
+        spec_defaults: defaults(&features).await,
         features,
-        spec_defaults: Defaults::default(),
         tracker: TaskTracker::new(),
         stopping: CancellationToken::new(),
     }))
+}
+
+/// What containers get that ask for nothing else, as far as this node can give it.
+async fn defaults(features: &Features) -> Defaults {
+    let mut defaults = Defaults::default();
+    if features.apparmor {
+        match tokio::task::spawn_blocking(apparmor::load_default).await {
+            Ok(Ok(())) => defaults.apparmor_profile = Some(apparmor::DEFAULT_PROFILE.to_owned()),
+            Ok(Err(error)) => tracing::warn!(
+                error = %crate::report::chain(&error),
+                "no default AppArmor profile: containers run without one, and those that ask for RuntimeDefault are refused"
+            ),
+            Err(error) => tracing::warn!(%error, "the default AppArmor profile was not loaded"),
+        }
+    }
+    defaults
 }
 
 /// Takes away what belongs to nobody: networks and writable layers of pods that are gone.

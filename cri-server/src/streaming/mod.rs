@@ -5,12 +5,15 @@
 //! `exec`, `attach` and `forward` connect the session with a container or a pod.
 
 mod attach;
+#[cfg(test)]
+mod checks;
 mod copy;
 mod exec;
 mod forward;
 pub mod link;
 pub mod remote;
 mod server;
+mod session;
 pub mod spdy;
 mod tls;
 mod token;

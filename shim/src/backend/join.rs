@@ -12,9 +12,9 @@ use std::path::Path;
 
 use libcontainer::capabilities::{drop_privileges, reset_effective};
 use libcontainer::syscall::syscall::create_syscall;
+use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
-use nix::errno::Errno;
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid, setsid};
 use oci_spec::runtime::{LinuxSeccomp, Process, Spec};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};

@@ -198,8 +198,8 @@ fn carry_out(order: &Order, reporter: Reporter) -> Result<Report, Failure> {
                 prepared.fit_libcontainer()?;
             }
             let on_host = rootfs::mount(order, &prepared.spec)?;
-            let made = spec::finish(prepared, &order.bundle)
-                .and_then(|bundle| runtime.create(order, &bundle));
+            let made =
+                spec::finish(prepared, &order.bundle).and_then(|bundle| runtime.create(order, &bundle));
             match made {
                 Ok(created) => Ok(Report::Created(Created { mounted_on_host: on_host, ..created })),
                 Err(failure) => {

@@ -34,10 +34,23 @@ impl Prepared {
             return Err(Failure::new(FailureKind::Spec, words));
         }
         self.name_propagation();
+        self.leave_limits_out();
         let table = fs::read_to_string("/proc/self/mountinfo");
         let table = table.map_err(Failure::because(FailureKind::Spec, "read /proc/self/mountinfo"))?;
         self.changed |= cgroup_mount::replace(&mut self.spec, &table);
         Ok(())
+    }
+
+    /// Limits are put into force by [`crate::cgroup::limits`], when a container is made as when they change later:
+    /// libcontainer knows no hybrid nodes and an older scale of weights.
+    fn leave_limits_out(&mut self) {
+        let Some(resources) = self.spec.linux_mut().as_mut().and_then(|linux| linux.resources_mut().as_mut())
+        else {
+            return;
+        };
+        resources.set_cpu(None).set_memory(None).set_pids(None).set_block_io(None);
+        resources.set_hugepage_limits(None).set_unified(None);
+        self.changed = true;
     }
 
     /// libcontainer always acts on the whole tree and only knows the names without the `r` that says so; other

@@ -33,7 +33,9 @@ pub fn make(spec: &Spec, root: &Path) -> io::Result<()> {
     match place(process.cwd(), mounts) {
         Place::Root => Ok(make_below(root, process.cwd(), ResolveFlags::NO_XDEV)?),
         // A link in a volume can mean another place in the container than it does here: entering it decides.
-        Place::Volume(source, rest) => Ok(make_below(source, &rest, ResolveFlags::empty()).unwrap_or_default()),
+        Place::Volume(source, rest) => {
+            Ok(make_below(source, &rest, ResolveFlags::empty()).unwrap_or_default())
+        }
         Place::Closed => Ok(()),
     }
 }
@@ -41,11 +43,16 @@ pub fn make(spec: &Spec, root: &Path) -> io::Result<()> {
 /// The innermost mount over the directory decides.
 fn place<'a>(cwd: &Path, mounts: &'a [Mount]) -> Place<'a> {
     let over = mounts.iter().filter_map(|mount| Some((mount, cwd.strip_prefix(mount.destination()).ok()?)));
-    let Some((mount, rest)) = over.min_by_key(|(_, rest)| rest.components().count()) else { return Place::Root };
-    let has = |wanted: &[&str]| mount.options().iter().flatten().any(|option| wanted.contains(&option.as_str()));
+    let Some((mount, rest)) = over.min_by_key(|(_, rest)| rest.components().count()) else {
+        return Place::Root;
+    };
+    let has =
+        |wanted: &[&str]| mount.options().iter().flatten().any(|option| wanted.contains(&option.as_str()));
     let source = mount.source().as_deref().filter(|source| source.is_absolute());
     match source {
-        Some(source) if has(&["bind", "rbind"]) && !has(&["ro", "rro"]) => Place::Volume(source, rest.to_owned()),
+        Some(source) if has(&["bind", "rbind"]) && !has(&["ro", "rro"]) => {
+            Place::Volume(source, rest.to_owned())
+        }
         _ => Place::Closed,
     }
 }
@@ -62,9 +69,7 @@ fn make_below(base: &Path, rest: &Path, bounds: ResolveFlags) -> Result<(), Errn
     }
     let bounds = bounds | ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let base = open(base, FOLDER, Mode::empty())?;
-    let enter = |way: &Path| -> Result<OwnedFd, Errno> {
-        openat2(&base, way, FOLDER, Mode::empty(), bounds)
-    };
+    let enter = |way: &Path| -> Result<OwnedFd, Errno> { openat2(&base, way, FOLDER, Mode::empty(), bounds) };
     let (mut way, mut above) = (PathBuf::new(), enter(Path::new("."))?);
     for name in names {
         way.push(name);

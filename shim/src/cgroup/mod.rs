@@ -6,9 +6,9 @@
 pub mod devices;
 pub mod freeze;
 pub mod kill;
+pub mod limits;
 pub mod oom;
 pub mod stats;
-pub mod update;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -107,7 +107,10 @@ fn resolve(mounts: &str, theirs: &str, own: &str) -> CgroupPaths {
 fn by_name(mounts: &str, own: &str, path: &Path) -> CgroupPaths {
     let path = expand(path);
     // A name that stands for the whole node, or for what holds this process, is none of a container.
-    let holds_us = own.lines().filter_map(|line| line.splitn(3, ':').nth(2)).any(|own| Path::new(own).starts_with(&path));
+    let holds_us = own
+        .lines()
+        .filter_map(|line| line.splitn(3, ':').nth(2))
+        .any(|own| Path::new(own).starts_with(&path));
     let plain = path.components().skip(1).all(|part| matches!(part, Component::Normal(_)));
     let mut paths = CgroupPaths::default();
     if holds_us || !plain || path.components().count() < 2 {
@@ -132,7 +135,9 @@ fn by_name(mounts: &str, own: &str, path: &Path) -> CgroupPaths {
 fn expand(path: &Path) -> PathBuf {
     let text = path.to_string_lossy();
     let mut parts = text.split(':');
-    let (Some(slice), Some(prefix), Some(name), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+    let (Some(slice), Some(prefix), Some(name), None) =
+        (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
         return Path::new("/").join(path);
     };
     let stem = slice.strip_suffix(".slice").unwrap_or(slice);

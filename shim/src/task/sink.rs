@@ -160,7 +160,8 @@ pub async fn copy_output(source: Arc<Stream>, output: Output, bundle: Bundle) {
     let mut lost = 0;
     let mut note = |outcome: io::Result<()>, size: usize| match outcome {
         Ok(()) if lost == 0 => {}
-        Ok(()) => bundle.warn(&format!("output is written again; up to {} bytes were lost", std::mem::take(&mut lost))),
+        Ok(()) => bundle
+            .warn(&format!("output is written again; up to {} bytes were lost", std::mem::take(&mut lost))),
         Err(error) => {
             // Once per spell of trouble: a full disk must not be filled further with complaints.
             if lost == 0 {

@@ -36,14 +36,16 @@ fn assert_whole(text: &str) {
     assert!(text.is_empty() || text.ends_with('\n'), "the log ends in the middle of a record");
     for line in text.lines() {
         let fields: Vec<&str> = line.splitn(4, ' ').collect();
-        let whole = fields.len() == 4 && fields[0].ends_with('Z') && fields[1] == "stdout" && fields[2] == "F";
+        let whole =
+            fields.len() == 4 && fields[0].ends_with('Z') && fields[1] == "stdout" && fields[2] == "F";
         assert!(whole && (fields[3].len() == 100 || fields[3] == "after"), "a torn record: {line:?}");
     }
 }
 
 #[tokio::test]
 async fn privileged_a_log_on_a_full_disk_has_whole_records_and_goes_on_when_there_is_room() {
-    let script = "i=0; while [ $i -lt 3000 ]; do echo $L; i=$((i+1)); done; cat /tmp/go >/dev/null; echo after";
+    let script =
+        "i=0; while [ $i -lt 3000 ]; do echo $L; i=$((i+1)); done; cat /tmp/go >/dev/null; echo after";
     let mut container = spec(&["sh", "-c", script]);
     container["process"]["env"] = json!(["PATH=/bin", format!("L={}", "x".repeat(100))]);
     let node = Node::new(container).await;
@@ -61,7 +63,8 @@ async fn privileged_a_log_on_a_full_disk_has_whole_records_and_goes_on_when_ther
     eventually("the disk is full", || warned().contains("output is being lost"));
     // The container never waits for the disk: it gets to its FIFO.
     let go = format!("/proc/{}/root/tmp/go", node.state().await.pid);
-    let mut go = tokio::task::spawn_blocking(move || File::options().write(true).open(go).unwrap()).await.unwrap();
+    let mut go =
+        tokio::task::spawn_blocking(move || File::options().write(true).open(go).unwrap()).await.unwrap();
     eventually("the log rests", || {
         let size = fs::metadata(&log).unwrap().len();
         std::thread::sleep(Duration::from_millis(100));
@@ -138,7 +141,8 @@ async fn privileged_an_exec_begins_in_no_folder_that_leads_out() {
     node.create().await.unwrap();
     node.start().await.unwrap();
     let folders = (3..12).map(|n| format!("/proc/self/fd/{n}"));
-    let further = ["/door", "/proc/self/root", "/proc/1/root/tmp", "/proc/self/cwd", "/nosuch"].map(str::to_owned);
+    let further =
+        ["/door", "/proc/self/root", "/proc/1/root/tmp", "/proc/self/cwd", "/nosuch"].map(str::to_owned);
     for (number, cwd) in folders.chain(further).enumerate() {
         let process = json!({
             "args": ["sh", "-c", "pwd"], "cwd": cwd, "env": ["PATH=/bin"], "user": { "uid": 0, "gid": 0 },

@@ -5,8 +5,8 @@
 
 mod connection;
 mod dictionary;
-mod frame;
-mod headers;
+pub mod frame;
+pub mod headers;
 
 pub use connection::{Incoming, Rules, SpdyServer};
 pub use frame::{Decoder, Frame, FrameError};
