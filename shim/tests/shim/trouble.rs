@@ -108,18 +108,25 @@ async fn privileged_a_shim_that_died_before_it_noted_anything_down_leaves_nothin
 async fn privileged_a_creation_ends_with_its_shim() {
     let mut container = spec(&["sleep", "1000"]);
     // Holds the runtime child in the middle of its work.
-    container["hooks"] = json!({ "createRuntime": [{ "path": "/bin/sleep", "args": ["sleep", "999"] }] });
-    let node = Node::new(container).await;
+    let folder = tempfile::tempdir().unwrap();
+    let script = format!(
+        "echo $$ > {0}.new; mv {0}.new {0}; exec sleep 999",
+        folder.path().join("hook.pid").display()
+    );
+    container["hooks"] = json!({ "createRuntime": [{ "path": "/bin/sh", "args": ["sh", "-c", script] }] });
+    let node = Node::in_folder(container, folder).await;
     let (task, request) = (node.task.clone(), node.request());
     let creating = tokio::spawn(async move { task.create(soon(), &request).await });
-    eventually("the container's cgroup is there", || !cgroups_named(&node.id).is_empty());
-    eventually("the child is at work", || children_named("runtime-child", node.shim_pid) > 0);
+    eventually("the hook runs", || node.path("hook.pid").exists());
+    assert!(children_named("runtime-child", node.shim_pid) > 0, "the child is not at work");
     kill(Pid::from_raw(node.shim_pid), Signal::SIGKILL).unwrap();
     eventually("the child dies with its shim", || {
         processes_naming(node.bundle.to_str().unwrap()).iter().all(|pid| !named(*pid, "runtime-child"))
     });
     delete_command(&node.bundle, &node.id);
     drop(creating.await.unwrap().unwrap_err());
+    // Hooks are the operator's own programs: nobody but he ends one.
+    kill(Pid::from_raw(node.text("hook.pid").trim().parse().unwrap()), Signal::SIGKILL).unwrap();
     eventually("no cgroup is left", || cgroups_named(&node.id).is_empty());
     eventually("no process is left", || processes_naming(node.folder.path().to_str().unwrap()).is_empty());
     node.check_nothing_left();
