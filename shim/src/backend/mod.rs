@@ -88,7 +88,8 @@ impl fmt::Display for Failure {
 /// Messages repeat what the user wrote, however long that was.
 fn clip(mut text: String) -> String {
     if text.len() > LONGEST_MESSAGE {
-        text.truncate(text.floor_char_boundary(LONGEST_MESSAGE));
+        let end = (0..=LONGEST_MESSAGE).rev().find(|at| text.is_char_boundary(*at));
+        text.truncate(end.unwrap_or_default());
         text.push('…');
     }
     text
