@@ -34,7 +34,8 @@ pub fn make(spec: &Spec, root: &Path) -> io::Result<()> {
         Place::Root => Ok(make_below(root, process.cwd(), ResolveFlags::NO_XDEV)?),
         // A link in a volume can mean another place in the container than it does here: entering it decides.
         Place::Volume(source, rest) => {
-            Ok(make_below(source, &rest, ResolveFlags::empty()).unwrap_or_default())
+            let _ = make_below(source, &rest, ResolveFlags::empty());
+            Ok(())
         }
         Place::Closed => Ok(()),
     }
