@@ -34,6 +34,7 @@ impl Binary {
 
     fn command(&self, bundle: &Bundle) -> Command {
         let mut command = Command::new(&self.path);
+        crate::sys::die_together(&mut command);
         command.arg("--root").arg(bundle.runtime_root());
         command.arg("--log").arg(bundle.join("oci-runtime.log")).args(["--log-format", "json"]);
         if self.systemd_cgroup {

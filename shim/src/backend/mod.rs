@@ -34,6 +34,9 @@ use crate::wire::{CreateOrder, Created, ExecOrder, Order, Report, TaskOrder};
 /// The first argument of the re-executed shim that makes it the child.
 pub const CHILD_COMMAND: &str = "runtime-child";
 
+/// No message of a report is longer.
+const LONGEST_MESSAGE: usize = 4096;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FailureKind {
     /// What the user asked to run is not there.
@@ -67,7 +70,7 @@ pub struct Failure {
 
 impl Failure {
     pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
-        Failure { kind, message: message.into() }
+        Failure { kind, message: clip(message.into()) }
     }
 
     /// For `map_err`: what was being done, and every cause below.
@@ -80,6 +83,16 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
     }
+}
+
+/// Messages repeat what the user wrote, however long that was.
+fn clip(mut text: String) -> String {
+    if text.len() > LONGEST_MESSAGE {
+        let end = (0..=LONGEST_MESSAGE).rev().find(|at| text.is_char_boundary(*at));
+        text.truncate(end.unwrap_or_default());
+        text.push('…');
+    }
+    text
 }
 
 /// An error and its causes in one line, without saying the same twice.
@@ -110,7 +123,7 @@ impl Reporter {
     }
 
     pub fn warn(self, text: impl Into<String>) {
-        self.send(&Report::Warning(text.into()));
+        self.send(&Report::Warning(clip(text.into())));
     }
 }
 
@@ -133,11 +146,12 @@ fn runtime_for(options: &crate::options::Options, reporter: Reporter) -> Box<dyn
 pub fn child_main(argv: &[String]) -> ExitCode {
     // The container must not inherit a signal mask, whoever started this process.
     let _ = SigSet::all().thread_unblock();
-    let Some(socket) = argv.first().and_then(|n| n.parse().ok()).and_then(|n| sys::adopt(n).ok()) else {
+    let number = |at: usize| argv.get(at).and_then(|n| n.parse().ok());
+    let (Some(Ok(socket)), Some(shim)) = (number(0).map(sys::adopt), number(1)) else {
         eprintln!("this command is for the shim's own use");
         return ExitCode::FAILURE;
     };
-    let (reporter, order) = match take_order(socket) {
+    let (reporter, order) = match keep_apart(shim).and_then(|()| take_order(socket)) {
         Ok(taken) => taken,
         Err(error) => {
             eprintln!("read the order: {error}");
@@ -157,8 +171,15 @@ pub fn child_main(argv: &[String]) -> ExitCode {
     }
 }
 
+/// Before anything else: nothing this process starts gets its descriptors, nobody whose namespaces it enters may look
+/// into it, and it does not go on making a container for a shim that is dead.
+fn keep_apart(shim: i32) -> std::io::Result<()> {
+    sys::die_with(shim)?;
+    sys::forbid_looking_in()?;
+    sys::close_on_exec_from(3)
+}
+
 fn take_order(socket: OwnedFd) -> std::io::Result<(Reporter, Order)> {
-    rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::CLOEXEC)?;
     let mut line = Vec::new();
     let reading = std::fs::File::from(socket.try_clone()?);
     BufReader::new(reading).read_until(b'\n', &mut line)?;
@@ -178,8 +199,8 @@ fn carry_out(order: &Order, reporter: Reporter) -> Result<Report, Failure> {
                 prepared.fit_libcontainer()?;
             }
             let on_host = rootfs::mount(order, &prepared.spec)?;
-            let made = spec::finish(prepared, &order.bundle, reporter)
-                .and_then(|bundle| runtime.create(order, &bundle));
+            let made =
+                spec::finish(prepared, &order.bundle).and_then(|bundle| runtime.create(order, &bundle));
             match made {
                 Ok(created) => Ok(Report::Created(Created { mounted_on_host: on_host, ..created })),
                 Err(failure) => {

@@ -58,7 +58,9 @@ impl OciRuntime for Libcontainer {
                 | LibcontainerError::Spec(_) => FailureKind::Spec,
                 _ => FailureKind::Runtime,
             };
-            Failure::new(kind, format!("create the container: {}{}", chain(&error), unknown_sysctls(bundle)))
+            let causes = chain(&error);
+            let more = if causes.contains("unix syscall") { folder(bundle) } else { unknown_sysctls(bundle) };
+            Failure::new(kind, format!("create the container: {causes}{more}"))
         })?;
         let spec = load_spec(&order.bundle)?;
         let placed = place(&spec, pid);
@@ -103,6 +105,14 @@ impl OciRuntime for Libcontainer {
         run_hooks(hooks.poststop().as_ref(), Some(&container.state), None, None, None)
             .map_err(Failure::because(FailureKind::Runtime, "run the poststop hooks"))
     }
+}
+
+/// The working directory, for libcontainer's errors do not name it: entering it is the one bare system call that fails
+/// for what the user wrote.
+fn folder(bundle: &Path) -> String {
+    let spec = load_spec(bundle).ok();
+    let cwd = spec.as_ref().and_then(|s| Some(s.process().as_ref()?.cwd()));
+    cwd.map_or_else(String::new, |cwd| format!(" (is the working directory {} there?)", cwd.display()))
 }
 
 fn resources(spec: &Spec) -> Option<&LinuxResources> {
