@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <root>/content/blobs/<algorithm>/<hex>   whole, verified, on disk
-//! <root>/content/ingest/<number>           being written; emptied at start
+//! <root>/content/ingest/<number>           being written, or being removed; emptied at start
 //! ```
 //!
 //! Invariant: a file under `blobs` holds exactly the bytes its name promises; it appears there by one rename, after
@@ -250,6 +250,21 @@ impl Content {
         Ok(bytes)
     }
 
+    /// Takes a blob's name away, which is quick however large it is; absent means done.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn detach(&self, digest: &Digest) -> Result<Option<Doomed>, ContentError> {
+        let path = self.path(digest);
+        let doomed = self.ingest.join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
+        self.sizes().remove(digest);
+        match fs::rename(&path, &doomed) {
+            Ok(()) => Ok(Some(Doomed(doomed))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed("rename", &path)(error)),
+        }
+    }
+
     /// Removes a blob; absent means done.
     ///
     /// # Errors
@@ -261,6 +276,21 @@ impl Content {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &path)(error)),
             _ => Ok(()),
         }
+    }
+}
+
+/// A blob that has no name any more; what a crash leaves of it goes at the next start.
+#[derive(Debug)]
+#[must_use]
+pub struct Doomed(PathBuf);
+
+impl Doomed {
+    /// Removes the bytes. Blocks.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn remove(self) -> Result<(), ContentError> {
+        fs::remove_file(&self.0).map_err(failed("remove", &self.0))
     }
 }
 

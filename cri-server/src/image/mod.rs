@@ -23,7 +23,7 @@ mod remove;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -67,6 +67,9 @@ pub struct ImageService {
     slots: Arc<Semaphore>,
     /// One unpacking for each layer, whoever wants it.
     layer_locks: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
+    /// Blobs that were read on this node, each with the diff id that it has: those of the records, and of pulls that have
+    /// no record yet. Another image's word for a pair counts for nothing.
+    pairs: Mutex<HashSet<(Digest, Digest)>>,
     /// Shared by pulls, whose blobs and layers no record names yet; exclusive for the sweep.
     garbage: RwLock<()>,
     sweep_wanted: AtomicBool,
@@ -98,6 +101,7 @@ impl ImageService {
             tasks: TaskTracker::new(),
             slots,
             layer_locks: Mutex::default(),
+            pairs: Mutex::default(),
             garbage: RwLock::new(()),
             sweep_wanted: AtomicBool::new(true),
             config,
@@ -112,12 +116,13 @@ impl ImageService {
         let mut records: Vec<(String, ImageRecord)> = self.store.load(Table::Images)?;
         // A crash between two writes may leave a tag on two images: the later one has it.
         records.sort_by_key(|(_, record)| std::cmp::Reverse(record.pulled_at));
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
         let mut catalogue = Catalogue::default();
         for (_, mut record) in records {
             record.repo_tags.retain(|tag| seen.insert(tag.clone()));
             record.pinned = self.is_pinned(&record.repo_tags);
             let missing = self.missing_part(&record);
+            self.pairs().extend(record.layers.iter().map(LayerRecord::pair));
             let id = record.id.clone();
             match missing {
                 None => catalogue.images.insert(id, Arc::new(record)),

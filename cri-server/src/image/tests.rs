@@ -361,3 +361,43 @@ async fn privileged_a_full_disk_is_told_and_leaves_nothing() {
     assert!(error.is_disk_full(), "{}", crate::registry::chain(&*error));
     assert_eq!((left, images), ([0, 0, 0], 0));
 }
+
+#[tokio::test]
+async fn privileged_an_image_cannot_pass_off_another_ones_layer_as_its_own() {
+    let registry = fixtures::registry_with(&["config", "zstd", "borrowed"]);
+    for honest_first in [true, false] {
+        let mut node = Node::new(&registry, Config::default());
+        let victim = node.pull("fixtures/zstd:1").await.unwrap();
+        if honest_first {
+            // Its blobs are the borrower's as well, so all parts are here, but not as pairs.
+            node.pull("fixtures/honest:1").await.unwrap();
+        }
+        let error = node.pull("fixtures/borrowed:1").await.unwrap_err();
+        let text = crate::registry::chain(&*error);
+        assert!(text.contains("diff id"), "{text}");
+        assert_eq!(node.service.list().len(), if honest_first { 2 } else { 1 });
+        assert!(node.read(&victim, "name").is_some() && !node.has_scratch());
+        // What was seen once is known after a restart as well.
+        node.reopen();
+        let pull = node.service.start_pull("fixtures/zstd:1", Credentials::anonymous()).unwrap();
+        let progress = pull.progress.clone();
+        pull.finish().await.unwrap();
+        assert!(progress.borrow().iter().all(|layer| layer.stage == LayerStage::Present));
+    }
+}
+
+#[tokio::test]
+async fn privileged_the_bytes_of_a_removed_image_go_while_nobody_waits() {
+    let registry = fixtures::registry_with(&["many-layers"]);
+    let node = Node::new(&registry, Config::default());
+    let image = node.pull("fixtures/many-layers:1").await.unwrap();
+    assert!(node.service.forget(image.id.as_str()).await.unwrap());
+    node.service.sweep_waiting(std::time::Duration::ZERO).await;
+    let names = std::fs::read_dir(node.root.path().join("layers")).unwrap();
+    assert!(names.flatten().all(|e| e.file_name().to_string_lossy().starts_with("tmp-")));
+    assert_eq!((node.count("l"), node.count("content/blobs/sha256")), (0, 0));
+    assert_eq!(node.service.disk_usage().await.unwrap().images, crate::snapshot::Usage::default());
+    node.service.close().await;
+    assert_eq!(node.count("layers"), 0);
+    assert!(!node.has_scratch());
+}
