@@ -84,6 +84,7 @@ impl ImageService {
                 Err(error) => return Err(error.into()),
             }
         }
+        self.disown_blob(&wanted.digest).await?;
         let Origin::Registry { reference, credentials } = origin else {
             return Err(missing(origin, wanted));
         };
@@ -181,7 +182,10 @@ impl ImageService {
                     return Err(error);
                 }
                 // Perhaps the blob was damaged on disk: once more, from the registry.
-                Err(_) => self.content.remove(&layer.blob)?,
+                Err(_) => {
+                    self.content.remove(&layer.blob)?;
+                    self.disown_blob(&layer.blob).await?;
+                }
             }
         }
         self.download(origin, layer, index, board, cancel, unpacked).await?;

@@ -1,8 +1,8 @@
 //! Images of the node: pulled, imported, listed, removed.
 //!
-//! Invariants: a record is written last, when every layer is unpacked and on disk, so that an image is whole or absent; reads
-//! take no lock; compressed blobs are kept beside the unpacked layers, so that an export gives back the very bytes
-//! that were pulled.
+//! Invariants: a record is written last, when every part is unpacked and on disk (see `durable`), so that an image is whole or
+//! absent; reads take no lock; compressed blobs are kept beside the unpacked layers, so that an export gives back the very
+//! bytes that were pulled.
 //!
 //! ```text
 //! <root>/content   blobs, see `content`
@@ -11,6 +11,7 @@
 //! ```
 
 mod config;
+mod durable;
 mod error;
 mod export;
 mod fetch;
@@ -199,16 +200,21 @@ impl ImageService {
         image.pinned = self.is_pinned(&image.repo_tags);
         let image = Arc::new(image);
         self.store.put(Table::Images, image.id.as_str(), &*image).await?;
-        for others in [&mut catalogue.images, &mut catalogue.broken] {
-            for other in others.values_mut().filter(|other| other.id != image.id) {
-                if other.repo_tags.iter().any(|tag| image.repo_tags.contains(tag)) {
-                    let mut less = ImageRecord::clone(other);
-                    less.repo_tags.retain(|tag| !image.repo_tags.contains(tag));
-                    less.pinned = self.is_pinned(&less.repo_tags);
-                    self.store.put(Table::Images, less.id.as_str(), &less).await?;
-                    *other = Arc::new(less);
-                }
+        let without_tags = |other: &ImageRecord| {
+            let mut less = ImageRecord::clone(other);
+            less.repo_tags.retain(|tag| !image.repo_tags.contains(tag));
+            less.pinned = self.is_pinned(&less.repo_tags);
+            (less != *other).then(|| Arc::new(less))
+        };
+        for other in catalogue.images.values_mut().filter(|other| other.id != image.id) {
+            if let Some(less) = without_tags(other) {
+                self.store.put(Table::Images, less.id.as_str(), &*less).await?;
+                *other = less;
             }
+        }
+        // In memory only: the record of an image that is not whole may be gone so that its parts can come anew.
+        for other in catalogue.broken.values_mut().filter(|other| other.id != image.id) {
+            *other = without_tags(other).unwrap_or_else(|| Arc::clone(other));
         }
         catalogue.broken.remove(&image.id);
         catalogue.images.insert(image.id.clone(), image.clone());

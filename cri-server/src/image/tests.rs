@@ -198,6 +198,30 @@ async fn privileged_an_image_that_lost_a_layer_is_pulled_again() {
 }
 
 #[tokio::test]
+async fn privileged_no_record_on_disk_names_a_part_that_is_still_to_come() {
+    let registry = fixtures::registry_with(&["whiteouts", "zstd"]);
+    let mut node = Node::new(&registry, Config::default());
+    let image = node.pull("fixtures/whiteouts:1").await.unwrap();
+    let other = node.pull("fixtures/zstd:1").await.unwrap();
+    let stored = |node: &Node| -> Vec<String> {
+        node.store.load::<ImageRecord>(Table::Images).unwrap().into_iter().map(|(id, _)| id).collect()
+    };
+    assert_eq!(stored(&node).len(), 2);
+    let lost = image.layers.iter().find(|l| !other.diff_ids().contains(&l.diff_id)).unwrap();
+    std::fs::remove_dir_all(node.root.path().join("layers").join(lost.diff_id.hex())).unwrap();
+    node.reopen();
+    node.service.disown_missing(&image.layers).await.unwrap();
+    assert_eq!(
+        stored(&node),
+        [other.id.to_string()],
+        "a power cut now would leave a record of half an image"
+    );
+    let again = node.pull("fixtures/whiteouts:1").await.unwrap();
+    assert_eq!((&again.id, &again.repo_tags), (&image.id, &image.repo_tags));
+    assert_eq!(stored(&node).len(), 2);
+}
+
+#[tokio::test]
 async fn privileged_pinned_images_stay_and_tags_move() {
     let registry = fixtures::registry_with(&["config", "zstd"]);
     let pinned = vec!["docker.io/fixtures/config:1".to_owned()];

@@ -7,10 +7,12 @@
 //! <root>/l/<short>                         symbolic link to ../layers/<hex>/fs, because mount options are limited
 //! ```
 //!
-//! Invariant: a directory named by a diff id holds exactly that layer, synced; it appears by one rename.
+//! Invariant: a directory named by a diff id holds exactly that layer; it appears by one rename. After a power cut that
+//! is sure only of what was there when [`Layers::folder`] was last synced: whoever records a layer syncs first, and what
+//! has no record is removed at start.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
@@ -30,6 +32,10 @@ use crate::registry::Digest;
 
 /// Shortest alias of a layer, in hexadecimal digits.
 const SHORT: usize = 8;
+
+/// A layer with more content is written to the disk while others are still on their way; the sync of the whole image then
+/// finds less to do.
+const LARGE: u64 = 64 << 20;
 
 /// What is known about an unpacked layer.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -150,7 +156,7 @@ impl Layers {
         self.known().iter().map(|(digest, layer)| (digest.clone(), layer.clone())).collect()
     }
 
-    /// Unpacks a layer that is not there yet; blocks. Afterwards it is on disk, whole.
+    /// Unpacks a layer that is not there yet; blocks. Afterwards it is there, whole.
     ///
     /// # Errors
     /// When the stream, its content or the node are not as they should be; then nothing is left.
@@ -214,16 +220,22 @@ impl Layers {
         let description = scratch.join("layer.json");
         let text = serde_json::to_vec(layer).map_err(|e| SnapshotError::io("describe", scratch)(e.into()))?;
         fs::write(&description, text).map_err(SnapshotError::io("write", &description))?;
-        let handle = File::open(scratch).map_err(SnapshotError::io("open", scratch))?;
-        rustix::fs::syncfs(&handle).map_err(|e| SnapshotError::io("sync", scratch)(e.into()))?;
+        if layer.bytes > LARGE {
+            let handle = fs::File::open(scratch).map_err(SnapshotError::io("open", scratch))?;
+            rustix::fs::syncfs(&handle).map_err(|e| SnapshotError::io("sync", scratch)(e.into()))?;
+        }
         let target = self.directory(diff_id);
         if target.exists() {
             // Known layers are not unpacked again, so this is one that lost its description.
             self.discard(&target)?;
         }
-        fs::rename(scratch, &target).map_err(SnapshotError::io("rename to", &target))?;
-        let parent = self.root.join("layers");
-        File::open(&parent).and_then(|d| d.sync_all()).map_err(SnapshotError::io("sync", &parent))
+        fs::rename(scratch, &target).map_err(SnapshotError::io("rename to", &target))
+    }
+
+    /// The folder whose file system holds all layers.
+    #[must_use]
+    pub fn folder(&self) -> PathBuf {
+        self.root.join("layers")
     }
 
     /// The shortest alias not taken by another layer.
