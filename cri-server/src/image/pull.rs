@@ -11,7 +11,7 @@ use super::error::ImageError;
 use super::fetch::Origin;
 use super::manifest::{self, Document, Manifest, RawDescriptor};
 use super::record::{ImageRecord, LayerRecord};
-use super::{ImageService, MAX_CONFIG, now_nanos, platform};
+use super::{ImageService, MAX_CONFIG, durable, now_nanos, platform};
 use crate::registry::{Credentials, Digest, Reference, Resolved};
 
 /// How far one layer is.
@@ -248,6 +248,10 @@ impl ImageService {
             })
             .collect();
         board.begin(&layers);
+        self.disown_missing(&layers).await?;
+        if self.content.size(&digest).is_none() {
+            self.disown_blob(&digest).await?;
+        }
         self.fetch_layers(origin, &layers, board).await?;
         let (content, snapshots) = (self.content.clone(), self.snapshots.clone());
         let diff_ids = config.diff_ids.clone();
@@ -255,7 +259,7 @@ impl ImageService {
         blocking(move || -> Result<(), ImageError> {
             snapshots.settle(&diff_ids)?;
             content.put(&manifest_digest, &bytes)?;
-            Ok(())
+            durable::sync(&[content.folder(), &snapshots.layers().folder()])
         })
         .await??;
         let size =
