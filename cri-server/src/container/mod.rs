@@ -14,6 +14,7 @@ mod remove;
 mod start;
 mod stop;
 mod supervise;
+mod update;
 
 use std::sync::Arc;
 
@@ -44,13 +45,23 @@ pub struct Container {
     state: watch::Sender<ContainerState>,
     /// Held while a change is stored; nothing else waits for it.
     change: Mutex<()>,
+    resources: ArcSwapOption<cri::LinuxContainerResources>,
+    /// Held while its spec is changed, and while its task is made from it.
+    spec: Mutex<()>,
     shim: ArcSwapOption<Shim>,
 }
 
 impl Container {
     fn new(record: ContainerRecord) -> Arc<Self> {
         let (state, _) = watch::channel(record.state.clone());
-        Arc::new(Self { made: record, state, change: Mutex::new(()), shim: ArcSwapOption::empty() })
+        Arc::new(Self {
+            resources: ArcSwapOption::from_pointee(record.resources.clone()),
+            made: record,
+            state,
+            change: Mutex::new(()),
+            spec: Mutex::new(()),
+            shim: ArcSwapOption::empty(),
+        })
     }
 
     #[must_use]
@@ -77,6 +88,12 @@ impl Container {
     #[must_use]
     pub fn state(&self) -> ContainerState {
         self.state.borrow().clone()
+    }
+
+    /// What its spec puts into force now.
+    #[must_use]
+    pub fn resources(&self) -> Option<cri::LinuxContainerResources> {
+        self.resources.load().as_deref().cloned()
     }
 
     #[must_use]
@@ -112,7 +129,8 @@ impl Container {
         let _one_at_a_time = self.change.lock().await;
         let state = next(&self.state())?;
         if state != *self.state.borrow() {
-            let record = ContainerRecord { state: state.clone(), ..self.made.clone() };
+            let record =
+                ContainerRecord { state: state.clone(), resources: self.resources(), ..self.made.clone() };
             ports.store.put(Table::Containers, self.made.id.as_str(), &record).await?;
             self.state.send_replace(state);
         }
