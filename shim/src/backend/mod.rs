@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 
 pub use console::{bind_in_folder, connect_in_folder};
 
-use crate::cgroup::systemd;
+use crate::cgroup::systemd::{self, Visit};
 use crate::options::Options;
 use crate::sys::{self, SharedFd};
 use crate::wire::{CreateOrder, Created, ExecOrder, Order, Report, TaskOrder};
@@ -118,7 +118,8 @@ impl Reporter {
 
 /// One way of making containers.
 pub trait OciRuntime {
-    fn create(&self, order: &CreateOrder, bundle: &Path) -> Result<Created, Failure>;
+    /// `visit` ends as soon as the container's first process is there.
+    fn create(&self, order: &CreateOrder, bundle: &Path, visit: &Visit) -> Result<Created, Failure>;
     fn start(&self, order: &TaskOrder) -> Result<(), Failure>;
     fn exec(&self, order: &ExecOrder) -> Result<i32, Failure>;
     fn delete(&self, order: &TaskOrder) -> Result<(), Failure>;
@@ -184,10 +185,10 @@ fn carry_out(order: &Order, reporter: Reporter) -> Result<Report, Failure> {
                 let unit = order.options.systemd_cgroup && plain_path(&prepared.spec).is_none();
                 prepared.fit_libcontainer(unit)?;
             }
-            join_scope(order, &prepared.spec)?;
+            let visit = join_scope(order, &prepared.spec)?;
             let on_host = rootfs::mount(order, &prepared.spec)?;
             let made = spec::finish(prepared, &order.bundle, reporter)
-                .and_then(|bundle| runtime.create(order, &bundle));
+                .and_then(|bundle| runtime.create(order, &bundle, &visit));
             match made {
                 Ok(created) => Ok(Report::Created(Created { mounted_on_host: on_host, ..created })),
                 Err(failure) => {
@@ -206,9 +207,9 @@ fn carry_out(order: &Order, reporter: Reporter) -> Result<Report, Failure> {
 
 /// Where systemd keeps the cgroups, a container is made inside of its pod's scope. A path in systemd's own form is for
 /// the OCI runtime to understand, which then makes a scope for each container.
-fn join_scope(order: &CreateOrder, spec: &Spec) -> Result<(), Failure> {
+fn join_scope(order: &CreateOrder, spec: &Spec) -> Result<Visit, Failure> {
     if !order.options.systemd_cgroup {
-        return Ok(());
+        return Ok(Visit::default());
     }
     if let Some(path) = plain_path(spec) {
         return systemd::enter(path)
@@ -218,7 +219,7 @@ fn join_scope(order: &CreateOrder, spec: &Spec) -> Result<(), Failure> {
         let words = "a scope for each container needs cgroup v2: give a plain path below a scope, or a binary";
         return Err(Failure::new(FailureKind::Spec, words));
     }
-    Ok(())
+    Ok(Visit::default())
 }
 
 /// The container's cgroup, when it is named by its path and not as a unit of systemd's.

@@ -6,8 +6,8 @@
 //! path, `<slices>/<scope>/<container>`.
 //!
 //! Invariant: runs in the short-lived child that makes a container. A scope needs a process to begin with, and the
-//! child is that process; it never stays in the scope's own cgroup, since on v2 one with processes passes no
-//! controllers on.
+//! child is that process. It stays in the container's cgroup while it makes the container, never in the scope's own,
+//! since on v2 one with processes passes no controllers on.
 //!
 //! See systemd's CGROUP_DELEGATION and org.freedesktop.systemd1(5).
 
@@ -65,14 +65,29 @@ impl<'a> Place<'a> {
     }
 }
 
+/// This process's stay in a container's cgroup, by what brings it home.
+#[derive(Debug, Default)]
+pub struct Visit {
+    homes: Vec<PathBuf>,
+}
+
+impl Visit {
+    /// Goes back, so that this process is not taken for one of the container's.
+    pub fn end(&self) -> Result<(), ScopeError> {
+        self.homes.iter().try_for_each(|procs| fs::write(procs, "0").map_err(failed("go back to", procs)))
+    }
+}
+
 /// Makes sure of the scope, and goes into the container's own cgroup wherever systemd looks for its processes. What this
-/// process makes from here on is born there.
-pub fn enter(cgroups_path: &Path) -> Result<(), ScopeError> {
+/// process makes until the visit's end is born there.
+pub fn enter(cgroups_path: &Path) -> Result<Visit, ScopeError> {
     let place = Place::of(cgroups_path).ok_or_else(|| ScopeError::Path(cgroups_path.to_owned()))?;
     let mounts = Path::new("/proc/self/mountinfo");
     let mounts = fs::read_to_string(mounts).map_err(failed("read", mounts))?;
     let watched = watched(&mounts);
     let first = watched.first().ok_or(ScopeError::NoSystemd)?;
+    let own = Path::new("/proc/self/cgroup");
+    let visit = Visit { homes: homes(&mounts, &fs::read_to_string(own).map_err(failed("read", own))?) };
     if !below(first, place.folder).is_dir() {
         begin(&place)?;
     }
@@ -82,7 +97,29 @@ pub fn enter(cgroups_path: &Path) -> Result<(), ScopeError> {
         let procs = own.join("cgroup.procs");
         fs::write(&procs, "0").map_err(failed("enter the cgroup", &procs))?;
     }
-    Ok(())
+    pass_controllers_on(first, place.folder);
+    Ok(visit)
+}
+
+/// On v2 a container has the controllers that everything above it passes on. systemd does so down to the scope for those
+/// that it knows; the scope itself does it only now, as it must not have processes of its own. What is missing after
+/// all is the error of the limit that needs it.
+fn pass_controllers_on(mount: &Path, scope: &Path) {
+    let mut folder = mount.to_owned();
+    let below = scope.strip_prefix("/").unwrap_or(scope);
+    for part in std::iter::once(Path::new("")).chain(below.iter().map(Path::new)) {
+        folder.push(part);
+        let has = fs::read_to_string(folder.join("cgroup.controllers")).unwrap_or_default();
+        for controller in has.split_whitespace() {
+            drop(fs::write(folder.join("cgroup.subtree_control"), format!("+{controller}")));
+        }
+    }
+}
+
+/// Where a process is, in every hierarchy: systemd puts what a scope begins with into the scope's cgroup in several.
+fn homes(mountinfo: &str, own: &str) -> Vec<PathBuf> {
+    let paths = super::resolve(mountinfo, own, "");
+    paths.folders().into_iter().map(|folder| folder.join("cgroup.procs")).collect()
 }
 
 /// The hierarchies in which systemd tells units apart: its own of v1 and the unified one, as far as there are any.
