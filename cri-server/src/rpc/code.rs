@@ -97,7 +97,7 @@ fn of_sandbox(error: &SandboxError) -> Option<Code> {
     match error {
         SandboxError::Invalid(_) | SandboxError::Handler(_) => Some(Code::InvalidArgument),
         SandboxError::Exists { .. } => Some(Code::AlreadyExists),
-        SandboxError::Refused(_) => Some(Code::FailedPrecondition),
+        SandboxError::Refused(_) | SandboxError::NotUpdatable { .. } => Some(Code::FailedPrecondition),
         _ => None,
     }
 }
@@ -111,6 +111,7 @@ fn of_container(error: &ContainerError) -> Option<Code> {
         ContainerError::NoImage { .. } => Some(Code::NotFound),
         ContainerError::Refused(_)
         | ContainerError::NotRunning { .. }
+        | ContainerError::NotUpdatable { .. }
         | ContainerError::SandboxNotReady { .. } => Some(Code::FailedPrecondition),
         ContainerError::Unkillable { .. } | ContainerError::Exec(ExecError::DeadlineExceeded { .. }) => {
             Some(Code::DeadlineExceeded)
@@ -134,6 +135,7 @@ fn of_runtime(error: &RuntimeError) -> Option<Code> {
         RuntimeError::FailedPrecondition { .. } | RuntimeError::ShimMissing { .. } => {
             Some(Code::FailedPrecondition)
         }
+        RuntimeError::Shim { code: ttrpc::Code::INVALID_ARGUMENT, .. } => Some(Code::InvalidArgument),
         RuntimeError::Unimplemented { .. } => Some(Code::Unimplemented),
         RuntimeError::Unavailable { .. } | RuntimeError::ConnectionLost { .. } => Some(Code::Unavailable),
         RuntimeError::Timeout { .. } | RuntimeError::ShimHangs { .. } => Some(Code::DeadlineExceeded),

@@ -125,9 +125,9 @@ impl RuntimeService for Runtime {
 
     async fn update_container_resources(
         &self,
-        _: Request<cri::UpdateContainerResourcesRequest>,
+        request: Request<cri::UpdateContainerResourcesRequest>,
     ) -> Result<Response<cri::UpdateContainerResourcesResponse>, Status> {
-        unserved("UpdateContainerResources")
+        container::update_container_resources(&self.0, request.into_inner()).await.map(Response::new)
     }
 
     async fn reopen_container_log(
@@ -270,8 +270,8 @@ impl RuntimeService for Runtime {
 
     async fn update_pod_sandbox_resources(
         &self,
-        _: Request<cri::UpdatePodSandboxResourcesRequest>,
+        request: Request<cri::UpdatePodSandboxResourcesRequest>,
     ) -> Result<Response<cri::UpdatePodSandboxResourcesResponse>, Status> {
-        unserved("UpdatePodSandboxResources")
+        sandbox::update_pod_sandbox_resources(&self.0, request.into_inner()).await.map(Response::new)
     }
 }

@@ -11,7 +11,7 @@ use super::filter::{id_matches, labels_match};
 use super::{Daemon, container};
 use crate::index::LookupError;
 use crate::ports::now;
-use crate::sandbox::{Sandbox, SandboxState};
+use crate::sandbox::{PodResources, Sandbox, SandboxState};
 
 pub(super) async fn run_pod_sandbox(
     daemon: &Daemon,
@@ -50,6 +50,16 @@ pub(super) async fn remove_pod_sandbox(
         daemon.pods.remove(&sandbox).await.map_err(|e| status(&e))?;
     }
     Ok(cri::RemovePodSandboxResponse {})
+}
+
+pub(super) async fn update_pod_sandbox_resources(
+    daemon: &Daemon,
+    request: cri::UpdatePodSandboxResourcesRequest,
+) -> Result<cri::UpdatePodSandboxResourcesResponse, Status> {
+    let sandbox = daemon.sandboxes.find(&request.pod_sandbox_id).map_err(|e| status(&e))?;
+    let size = PodResources { resources: request.resources, overhead: request.overhead };
+    daemon.sandboxes.update(&sandbox, size).await.map_err(|e| status(&*e))?;
+    Ok(cri::UpdatePodSandboxResourcesResponse {})
 }
 
 pub(super) async fn pod_sandbox_status(
@@ -110,6 +120,8 @@ async fn verbose(daemon: &Daemon, sandbox: &Sandbox) -> HashMap<String, String> 
         "runtimeHandler": sandbox.made().handler,
         "image": "built in",
         "config": sandbox.config(),
+        "resources": sandbox.resources().resources,
+        "overhead": sandbox.resources().overhead,
         "runtimeSpec": spec,
     });
     HashMap::from([("info".to_owned(), info.to_string())])
