@@ -5,6 +5,7 @@
 
 mod deadline;
 mod events;
+mod measure;
 mod socket;
 
 use std::path::{Path, PathBuf};
@@ -22,12 +23,13 @@ use crate::cgroup::{CgroupError, Cgroups};
 use crate::config::Config;
 use crate::container::{ContainerError, Containers};
 use crate::image::{ImageError, ImageService};
+use crate::metrics::{Measured, RpcSeconds};
 use crate::network::Network;
 use crate::node::{Features, Severity, preflight};
 use crate::places::Places;
 use crate::pod::Pods;
 use crate::ports::Ports;
-use crate::rpc::{AdminRpc, Daemon, ImageRpc, Runtime};
+use crate::rpc::{AdminRpc, Daemon, ImageRpc, Runtime, painter};
 use crate::runtime::events::Sink;
 use crate::runtime::{
     ExecRunner, Handler, HandlerError, HandlerTable, Launcher, OWN_TYPE, RuntimeConfig, RuntimeError,
@@ -67,6 +69,8 @@ pub enum ServeError {
     Containers(#[from] ContainerError),
     #[error(transparent)]
     Streaming(#[from] ListenError),
+    #[error(transparent)]
+    Metrics(#[from] crate::metrics::ListenError),
     #[error("the server failed")]
     Server(#[from] tonic::transport::Error),
 }
@@ -97,6 +101,7 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
     ports.tracker.spawn(events::drain(received));
     let sandboxes = Sandboxes::new(Arc::clone(&ports));
     let containers = Containers::new(Arc::clone(&ports), Arc::clone(&sandboxes));
+    ports.events.paint_with(painter(&sandboxes, &containers));
     sandboxes.recover().await?;
     containers.recover().await?;
     if ports.store.is_incomplete() {
@@ -107,7 +112,15 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
         sweep(&ports, &sandboxes, &containers).await;
     }
     let parts = Parts { ports: Arc::clone(&ports), containers: Arc::clone(&containers) };
+    let rpc = RpcSeconds::default();
+    let measured = Measured {
+        ports: Arc::clone(&ports),
+        sandboxes: Arc::clone(&sandboxes),
+        containers: Arc::clone(&containers),
+        rpc: rpc.clone(),
+    };
     let daemon = Arc::new(Daemon {
+        metrics: crate::metrics::serve(&config.metrics, measured).await?,
         streaming: Streaming::serve(&config.streaming, parts).await?,
         ports: Arc::clone(&ports),
         pods: Pods { sandboxes: Arc::clone(&sandboxes), containers: Arc::clone(&containers) },
@@ -123,6 +136,7 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
     let admin = AdminServer::new(AdminRpc::new(Arc::clone(&ports.images)));
     let serving = Server::builder()
         .trace_fn(|request| tracing::debug_span!("rpc", call = request.uri().path()))
+        .layer(measure::MeasureLayer(rpc))
         .layer(deadline::DeadlineLayer)
         .add_service(runtime)
         .add_service(image.max_decoding_message_size(MAX_MESSAGE))
@@ -130,6 +144,8 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
         .serve_with_incoming_shutdown(listener, stop.cancelled());
     let overdue = async {
         stop.cancelled().await;
+        // Their readers would be waited for.
+        ports.events.close();
         tokio::time::sleep(DRAIN).await;
     };
     tokio::select! {
@@ -167,6 +183,7 @@ async fn open(
         snapshots,
         features,
         spec_defaults: Defaults::default(),
+        events: Arc::default(),
         tracker: TaskTracker::new(),
         stopping: CancellationToken::new(),
     }))
