@@ -17,7 +17,7 @@ PEER_PACKAGES := docker-registry busybox-static containernetworking-plugins cont
 # To run the main job on Debian's kernel and cgroup v2 alone, in a virtual machine.
 VM_PACKAGES := qemu-system-x86 kmod cpio busybox-static nftables
 
-.PHONY: help build shim setup setup-build setup-vm vm-test demo test unit e2e lint ci bench install clean
+.PHONY: help build shim setup setup-build setup-vm vm-test demo test unit e2e lint ci bench fuzz install clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | column -t -s "$$(printf '\t')"
@@ -72,6 +72,17 @@ ci: test lint ## what CI runs
 
 bench: setup build ## pods, containers, calls and memory, next to containerd where it is installed
 	$(SUDO) tests/bench.sh target/release
+
+# Not part of CI: it needs a nightly compiler and `cargo install cargo-fuzz`. CI replays the corpus and changes to it.
+FUZZ_SECONDS ?= 600
+FUZZ := $(patsubst cri-server/fuzz/fuzz_targets/%.rs,%,$(wildcard cri-server/fuzz/fuzz_targets/*.rs))
+fuzz: ## the parsers of the streaming server under a fuzzer, FUZZ_SECONDS each
+	cd cri-server && cargo +nightly fuzz build --target-dir ../target/fuzz
+	cd cri-server && for target in $(FUZZ); do \
+	  mkdir -p ../target/fuzz-corpus/$$target && \
+	  cargo +nightly fuzz run --target-dir ../target/fuzz $$target ../target/fuzz-corpus/$$target \
+	    fuzz/corpus/$$target -- -max_len=4096 -max_total_time=$(FUZZ_SECONDS) || exit; \
+	done
 
 install: ## the binaries in $(PREFIX)/bin
 	install -d $(DESTDIR)$(PREFIX)/bin

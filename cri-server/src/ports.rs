@@ -10,6 +10,7 @@ use crate::event::Events;
 use crate::image::ImageService;
 use crate::network::Network;
 use crate::node::Features;
+use crate::nri::Nri;
 use crate::places::Places;
 use crate::runtime::{ExecRunner, Handler, HandlerTable, Launcher};
 use crate::snapshot::Snapshots;
@@ -29,6 +30,8 @@ pub struct Ports {
     pub images: Arc<ImageService>,
     pub snapshots: Arc<Snapshots>,
     pub cgroups: Cgroups,
+    /// Who else has a say in pods and containers.
+    pub nri: Arc<Nri>,
     /// What the node allows a spec to ask for.
     pub features: Features,
     pub spec_defaults: Defaults,

@@ -17,6 +17,7 @@ fi
 export PATH=/usr/local/bin:/usr/sbin:/sbin:/bin HOME=/root
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
+mount -t securityfs securityfs /sys/kernel/security
 mount -t devtmpfs dev /dev
 mkdir -p /dev/pts /dev/shm
 mount -t devpts devpts /dev/pts
@@ -28,6 +29,8 @@ hostname node
 ip link set lo up
 # An address of the node that is not of the loopback network.
 ip addr add 192.0.2.1/32 dev lo
+
+printf 'runtime-endpoint: unix:///run/cofferdam/cofferdam.sock\nimage-endpoint: unix:///run/cofferdam/cofferdam.sock\n' > /etc/crictl.yaml
 
 . /lib.sh
 echo "node: Linux $(uname -r), controllers: $(cat /sys/fs/cgroup/cgroup.controllers)"

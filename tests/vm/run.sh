@@ -45,6 +45,16 @@ fetch_kernel() {
     touch "$cache/$release/ready"
 }
 
+# The compiler of AppArmor's policy and what policy includes, unpacked like the kernel.
+fetch_apparmor() {
+    [ -e "$cache/apparmor/ready" ] && return
+    echo "fetching apparmor"
+    mkdir -p "$cache/apparmor"
+    (cd "$dir" && apt-get download -q apparmor >/dev/null 2>&1)
+    dpkg -x "$dir"/apparmor_*.deb "$cache/apparmor"
+    touch "$cache/apparmor/ready"
+}
+
 # A program with the libraries that it is linked to, at the same places.
 add_program() { # FILE TARGET
     install -D "$1" "$root$2"
@@ -66,6 +76,8 @@ build_root() {
         add_program "$bin/$program" "/usr/local/bin/$program"
     done
     add_program "$(command -v nft)" /usr/sbin/nft
+    add_program "$cache/apparmor/sbin/apparmor_parser" /sbin/apparmor_parser
+    cp -r "$cache/apparmor/etc/apparmor.d" "$root/etc/"
     [ -z "$crictl" ] || add_program "$crictl" /usr/local/bin/crictl
     "$bin/cofferdam-fixtures" archive "$root/demo.tar" >/dev/null
     echo 'root:x:0:0:root:/root:/bin/sh' > "$root/etc/passwd"
@@ -89,7 +101,7 @@ boot() {
     khz=$(( ${mhz:-2000} * 1000 ))
     qemu-system-x86_64 -M q35 -accel tcg -cpu max -smp 2 -m 2048 -nodefaults -no-user-config -display none -no-reboot \
         -kernel "$cache/$release/boot/vmlinuz-$release" -initrd "$dir/initramfs" -serial "file:$dir/console" \
-        -append "console=ttyS0 quiet panic=-1 rdinit=/init tsc_early_khz=$khz" < /dev/null &
+        -append "console=ttyS0 quiet panic=-1 rdinit=/init apparmor=1 security=apparmor tsc_early_khz=$khz" < /dev/null &
     machine=$!
     tail -n +1 -F --pid=$machine "$dir/console" 2>/dev/null &
     local waited=0
@@ -104,6 +116,7 @@ boot() {
 }
 
 fetch_kernel
+fetch_apparmor
 build_root "$@"
 boot
 # The console has carriage returns, and a machine that stopped half way has no last line.

@@ -12,6 +12,7 @@ use cofferdam_proto::cri;
 use super::record::{ContainerRecord, ContainerState};
 use super::{Container, ContainerError, Containers, Shared};
 use crate::image::{ImageError, ImageRecord};
+use crate::lsm::apparmor;
 use crate::model::ContainerId;
 use crate::operation::Stage;
 use crate::ports::{Ports, now};
@@ -19,7 +20,7 @@ use crate::sandbox::{Sandbox, SandboxFiles};
 use crate::snapshot::read_in_root;
 use crate::spec::host::LinuxHost;
 use crate::spec::user::AccountFiles;
-use crate::spec::{self, ContainerInput, ResolvedUser, container_spec};
+use crate::spec::{self, ContainerInput, ResolvedUser, SpecError, container_spec};
 use crate::store::Table;
 
 /// The most that is read of an image's passwd or group.
@@ -73,6 +74,8 @@ impl Containers {
         match self.build(sandbox, &container, &image, draft.user).await {
             Ok(()) => {
                 self.prepare_in_background(&container);
+                stage.set("telling NRI plugins");
+                self.plugins_created(&container).await;
                 Ok(container.id().clone())
             }
             Err(error) => {
@@ -117,6 +120,7 @@ impl Containers {
             stop_signal: spec::stop_signal(&config, &image.configuration())?,
             sandbox: sandbox.id().clone(),
             image_id: image.id.to_string(),
+            image_name: config.image.as_ref().map(|asked| image.called(asked)).unwrap_or_default(),
             image_ref: image.reference(),
             layers: image.diff_ids(),
             created_at: now(),
@@ -150,6 +154,8 @@ impl Containers {
             target,
         };
         tokio::task::spawn_blocking(move || work.run()).await??;
+        let _gate = self.ports.nri.gate().await;
+        self.plugins_create(sandbox, container).await?;
         container.change(&self.ports, |s| Ok::<_, ContainerError>(s.prepared()?)).await
     }
 
@@ -226,6 +232,7 @@ impl Build {
             defaults: &self.ports.spec_defaults,
             features: &self.ports.features,
         })?;
+        check_apparmor(spec.process().as_ref().and_then(|process| process.apparmor_profile().as_deref()))?;
         spec.save(bundle.join("config.json")).map_err(ContainerError::SpecFile)
     }
 
@@ -254,6 +261,16 @@ impl Build {
         }
         Ok(config)
     }
+}
+
+/// The kernel has the profile, or the container is refused now and not at its start.
+fn check_apparmor(profile: Option<&str>) -> Result<(), ContainerError> {
+    let Some(name) = profile else { return Ok(()) };
+    if apparmor::ensure_loaded(name)? {
+        return Ok(());
+    }
+    let why = "it is not loaded";
+    Err(SpecError::Unavailable { what: "AppArmor profile", value: name.to_owned(), why }.into())
 }
 
 fn failed<'a>(operation: &'static str, path: &'a Path) -> impl FnOnce(std::io::Error) -> ContainerError + 'a {

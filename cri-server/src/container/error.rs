@@ -7,7 +7,9 @@ use crate::cgroup::CgroupError;
 use crate::image::ImageError;
 use crate::index::LookupError;
 use crate::io::IoError;
+use crate::lsm::apparmor::AppArmorError;
 use crate::model::ContainerId;
+use crate::nri::NriError;
 use crate::operation::Lost;
 use crate::runtime::{RuntimeError, UnknownHandler};
 use crate::snapshot::SnapshotError;
@@ -42,6 +44,8 @@ pub enum ContainerError {
     User(#[from] UserError),
     #[error("container spec")]
     Spec(#[from] SpecError),
+    #[error("container AppArmor profile")]
+    AppArmor(#[from] AppArmorError),
     #[error("container spec file")]
     SpecFile(#[source] oci_spec::OciSpecError),
     #[error("container streams")]
@@ -52,6 +56,8 @@ pub enum ContainerError {
     Cgroup(#[from] CgroupError),
     #[error("container task")]
     Task(#[from] TaskError),
+    #[error(transparent)]
+    Nri(#[from] NriError),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]

@@ -7,6 +7,7 @@ mod create;
 mod error;
 mod exec;
 mod log;
+mod nri;
 mod prepare;
 pub mod record;
 mod recover;
@@ -15,7 +16,7 @@ mod start;
 mod stop;
 mod supervise;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwapOption;
 use cofferdam_proto::cri;
@@ -46,12 +47,20 @@ pub struct Container {
     /// Held while a change is stored; nothing else waits for it.
     change: Mutex<()>,
     shim: ArcSwapOption<Shim>,
+    /// Where the cgroup is, if an NRI plugin moved it while the container was created.
+    moved_cgroup: OnceLock<String>,
 }
 
 impl Container {
     fn new(record: ContainerRecord) -> Arc<Self> {
         let (state, _) = watch::channel(record.state.clone());
-        Arc::new(Self { made: record, state, change: Mutex::new(()), shim: ArcSwapOption::empty() })
+        Arc::new(Self {
+            made: record,
+            state,
+            change: Mutex::new(()),
+            shim: ArcSwapOption::empty(),
+            moved_cgroup: OnceLock::new(),
+        })
     }
 
     #[must_use]
@@ -75,6 +84,18 @@ impl Container {
         &self.made
     }
 
+    /// Where its cgroup is, as the OCI specification names it.
+    #[must_use]
+    pub fn cgroups_path(&self) -> &str {
+        self.moved_cgroup.get().unwrap_or(&self.made.cgroups_path)
+    }
+
+    /// Settles another place for the cgroup, before there is one; stored with the next change.
+    fn move_cgroup(&self, path: String) {
+        // A creation settles it once.
+        let _ = self.moved_cgroup.set(path);
+    }
+
     #[must_use]
     pub fn state(&self) -> ContainerState {
         self.state.borrow().clone()
@@ -93,7 +114,7 @@ impl Container {
             ContainerState::Creating
             | ContainerState::Created
             | ContainerState::Exited { .. }
-            | ContainerState::Removing => None,
+            | ContainerState::Removing { .. } => None,
         }
     }
 
@@ -102,6 +123,17 @@ impl Container {
         let mut state = self.state.subscribe();
         // The sender lives in `self`: it cannot be gone.
         let _ = state.wait_for(|s| !matches!(s, ContainerState::Running { .. })).await;
+    }
+
+    /// Shows that its removal has begun. An exit stays the record: nothing would be known better after a crash.
+    async fn begin_removal(&self, ports: &Ports) -> Result<(), StoreError> {
+        let exited = |s: &ContainerState| matches!(s, ContainerState::Exited { .. });
+        if !exited(&self.state()) {
+            return self.change(ports, |s| Ok(s.removing())).await;
+        }
+        let _one_at_a_time = self.change.lock().await;
+        self.state.send_modify(|state| *state = state.removing());
+        Ok(())
     }
 
     /// Stores the state that `next` makes of the present one, then shows it.
@@ -113,7 +145,8 @@ impl Container {
         let _one_at_a_time = self.change.lock().await;
         let state = next(&self.state())?;
         if state != *self.state.borrow() {
-            let record = ContainerRecord { state: state.clone(), ..self.made.clone() };
+            let cgroups_path = self.cgroups_path().to_owned();
+            let record = ContainerRecord { state: state.clone(), cgroups_path, ..self.made.clone() };
             ports.store.put(Table::Containers, self.made.id.as_str(), &record).await?;
             self.state.send_replace(state);
             self.tell(ports, self.phase());
@@ -127,7 +160,7 @@ impl Container {
             ContainerState::Created => Some(Phase::Created),
             ContainerState::Running { .. } => Some(Phase::Started),
             ContainerState::Exited { .. } => Some(Phase::Stopped),
-            ContainerState::Creating | ContainerState::Removing => None,
+            ContainerState::Creating | ContainerState::Removing { .. } => None,
         }
     }
 
@@ -223,7 +256,7 @@ impl Containers {
             bundle: &bundle,
             handler: self.handler(container).ok(),
             shim,
-            cgroups_path: &container.made.cgroups_path,
+            cgroups_path: container.cgroups_path(),
         };
         task::end(&self.ports, ending).await?;
         container.shim.store(None);

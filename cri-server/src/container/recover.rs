@@ -38,11 +38,11 @@ impl Containers {
 
     /// What was told of it before the restart is not told again.
     fn recall(&self, container: &Container) {
-        let phase = match container.state() {
-            ContainerState::Creating => return,
+        let phase = match container.state().told() {
+            ContainerState::Creating | ContainerState::Removing { .. } => return,
             ContainerState::Created => Phase::Created,
             ContainerState::Running { .. } => Phase::Started,
-            ContainerState::Exited { .. } | ContainerState::Removing => Phase::Stopped,
+            ContainerState::Exited { .. } => Phase::Stopped,
         };
         self.ports.events.recovered(container.id().as_str(), phase);
     }
@@ -56,7 +56,7 @@ impl Containers {
         let done = match container.state() {
             ContainerState::Running { .. } => self.recover_running(&container).await,
             ContainerState::Created => self.recover_created(&container).await,
-            ContainerState::Creating | ContainerState::Removing => self.take_away(&container).await,
+            ContainerState::Creating | ContainerState::Removing { .. } => self.take_away(&container).await,
             ContainerState::Exited { .. } => self.end_task(&container).await,
         };
         if let Err(error) = done {
@@ -88,7 +88,7 @@ impl Containers {
         let bundle = self.ports.places.container(container.id());
         Launcher::recorded(&bundle)?;
         let handler = self.handler(container).ok()?;
-        if let Err(error) = self.ports.cgroups.kill_all(&container.made.cgroups_path).await {
+        if let Err(error) = self.ports.cgroups.kill_all(container.cgroups_path()).await {
             tracing::warn!(container = %container.id(), error = %crate::report::chain(&error), "kill");
         }
         let id = container.id().as_str();

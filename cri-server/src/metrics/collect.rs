@@ -44,7 +44,7 @@ fn container_state(state: &ContainerState) -> &'static str {
         ContainerState::Created => CONTAINER_STATES[1],
         ContainerState::Running { .. } => CONTAINER_STATES[2],
         ContainerState::Exited { .. } => CONTAINER_STATES[3],
-        ContainerState::Removing => CONTAINER_STATES[4],
+        ContainerState::Removing { .. } => CONTAINER_STATES[4],
     }
 }
 

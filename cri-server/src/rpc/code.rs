@@ -14,6 +14,7 @@ use crate::event::Lagged;
 use crate::image::ImageError;
 use crate::index::LookupError;
 use crate::network::NetworkError;
+use crate::nri::NriError;
 use crate::pod::PodError;
 use crate::report::chain;
 use crate::runtime::{ExecError, RuntimeError};
@@ -81,6 +82,9 @@ fn of_one(error: &(dyn Error + 'static)) -> Option<Code> {
             SpecErrorKind::Host => Code::Internal,
         });
     }
+    if let Some(error) = error.downcast_ref::<NriError>() {
+        return of_nri(error);
+    }
     if let Some(NetworkError::Port { .. } | NetworkError::PodCidr { .. }) =
         error.downcast_ref::<NetworkError>()
     {
@@ -118,6 +122,16 @@ fn of_container(error: &ContainerError) -> Option<Code> {
             Some(Code::DeadlineExceeded)
         }
         _ => None,
+    }
+}
+
+fn of_nri(error: &NriError) -> Option<Code> {
+    match error {
+        NriError::Refused { .. }
+        | NriError::Conflict { .. }
+        | NriError::Invalid { .. }
+        | NriError::Rejected { .. } => Some(Code::FailedPrecondition),
+        NriError::Socket { .. } | NriError::Folder { .. } | NriError::Adjust(_) => None,
     }
 }
 

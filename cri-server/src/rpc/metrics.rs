@@ -94,7 +94,7 @@ fn of_container(
 ) -> Option<cri::ContainerMetrics> {
     let ContainerState::Running { pid, started_at } = container.state() else { return None };
     let (made, config) = (container.made(), container.config());
-    let paths = daemon.ports.cgroups.hierarchies().paths(&made.cgroups_path).unwrap_or_default();
+    let paths = daemon.ports.cgroups.hierarchies().paths(container.cgroups_path()).unwrap_or_default();
     let timestamp = now();
     let seen = Seen {
         cgroup: detail(&paths),
@@ -105,7 +105,7 @@ fn of_container(
     };
     let labels = [
         config.metadata.as_ref().map(|m| m.name.clone()).unwrap_or_default(),
-        made.cgroups_path.clone(),
+        container.cgroups_path().to_owned(),
         image(config),
         made.id.to_string(),
         namespace.clone(),

@@ -22,6 +22,7 @@ pub use admin::AdminRpc;
 pub use events::painter;
 pub use image::ImageRpc;
 pub use runtime::Runtime;
+pub use streaming::FINGERPRINT as STREAMING_FINGERPRINT;
 
 use crate::container::Containers;
 use crate::pod::Pods;

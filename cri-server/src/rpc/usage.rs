@@ -104,7 +104,7 @@ fn sample_of(daemon: &Daemon, cgroups_path: &str) -> Sample {
 
 pub(super) fn of_container(daemon: &Daemon, container: &Arc<Container>) -> cri::ContainerStats {
     let (made, config) = (container.made(), container.config());
-    let sample = sample_of(daemon, &made.cgroups_path);
+    let sample = sample_of(daemon, container.cgroups_path());
     let nano_cores = daemon.rates.observe(made.id.as_str(), sample.at, sample.cpu.usage_nanos);
     let attributes = cri::ContainerAttributes {
         id: made.id.to_string(),
@@ -136,7 +136,7 @@ pub(super) fn of_pod(daemon: &Daemon, sandbox: &Arc<Sandbox>) -> cri::PodSandbox
     let sample = if parent.is_empty() {
         let mut sum = sample_of(daemon, &sandbox.cgroups_path(&daemon.ports).unwrap_or_default());
         for container in running {
-            sum.add(&sample_of(daemon, &container.made().cgroups_path));
+            sum.add(&sample_of(daemon, container.cgroups_path()));
         }
         sum
     } else {

@@ -6,6 +6,7 @@ use crate::cgroup::CgroupError;
 use crate::index::LookupError;
 use crate::model::SandboxId;
 use crate::network::NetworkError;
+use crate::nri::NriError;
 use crate::operation::Lost;
 use crate::runtime::{RuntimeError, UnknownHandler};
 use crate::spec::SpecError;
@@ -39,6 +40,8 @@ pub enum SandboxError {
     Cgroup(#[from] CgroupError),
     #[error("pod sandbox's task")]
     Task(#[from] TaskError),
+    #[error(transparent)]
+    Nri(#[from] NriError),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]

@@ -5,6 +5,7 @@
 
 mod error;
 pub(crate) mod files;
+mod nri;
 pub mod record;
 mod recover;
 mod remove;
@@ -193,6 +194,12 @@ impl Sandboxes {
             removals: Operations::new("remove sandbox", tracker()),
             ports: Arc::clone(&ports),
         })
+    }
+
+    /// What sandboxes are made with.
+    #[must_use]
+    pub fn ports(&self) -> &Ports {
+        &self.ports
     }
 
     /// All sandboxes, those being made or removed among them.

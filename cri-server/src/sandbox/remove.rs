@@ -24,7 +24,9 @@ impl Sandboxes {
             Ok::<_, SandboxError>(SandboxStatus { state: SandboxState::Removing, ..s.clone() })
         };
         sandbox.change(&self.ports, removing).await?;
+        self.plugins_stop(sandbox).await;
         self.tear_down(sandbox).await?;
+        self.plugins_remove(sandbox).await;
         files::remove(&self.ports, sandbox)?;
         self.ports.store.delete(Table::Sandboxes, sandbox.id().as_str()).await?;
         // While it can still be found: the event holds its last status.

@@ -123,6 +123,9 @@ impl Sandboxes {
         let bundle = shared.bundle.clone();
         shim.create(CreateTask { bundle, options: handler.options.clone(), ..CreateTask::default() }).await?;
         let pid = shim.start("").await?;
+        stage.set("asking NRI plugins");
+        let _gate = ports.nri.gate().await;
+        self.plugins_run(sandbox, pid, &ips).await?;
         stage.set("recording");
         let built = |s: &SandboxStatus| {
             Ok::<_, SandboxError>(SandboxStatus { state: s.state.built(pid)?, ips, attached: s.attached })

@@ -47,6 +47,7 @@ impl Sandboxes {
 
     async fn halt(&self, sandbox: &Arc<Sandbox>) -> Result<(), SandboxError> {
         self.mark_ended(sandbox).await?;
+        self.plugins_stop(sandbox).await;
         self.tear_down(sandbox).await
     }
 

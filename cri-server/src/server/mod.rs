@@ -23,9 +23,11 @@ use crate::cgroup::{CgroupError, Cgroups};
 use crate::config::Config;
 use crate::container::{ContainerError, Containers};
 use crate::image::{ImageError, ImageService};
+use crate::lsm::apparmor;
 use crate::metrics::{Measured, RpcSeconds};
 use crate::network::Network;
 use crate::node::{Features, Severity, preflight};
+use crate::nri::{self, Nri, NriError};
 use crate::places::Places;
 use crate::pod::Pods;
 use crate::ports::Ports;
@@ -71,6 +73,8 @@ pub enum ServeError {
     Streaming(#[from] ListenError),
     #[error(transparent)]
     Metrics(#[from] crate::metrics::ListenError),
+    #[error("NRI plugins")]
+    Nri(#[from] NriError),
     #[error("the server failed")]
     Server(#[from] tonic::transport::Error),
 }
@@ -129,6 +133,8 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
         rates: Arc::default(),
         config: Arc::new(config.clone()),
     });
+    let node: Arc<dyn nri::Node> = Arc::new(daemon.pods.clone());
+    ports.nri.serve(node, own_exe).await?;
     tracing::info!(socket = %config.socket.display(), version = env!("CARGO_PKG_VERSION"), "serving");
     let runtime =
         RuntimeServiceServer::new(Runtime(Arc::clone(&daemon))).max_decoding_message_size(MAX_MESSAGE);
@@ -176,17 +182,34 @@ async fn open(
         exec: ExecRunner::default(),
         network: Network::open(&config.network, &config.state),
         cgroups: Cgroups::open()?,
+        nri: Nri::new(config.nri.clone()),
         places,
         store,
         handlers,
         images,
         snapshots,
+        spec_defaults: defaults(&features).await,
         features,
-        spec_defaults: Defaults::default(),
         events: Arc::default(),
         tracker: TaskTracker::new(),
         stopping: CancellationToken::new(),
     }))
+}
+
+/// What containers get that ask for nothing else, as far as this node can give it.
+async fn defaults(features: &Features) -> Defaults {
+    let mut defaults = Defaults::default();
+    if features.apparmor {
+        match tokio::task::spawn_blocking(apparmor::load_default).await {
+            Ok(Ok(())) => defaults.apparmor_profile = Some(apparmor::DEFAULT_PROFILE.to_owned()),
+            Ok(Err(error)) => tracing::warn!(
+                error = %crate::report::chain(&error),
+                "no default AppArmor profile: containers run without one, and those that ask for RuntimeDefault are refused"
+            ),
+            Err(error) => tracing::warn!(%error, "the default AppArmor profile was not loaded"),
+        }
+    }
+    defaults
 }
 
 /// Takes away what belongs to nobody: networks and writable layers of pods that are gone.
@@ -216,6 +239,7 @@ async fn drain(ports: &Ports, daemon: &Daemon, sink: Sink) {
     if tokio::time::timeout(DRAIN, drained).await.is_err() {
         tracing::warn!(operations = ?under_way(), "ending although operations are under way; the next start settles them");
     }
+    ports.nri.shut_down().await;
     if daemon.sandboxes.all().is_empty() {
         if let Err(error) = ports.network.teardown_if_unused().await {
             tracing::warn!(error = %crate::report::chain(&error), "the built-in network stays");

@@ -9,6 +9,7 @@ mod detail;
 mod device_filter;
 mod executable;
 mod external;
+mod guard;
 mod join;
 mod null;
 mod oci;

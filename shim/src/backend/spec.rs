@@ -12,7 +12,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use oci_spec::runtime::{PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, Spec};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
-use super::{Failure, FailureKind, Reporter, cgroup_mount, workdir};
+use super::{Failure, FailureKind, Reporter, cgroup_mount, guard, workdir};
 
 const CAP_SYS_RESOURCE: u32 = 24;
 /// No sane passwd file is longer; a hostile one is not read further.
@@ -33,10 +33,23 @@ impl Prepared {
             return Err(Failure::new(FailureKind::Spec, words));
         }
         self.name_propagation();
+        self.leave_limits_out();
         let table = fs::read_to_string("/proc/self/mountinfo");
         let table = table.map_err(Failure::because(FailureKind::Spec, "read /proc/self/mountinfo"))?;
         self.changed |= cgroup_mount::replace(&mut self.spec, &table);
         Ok(())
+    }
+
+    /// Limits are put into force by [`crate::cgroup::limits`], when a container is made as when they change later:
+    /// libcontainer knows no hybrid nodes and an older scale of weights.
+    fn leave_limits_out(&mut self) {
+        let Some(resources) = self.spec.linux_mut().as_mut().and_then(|linux| linux.resources_mut().as_mut())
+        else {
+            return;
+        };
+        resources.set_cpu(None).set_memory(None).set_pids(None).set_block_io(None);
+        resources.set_hugepage_limits(None).set_unified(None);
+        self.changed = true;
     }
 
     /// libcontainer always acts on the whole tree and only knows the names without the `r` that says so; other
@@ -67,6 +80,9 @@ pub fn prepare(bundle: &Path, reporter: Reporter) -> Result<Prepared, Failure> {
 /// Completes the specification once the root filesystem is there, and says in which folder it lies.
 pub fn finish(mut prepared: Prepared, bundle: &Path, reporter: Reporter) -> Result<PathBuf, Failure> {
     let root = prepared.spec.root().as_ref().map(|r| bundle.join(r.path()));
+    if let Some(root) = &root {
+        guard::before(&prepared.spec, root)?;
+    }
     if let Some(root) = &root
         && let Err(error) = workdir::make(&prepared.spec, root)
     {

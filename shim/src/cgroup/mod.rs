@@ -6,9 +6,9 @@
 pub mod devices;
 pub mod freeze;
 pub mod kill;
+pub mod limits;
 pub mod oom;
 pub mod stats;
-pub mod update;
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -23,7 +23,6 @@ file() { cat "$(find $cgroups/kubepods -type d -name "*$container*" | head -1)/$
 
 if has_crictl; then
     mkdir -p /run/logs
-    printf 'runtime-endpoint: unix:///run/cofferdam/cofferdam.sock\nimage-endpoint: unix:///run/cofferdam/cofferdam.sock\n' > /etc/crictl.yaml
     # The kubelet makes the pods' parents, with the controllers handed down.
     echo "+cpu +memory +pids" > $cgroups/cgroup.subtree_control
     mkdir -p $cgroups/kubepods
