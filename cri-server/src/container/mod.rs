@@ -27,6 +27,7 @@ pub use error::ContainerError;
 pub use exec::{AttachTarget, ExecTarget};
 pub use record::{ContainerRecord, ContainerState, Exit, ExitCause};
 
+use crate::event::Phase;
 use crate::index::{Index, LookupError};
 use crate::model::{ContainerId, SandboxId};
 use crate::operation::{Operations, UnderWay};
@@ -164,8 +165,31 @@ impl Container {
             };
             ports.store.put(Table::Containers, self.made.id.as_str(), &record).await?;
             self.state.send_replace(state);
+            self.tell(ports, self.phase());
         }
         Ok(())
+    }
+
+    /// The step of its life that readers of events know it by.
+    fn phase(&self) -> Option<Phase> {
+        match *self.state.borrow() {
+            ContainerState::Created => Some(Phase::Created),
+            ContainerState::Running { .. } => Some(Phase::Started),
+            ContainerState::Exited { .. } => Some(Phase::Stopped),
+            ContainerState::Creating | ContainerState::Removing { .. } => None,
+        }
+    }
+
+    /// Whether the daemon is connected to its shim.
+    #[must_use]
+    pub fn has_shim(&self) -> bool {
+        self.shim.load().as_ref().is_some_and(|shim| !shim.is_closed())
+    }
+
+    fn tell(&self, ports: &Ports, phase: Option<Phase>) {
+        if let Some(phase) = phase {
+            ports.events.reached(self.made.id.as_str(), &self.made.sandbox, phase);
+        }
     }
 }
 

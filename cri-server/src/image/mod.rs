@@ -19,6 +19,7 @@ mod import;
 mod manifest;
 mod platform;
 mod pull;
+mod pull_counts;
 mod record;
 mod remove;
 #[cfg(test)]
@@ -37,7 +38,8 @@ use tokio_util::task::TaskTracker;
 pub use config::Config;
 pub use error::ImageError;
 pub use manifest::{Platform, RunConfig};
-pub use pull::{LayerProgress, LayerStage, Pull, PullResult};
+pub use pull::{LayerProgress, LayerStage, Pull, PullResult, PullUnderWay};
+pub use pull_counts::PullCounts;
 pub use record::{ImageRecord, ImageUser, LayerRecord};
 pub use remove::DiskUsage;
 
@@ -63,6 +65,7 @@ pub struct ImageService {
     /// Held by whoever changes the catalogue.
     changes: tokio::sync::Mutex<()>,
     flights: Mutex<Vec<pull::Flight>>,
+    pulls: PullCounts,
     /// Pulls belong to the service, not to their callers.
     tasks: TaskTracker,
     slots: Arc<Semaphore>,
@@ -99,6 +102,7 @@ impl ImageService {
             catalogue: ArcSwap::from_pointee(Catalogue::default()),
             changes: tokio::sync::Mutex::new(()),
             flights: Mutex::default(),
+            pulls: PullCounts::default(),
             tasks: TaskTracker::new(),
             slots,
             layer_locks: Mutex::default(),
@@ -220,6 +224,12 @@ impl ImageService {
         catalogue.images.insert(image.id.clone(), image.clone());
         self.catalogue.store(Arc::new(catalogue));
         Ok(image)
+    }
+
+    /// What was pulled since the daemon's start.
+    #[must_use]
+    pub fn pulls(&self) -> &PullCounts {
+        &self.pulls
     }
 
     /// Waits for pulls under way; new ones are refused. For shutting down.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use tonic::{Code, Status};
 
 use crate::container::ContainerError;
+use crate::event::Lagged;
 use crate::image::ImageError;
 use crate::index::LookupError;
 use crate::network::NetworkError;
@@ -84,8 +85,13 @@ fn of_one(error: &(dyn Error + 'static)) -> Option<Code> {
     if let Some(error) = error.downcast_ref::<NriError>() {
         return of_nri(error);
     }
-    if let Some(NetworkError::Port { .. }) = error.downcast_ref::<NetworkError>() {
+    if let Some(NetworkError::Port { .. } | NetworkError::PodCidr { .. }) =
+        error.downcast_ref::<NetworkError>()
+    {
         return Some(Code::InvalidArgument);
+    }
+    if error.is::<Lagged>() {
+        return Some(Code::DataLoss);
     }
     if let Some(error) = error.downcast_ref::<RuntimeError>() {
         return of_runtime(error);

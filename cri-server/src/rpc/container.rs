@@ -189,7 +189,12 @@ pub(super) async fn list_containers(
     daemon: &Daemon,
     request: cri::ListContainersRequest,
 ) -> Result<cri::ListContainersResponse, Status> {
-    let filter = request.filter.unwrap_or_default();
+    Ok(cri::ListContainersResponse { containers: selected(daemon, request.filter) })
+}
+
+/// The containers that a list with this filter holds.
+pub(super) fn selected(daemon: &Daemon, filter: Option<cri::ContainerFilter>) -> Vec<cri::Container> {
+    let filter = filter.unwrap_or_default();
     let containers = daemon.containers.all().into_iter().filter_map(|container| {
         let state = container.state();
         // What is still being made is nobody's container yet: its maker gets an id or an error.
@@ -214,5 +219,5 @@ pub(super) async fn list_containers(
             image_id: made.image_id.clone(),
         })
     });
-    Ok(cri::ListContainersResponse { containers: containers.collect() })
+    containers.collect()
 }

@@ -77,7 +77,7 @@ pub(super) async fn pod_sandbox_status(
     })
 }
 
-fn sandbox_status(sandbox: &Sandbox) -> cri::PodSandboxStatus {
+pub(super) fn sandbox_status(sandbox: &Sandbox) -> cri::PodSandboxStatus {
     let config = sandbox.config();
     let status = sandbox.status();
     let ips: Vec<String> = status.ips.iter().map(ToString::to_string).collect();
@@ -131,7 +131,12 @@ pub(super) async fn list_pod_sandbox(
     daemon: &Daemon,
     request: cri::ListPodSandboxRequest,
 ) -> Result<cri::ListPodSandboxResponse, Status> {
-    let filter = request.filter.unwrap_or_default();
+    Ok(cri::ListPodSandboxResponse { items: selected(daemon, request.filter) })
+}
+
+/// The sandboxes that a list with this filter holds.
+pub(super) fn selected(daemon: &Daemon, filter: Option<cri::PodSandboxFilter>) -> Vec<cri::PodSandbox> {
+    let filter = filter.unwrap_or_default();
     let items = daemon.sandboxes.all().into_iter().filter_map(|sandbox| {
         let status = sandbox.status();
         // What is still being made is nobody's pod yet: its maker gets an id or an error.
@@ -152,5 +157,5 @@ pub(super) async fn list_pod_sandbox(
             runtime_handler: sandbox.made().requested_handler.clone(),
         })
     });
-    Ok(cri::ListPodSandboxResponse { items: items.collect() })
+    items.collect()
 }

@@ -26,6 +26,7 @@ pub use files::SandboxFiles;
 pub use record::{PodResources, SandboxRecord, SandboxState, SandboxStatus};
 
 use crate::cgroup::Form;
+use crate::event::Phase;
 use crate::index::{Index, LookupError};
 use crate::model::SandboxId;
 use crate::network::PodAttachment;
@@ -166,8 +167,30 @@ impl Sandbox {
             let record = SandboxRecord { status: status.clone(), ..self.made.clone() };
             ports.store.put(Table::Sandboxes, self.made.id.as_str(), &record).await?;
             self.status.send_replace(status);
+            self.tell(ports, self.phase());
         }
         Ok(())
+    }
+
+    /// The step of its life that readers of events know it by.
+    fn phase(&self) -> Option<Phase> {
+        match self.status.borrow().state {
+            SandboxState::Ready { .. } => Some(Phase::Started),
+            SandboxState::NotReady => Some(Phase::Stopped),
+            SandboxState::Creating | SandboxState::Removing => None,
+        }
+    }
+
+    /// Whether the daemon is connected to its shim.
+    #[must_use]
+    pub fn has_shim(&self) -> bool {
+        self.shim.load().as_ref().is_some_and(|shim| !shim.is_closed())
+    }
+
+    fn tell(&self, ports: &Ports, phase: Option<Phase>) {
+        if let Some(phase) = phase {
+            ports.events.reached(self.made.id.as_str(), &self.made.id, phase);
+        }
     }
 
     fn attachment(&self, ports: &Ports) -> PodAttachment {
