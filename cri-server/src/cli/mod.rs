@@ -19,6 +19,7 @@ mod info;
 mod inspect;
 mod logs;
 mod lookup;
+mod nri_launch;
 mod output;
 mod pods;
 mod port_forward;
@@ -101,6 +102,9 @@ enum Command {
     Stats(stats::Stats),
     /// Shows all that is known of a pod, a container or an image, as JSON
     Inspect(inspect::Inspect),
+    /// Becomes an NRI plugin; for the daemon's own use
+    #[command(name = crate::nri::launch::COMMAND, hide = true)]
+    NriLaunch(nri_launch::NriLaunch),
 }
 
 /// Runs the command; prints an error as one line.
@@ -114,6 +118,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
     let done = match command {
         Command::Serve(serve) => serve.run(socket).map_err(CliError::Daemon),
         Command::Config(config) => config.run(),
+        Command::NriLaunch(launch) => launch.run(),
         command => ask_daemon(socket, command),
     };
     match done {
@@ -178,7 +183,7 @@ async fn dispatch(client: &mut Client, command: Command) -> Result<ExitCode, Cli
         Command::Stats(stats) => stats.run(client).await?,
         Command::Inspect(inspect) => inspect.run(client).await?,
         // They ask no daemon.
-        Command::Serve(_) | Command::Config(_) => {}
+        Command::Serve(_) | Command::Config(_) | Command::NriLaunch(_) => {}
     }
     Ok(ExitCode::SUCCESS)
 }
