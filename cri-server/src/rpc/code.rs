@@ -81,9 +81,6 @@ fn of_one(error: &(dyn Error + 'static)) -> Option<Code> {
             SpecErrorKind::Host => Code::Internal,
         });
     }
-    if let Some(error) = error.downcast_ref::<NriError>() {
-        return of_nri(error);
-    }
     if let Some(NetworkError::Port { .. }) = error.downcast_ref::<NetworkError>() {
         return Some(Code::InvalidArgument);
     }
@@ -98,6 +95,7 @@ fn of_sandbox(error: &SandboxError) -> Option<Code> {
         SandboxError::Invalid(_) | SandboxError::Handler(_) => Some(Code::InvalidArgument),
         SandboxError::Exists { .. } => Some(Code::AlreadyExists),
         SandboxError::Refused(_) => Some(Code::FailedPrecondition),
+        SandboxError::Nri(error) => of_nri(error),
         _ => None,
     }
 }
@@ -112,6 +110,7 @@ fn of_container(error: &ContainerError) -> Option<Code> {
         ContainerError::Refused(_)
         | ContainerError::NotRunning { .. }
         | ContainerError::SandboxNotReady { .. } => Some(Code::FailedPrecondition),
+        ContainerError::Nri(error) => of_nri(error),
         ContainerError::Unkillable { .. } | ContainerError::Exec(ExecError::DeadlineExceeded { .. }) => {
             Some(Code::DeadlineExceeded)
         }

@@ -18,6 +18,7 @@ mod sys;
 
 pub use node::{Node, NodeBuilder, Pod};
 pub use registry::Registry;
+pub use sys::inherited;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
