@@ -215,7 +215,8 @@ impl TaskRpc for Service {
         let task = self.task(&r.id)?;
         let json = r.resources.unwrap_or_default().value;
         // The kernel may have to take memory back first, and meanwhile the shim must go on.
-        let written = tokio::task::spawn_blocking(move || cgroup::limits::update(&task.created.cgroups, &json));
+        let written =
+            tokio::task::spawn_blocking(move || cgroup::limits::update(&task.created.cgroups, &json));
         written.await.map_err(|_| ShimError::Limit("the change of limits was cut off".into()))??;
         Ok(Empty::new())
     }

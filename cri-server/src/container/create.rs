@@ -120,6 +120,7 @@ impl Containers {
             stop_signal: spec::stop_signal(&config, &image.configuration())?,
             sandbox: sandbox.id().clone(),
             image_id: image.id.to_string(),
+            image_name: config.image.as_ref().map(|asked| image.called(asked)).unwrap_or_default(),
             image_ref: image.reference(),
             layers: image.diff_ids(),
             created_at: now(),

@@ -107,7 +107,7 @@ impl Container {
             ContainerState::Creating
             | ContainerState::Created
             | ContainerState::Exited { .. }
-            | ContainerState::Removing => None,
+            | ContainerState::Removing { .. } => None,
         }
     }
 
@@ -116,6 +116,17 @@ impl Container {
         let mut state = self.state.subscribe();
         // The sender lives in `self`: it cannot be gone.
         let _ = state.wait_for(|s| !matches!(s, ContainerState::Running { .. })).await;
+    }
+
+    /// Shows that its removal has begun. An exit stays the record: nothing would be known better after a crash.
+    async fn begin_removal(&self, ports: &Ports) -> Result<(), StoreError> {
+        let exited = |s: &ContainerState| matches!(s, ContainerState::Exited { .. });
+        if !exited(&self.state()) {
+            return self.change(ports, |s| Ok(s.removing())).await;
+        }
+        let _one_at_a_time = self.change.lock().await;
+        self.state.send_modify(|state| *state = state.removing());
+        Ok(())
     }
 
     /// Stores the state that `next` makes of the present one, then shows it.

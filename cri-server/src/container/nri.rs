@@ -72,7 +72,7 @@ fn with_state(container: &mut nri::Container, state: ContainerState) {
             container.status_message = exit.message;
             nri::ContainerState::ContainerStopped
         }
-        ContainerState::Removing => nri::ContainerState::ContainerStopped,
+        ContainerState::Removing { .. } => nri::ContainerState::ContainerStopped,
     };
     container.state = word.into();
 }

@@ -43,7 +43,7 @@ impl Containers {
         let done = match container.state() {
             ContainerState::Running { .. } => self.recover_running(&container).await,
             ContainerState::Created => self.recover_created(&container).await,
-            ContainerState::Creating | ContainerState::Removing => self.take_away(&container).await,
+            ContainerState::Creating | ContainerState::Removing { .. } => self.take_away(&container).await,
             ContainerState::Exited { .. } => self.end_task(&container).await,
         };
         if let Err(error) = done {

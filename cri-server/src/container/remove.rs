@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use nix::mount::MntFlags;
 
-use super::{Container, ContainerError, ContainerState, Containers, Shared};
+use super::{Container, ContainerError, Containers, Shared};
 use crate::store::Table;
 
 impl Containers {
@@ -23,8 +23,7 @@ impl Containers {
         self: &Arc<Self>,
         container: &Arc<Container>,
     ) -> Result<(), ContainerError> {
-        let removing = |_: &ContainerState| Ok::<_, ContainerError>(ContainerState::Removing);
-        container.change(&self.ports, removing).await?;
+        container.begin_removal(&self.ports).await?;
         self.dismantle(container).await
     }
 

@@ -51,7 +51,7 @@ impl Containers {
                     return Ok(());
                 }
             }
-            ContainerState::Creating | ContainerState::Exited { .. } | ContainerState::Removing => {
+            ContainerState::Creating | ContainerState::Exited { .. } | ContainerState::Removing { .. } => {
                 return Ok(());
             }
         }
@@ -90,7 +90,7 @@ impl Containers {
                 ContainerState::Creating
                 | ContainerState::Running { .. }
                 | ContainerState::Exited { .. }
-                | ContainerState::Removing => s.clone(),
+                | ContainerState::Removing { .. } => s.clone(),
             })
         };
         container.change(&self.ports, cancelled).await?;

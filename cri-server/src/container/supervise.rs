@@ -43,7 +43,7 @@ impl Containers {
             cgroups_path: container.cgroups_path(),
         };
         let end = loop {
-            match task::wait(&self.ports, ending.clone()).await {
+            match task::wait(&self.ports, ending.clone(), &container.shim).await {
                 Ok(end) => break end,
                 Err(error) => self.not_yet(container, &error).await,
             }

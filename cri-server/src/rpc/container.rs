@@ -114,7 +114,7 @@ pub(super) fn status_of(container: &Container) -> cri::ContainerStatus {
         metadata: config.metadata.clone(),
         state: cri_state(&state).into(),
         created_at: made.created_at,
-        image: config.image.clone(),
+        image: image_spec(container),
         image_ref: made.image_ref.clone(),
         labels: config.labels.clone(),
         annotations: config.annotations.clone(),
@@ -130,26 +130,36 @@ pub(super) fn status_of(container: &Container) -> cri::ContainerStatus {
         stop_signal: signal::to_cri(made.stop_signal).into(),
         ..Default::default()
     };
-    match state {
-        ContainerState::Creating | ContainerState::Created | ContainerState::Removing => {}
-        ContainerState::Running { started_at, .. } => answer.started_at = started_at,
+    match state.told() {
+        ContainerState::Creating | ContainerState::Created | ContainerState::Removing { .. } => {}
+        ContainerState::Running { started_at, .. } => answer.started_at = *started_at,
         ContainerState::Exited { started_at, exit } => {
-            answer.started_at = started_at;
+            answer.started_at = *started_at;
             answer.finished_at = exit.finished_at;
             answer.exit_code = exit.code;
             answer.reason = exit.cause.reason().to_owned();
-            answer.message = exit.message;
+            answer.message = exit.message.clone();
         }
     }
     answer
 }
 
+/// The image as it was asked for, under the name that people know.
+fn image_spec(container: &Container) -> Option<cri::ImageSpec> {
+    let mut image = container.config().image.clone()?;
+    let name = &container.made().image_name;
+    if !name.is_empty() {
+        image.image.clone_from(name);
+    }
+    Some(image)
+}
+
 fn cri_state(state: &ContainerState) -> cri::ContainerState {
-    match state {
+    match state.told() {
         ContainerState::Creating | ContainerState::Created => cri::ContainerState::ContainerCreated,
         ContainerState::Running { .. } => cri::ContainerState::ContainerRunning,
         ContainerState::Exited { .. } => cri::ContainerState::ContainerExited,
-        ContainerState::Removing => cri::ContainerState::ContainerUnknown,
+        ContainerState::Removing { .. } => cri::ContainerState::ContainerUnknown,
     }
 }
 
@@ -175,7 +185,7 @@ pub(super) async fn list_containers(
     let containers = daemon.containers.all().into_iter().filter_map(|container| {
         let state = container.state();
         // What is still being made is nobody's container yet: its maker gets an id or an error.
-        if state == ContainerState::Creating {
+        if *state.told() == ContainerState::Creating {
             return None;
         }
         let (made, config) = (container.made(), container.config());
@@ -187,7 +197,7 @@ pub(super) async fn list_containers(
             id: made.id.to_string(),
             pod_sandbox_id: made.sandbox.to_string(),
             metadata: config.metadata.clone(),
-            image: config.image.clone(),
+            image: image_spec(&container),
             image_ref: made.image_ref.clone(),
             state: cri_state(&state).into(),
             created_at: made.created_at,

@@ -17,6 +17,7 @@ use std::sync::Arc;
 pub use admin::AdminRpc;
 pub use image::ImageRpc;
 pub use runtime::Runtime;
+pub use streaming::FINGERPRINT as STREAMING_FINGERPRINT;
 
 use crate::container::Containers;
 use crate::pod::Pods;

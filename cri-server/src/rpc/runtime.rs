@@ -145,21 +145,21 @@ impl RuntimeService for Runtime {
     }
 
     async fn exec(&self, request: Request<cri::ExecRequest>) -> Result<Response<cri::ExecResponse>, Status> {
-        streaming::exec(&self.0, request.into_inner()).map(Response::new)
+        streaming::exec(&self.0, request.into_inner())
     }
 
     async fn attach(
         &self,
         request: Request<cri::AttachRequest>,
     ) -> Result<Response<cri::AttachResponse>, Status> {
-        streaming::attach(&self.0, request.into_inner()).map(Response::new)
+        streaming::attach(&self.0, request.into_inner())
     }
 
     async fn port_forward(
         &self,
         request: Request<cri::PortForwardRequest>,
     ) -> Result<Response<cri::PortForwardResponse>, Status> {
-        streaming::port_forward(&self.0, request.into_inner()).map(Response::new)
+        streaming::port_forward(&self.0, request.into_inner())
     }
 
     async fn container_stats(

@@ -59,7 +59,8 @@ fn open_root(root: &Path) -> Result<OwnedFd, Failure> {
 pub fn before(spec: &Spec, root: &Path) -> Result<(), Failure> {
     let root = open_root(root)?;
     for name in SYSTEM {
-        match statat(&root, name, AtFlags::SYMLINK_NOFOLLOW).map(|stat| FileType::from_raw_mode(stat.st_mode)) {
+        match statat(&root, name, AtFlags::SYMLINK_NOFOLLOW).map(|stat| FileType::from_raw_mode(stat.st_mode))
+        {
             Ok(FileType::Directory) | Err(Errno::NOENT) => {}
             Ok(FileType::Symlink) => {
                 return Err(rootfs(format!("the image's /{name} is a symbolic link; it must be a folder")));
@@ -88,7 +89,8 @@ fn may_lie_in_proc(mount: &Mount, place: &Path) -> bool {
 /// The node's own /proc, given to a container on purpose.
 fn binds_proc(mount: &Mount) -> bool {
     let source = mount.source().as_ref().and_then(|source| open(source, FOLDER, Mode::empty()).ok());
-    mount.typ().as_deref() != Some("proc") && source.is_some_and(|fd| magic(&fd).is_ok_and(|m| m == PROC_MAGIC))
+    mount.typ().as_deref() != Some("proc")
+        && source.is_some_and(|fd| magic(&fd).is_ok_and(|m| m == PROC_MAGIC))
 }
 
 fn magic(fd: &OwnedFd) -> io::Result<i128> {
@@ -97,7 +99,8 @@ fn magic(fd: &OwnedFd) -> io::Result<i128> {
 
 /// Where a path of the container ends up once the links of its image are followed; what is not there counts as plain.
 fn resolve(root: &OwnedFd, path: &Path) -> PathBuf {
-    let words = |path: &Path| path.components().map(|c| c.as_os_str().to_owned()).collect::<VecDeque<OsString>>();
+    let words =
+        |path: &Path| path.components().map(|c| c.as_os_str().to_owned()).collect::<VecDeque<OsString>>();
     let (mut ahead, mut found, mut links) = (words(path), PathBuf::from("/"), 0);
     while let Some(word) = ahead.pop_front() {
         match Path::new(&word).components().next() {
@@ -163,7 +166,11 @@ fn all(
 }
 
 /// Mount points below /proc that neither the specification's lists nor lxcfs explain. proc_pid_mountinfo(5)
-fn strangers<'a>(table: &'a str, masked: &'a [String], readonly: &'a [String]) -> impl Iterator<Item = PathBuf> + 'a {
+fn strangers<'a>(
+    table: &'a str,
+    masked: &'a [String],
+    readonly: &'a [String],
+) -> impl Iterator<Item = PathBuf> + 'a {
     let points = table.lines().filter_map(|line| Some(PathBuf::from(unescape(line.split(' ').nth(4)?))));
     points.filter(move |point| {
         let listed = masked.iter().chain(readonly).any(|path| point.starts_with(path));
@@ -217,7 +224,9 @@ mod tests {
     fn only_the_kernels_own_lies_in_proc() {
         let root = image();
         let tried = |destination, typ, source| before(&spec(destination, typ, source), root.path());
-        for place in ["/proc", "/proc/self/attr", "/door/sys", "/deep", "/sys/up/1", "/bin/../proc/x", "/./door"] {
+        for place in
+            ["/proc", "/proc/self/attr", "/door/sys", "/deep", "/sys/up/1", "/bin/../proc/x", "/./door"]
+        {
             let refused = tried(place, "bind", "/tmp").unwrap_err();
             assert!(refused.message.contains(place), "{place}: {refused}");
         }
@@ -240,7 +249,9 @@ mod tests {
         fs::remove_dir(root.path().join("dev")).unwrap();
         before(&Spec::default(), root.path()).unwrap();
         symlink("/tmp", root.path().join("dev")).unwrap();
-        assert!(before(&Spec::default(), root.path()).unwrap_err().message.contains("/dev is a symbolic link"));
+        assert!(
+            before(&Spec::default(), root.path()).unwrap_err().message.contains("/dev is a symbolic link")
+        );
         fs::remove_file(root.path().join("dev")).unwrap();
         fs::write(root.path().join("dev"), "").unwrap();
         assert!(before(&Spec::default(), root.path()).unwrap_err().message.contains("/dev is not a folder"));

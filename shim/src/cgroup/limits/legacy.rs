@@ -73,10 +73,9 @@ fn memory(folder: &Path, memory: &LinuxMemory) -> Result<Vec<Change>, ShimError>
         // The limit of memory may never be above that of memory and swap.
         changes.insert(if grows { 0 } else { changes.len() }, change);
     }
-    changes.extend(
-        given(memory.reservation()).map(|n| Change::new(folder, "memory.soft_limit_in_bytes", n)),
-    );
-    changes.extend(given(memory.kernel_tcp()).map(|n| Change::new(folder, "memory.kmem.tcp.limit_in_bytes", n)));
+    changes.extend(given(memory.reservation()).map(|n| Change::new(folder, "memory.soft_limit_in_bytes", n)));
+    changes
+        .extend(given(memory.kernel_tcp()).map(|n| Change::new(folder, "memory.kmem.tcp.limit_in_bytes", n)));
     if let Some(swappiness) = memory.swappiness() {
         if swappiness > 100 {
             return Err(ShimError::Invalid(format!("swappiness {swappiness} is not within 0 to 100")));
@@ -119,8 +118,12 @@ fn cpu(folder: &Path, cpu: &LinuxCpu) -> Vec<Change> {
     let at = if smaller { 0 } else { bandwidth.len() };
     bandwidth.splice(at..at, burst);
     changes.extend(bandwidth);
-    changes.extend(cpu.realtime_period().filter(|n| *n != 0).map(|n| Change::new(folder, "cpu.rt_period_us", n)));
-    changes.extend(cpu.realtime_runtime().filter(|n| *n != 0).map(|n| Change::new(folder, "cpu.rt_runtime_us", n)));
+    changes.extend(
+        cpu.realtime_period().filter(|n| *n != 0).map(|n| Change::new(folder, "cpu.rt_period_us", n)),
+    );
+    changes.extend(
+        cpu.realtime_runtime().filter(|n| *n != 0).map(|n| Change::new(folder, "cpu.rt_runtime_us", n)),
+    );
     changes
 }
 

@@ -90,7 +90,8 @@ fn make_room(folder: &Path, bytes: i64) -> Result<(), ShimError> {
     let used = used();
     if used > bytes {
         let path = folder.join("memory.max");
-        let words = format!("{} cannot become {bytes}: the container uses more ({used} bytes)", path.display());
+        let words =
+            format!("{} cannot become {bytes}: the container uses more ({used} bytes)", path.display());
         return Err(ShimError::Limit(words));
     }
     Ok(())
@@ -98,7 +99,9 @@ fn make_room(folder: &Path, bytes: i64) -> Result<(), ShimError> {
 
 fn cpu(folder: &Path, cpu: &LinuxCpu) -> Result<Vec<Change>, ShimError> {
     if cpu.realtime_runtime().unwrap_or(0) != 0 || cpu.realtime_period().unwrap_or(0) != 0 {
-        return Err(ShimError::Invalid("limits of real-time processes need cgroup v1; this node has v2".into()));
+        return Err(ShimError::Invalid(
+            "limits of real-time processes need cgroup v1; this node has v2".into(),
+        ));
     }
     let mut changes = Vec::new();
     changes.extend(cpu.idle().map(|n| Change::new(folder, "cpu.idle", n)));
