@@ -9,6 +9,7 @@ use crate::index::LookupError;
 use crate::io::IoError;
 use crate::lsm::apparmor::AppArmorError;
 use crate::model::ContainerId;
+use crate::nri::NriError;
 use crate::operation::Lost;
 use crate::runtime::{RuntimeError, UnknownHandler};
 use crate::snapshot::SnapshotError;
@@ -56,6 +57,8 @@ pub enum ContainerError {
     #[error("container task")]
     Task(#[from] TaskError),
     #[error(transparent)]
+    Nri(#[from] NriError),
+    #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
     Refused(#[from] Refused),
@@ -63,6 +66,10 @@ pub enum ContainerError {
     Start(String),
     #[error("the container is {state}, not running")]
     NotRunning { state: &'static str },
+    #[error("the container is {state}: its resources cannot be changed")]
+    NotUpdatable { state: &'static str },
+    #[error("resources of the container")]
+    Update(#[source] RuntimeError),
     #[error("the container did not end within {after:?} of SIGKILL")]
     Unkillable { after: Duration },
     #[error(transparent)]

@@ -24,10 +24,13 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use nix::sys::signal::SigSet;
+use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 
 pub use console::{bind_in_folder, connect_in_folder};
 
+use crate::cgroup::systemd::{self, Visit};
+use crate::options::Options;
 use crate::sys::{self, SharedFd};
 use crate::wire::{CreateOrder, Created, ExecOrder, Order, Report, TaskOrder};
 
@@ -129,16 +132,21 @@ impl Reporter {
 
 /// One way of making containers.
 pub trait OciRuntime {
-    fn create(&self, order: &CreateOrder, bundle: &Path) -> Result<Created, Failure>;
+    /// `visit` ends as soon as the container's first process is there.
+    fn create(&self, order: &CreateOrder, bundle: &Path, visit: &Visit) -> Result<Created, Failure>;
     fn start(&self, order: &TaskOrder) -> Result<(), Failure>;
     fn exec(&self, order: &ExecOrder) -> Result<i32, Failure>;
     fn delete(&self, order: &TaskOrder) -> Result<(), Failure>;
 }
 
-fn runtime_for(options: &crate::options::Options, reporter: Reporter) -> Box<dyn OciRuntime> {
+fn runtime_for(options: &Options, bundle: &Path, reporter: Reporter) -> Box<dyn OciRuntime> {
+    let spec = || Spec::load(bundle.join("config.json")).ok();
+    // Only the external ones do as they are told; ours goes by the path.
+    let systemd = options.systemd_cgroup
+        && (options.binary.is_none() || spec().is_none_or(|spec| plain_path(&spec).is_none()));
     match &options.binary {
-        Some(binary) => Box::new(external::Binary::new(binary, options.systemd_cgroup, reporter)),
-        None => Box::new(oci::Libcontainer::new(options.systemd_cgroup, reporter)),
+        Some(binary) => Box::new(external::Binary::new(binary, systemd, reporter)),
+        None => Box::new(oci::Libcontainer::new(systemd, reporter)),
     }
 }
 
@@ -193,14 +201,16 @@ fn take_order(socket: OwnedFd) -> std::io::Result<(Reporter, Order)> {
 fn carry_out(order: &Order, reporter: Reporter) -> Result<Report, Failure> {
     match order {
         Order::Create(order) => {
-            let runtime = runtime_for(&order.options, reporter);
+            let runtime = runtime_for(&order.options, &order.bundle, reporter);
             let mut prepared = spec::prepare(&order.bundle, reporter)?;
             if order.options.binary.is_none() {
-                prepared.fit_libcontainer()?;
+                let unit = order.options.systemd_cgroup && plain_path(&prepared.spec).is_none();
+                prepared.fit_libcontainer(unit)?;
             }
+            let visit = join_scope(order, &prepared.spec)?;
             let on_host = rootfs::mount(order, &prepared.spec)?;
-            let made =
-                spec::finish(prepared, &order.bundle).and_then(|bundle| runtime.create(order, &bundle));
+            let made = spec::finish(prepared, &order.bundle)
+                .and_then(|bundle| runtime.create(order, &bundle, &visit));
             match made {
                 Ok(created) => Ok(Report::Created(Created { mounted_on_host: on_host, ..created })),
                 Err(failure) => {
@@ -211,10 +221,33 @@ fn carry_out(order: &Order, reporter: Reporter) -> Result<Report, Failure> {
                 }
             }
         }
-        Order::Start(order) => runtime_for(&order.options, reporter).start(order).map(|()| Report::Done),
-        Order::Exec(order) => runtime_for(&order.options, reporter).exec(order).map(Report::Executed),
-        Order::Delete(order) => runtime_for(&order.options, reporter).delete(order).map(|()| Report::Done),
+        Order::Start(order) => runtime_for(&order.options, &order.bundle, reporter).start(order).map(|()| Report::Done),
+        Order::Exec(order) => runtime_for(&order.options, &order.bundle, reporter).exec(order).map(Report::Executed),
+        Order::Delete(order) => runtime_for(&order.options, &order.bundle, reporter).delete(order).map(|()| Report::Done),
     }
+}
+
+/// Where systemd keeps the cgroups, a container is made inside of its pod's scope. A path in systemd's own form is for
+/// the OCI runtime to understand, which then makes a scope for each container.
+fn join_scope(order: &CreateOrder, spec: &Spec) -> Result<Visit, Failure> {
+    if !order.options.systemd_cgroup {
+        return Ok(Visit::default());
+    }
+    if let Some(path) = plain_path(spec) {
+        return systemd::enter(path)
+            .map_err(Failure::because(FailureKind::Runtime, "join the pod's scope"));
+    }
+    if order.options.binary.is_none() && !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        let words = "a scope for each container needs cgroup v2: give a plain path below a scope, or a binary";
+        return Err(Failure::new(FailureKind::Spec, words));
+    }
+    Ok(Visit::default())
+}
+
+/// The container's cgroup, when it is named by its path and not as a unit of systemd's.
+fn plain_path(spec: &Spec) -> Option<&Path> {
+    let path = spec.linux().as_ref()?.cgroups_path().as_ref()?;
+    path.is_absolute().then_some(path.as_path())
 }
 
 pub use oci::notify_start;

@@ -17,6 +17,7 @@ use super::{
 };
 use crate::bundle::Bundle;
 use crate::cgroup::limits::{self, place};
+use crate::cgroup::systemd::Visit;
 use crate::cgroup::{CgroupPaths, kill};
 use crate::wire::{CreateOrder, Created, ExecOrder, Report, TaskOrder};
 
@@ -49,7 +50,7 @@ impl Libcontainer {
 }
 
 impl OciRuntime for Libcontainer {
-    fn create(&self, order: &CreateOrder, bundle: &Path) -> Result<Created, Failure> {
+    fn create(&self, order: &CreateOrder, bundle: &Path, visit: &Visit) -> Result<Created, Failure> {
         let pid = self.build(order, bundle).map_err(|error| {
             let kind = match error {
                 LibcontainerError::InvalidSpec(_)
@@ -63,7 +64,8 @@ impl OciRuntime for Libcontainer {
             Failure::new(kind, format!("create the container: {causes}{more}"))
         })?;
         let spec = load_spec(&order.bundle)?;
-        let placed = place(&spec, pid);
+        let home = visit.end().map_err(Failure::because(FailureKind::Runtime, "leave the pod's scope"));
+        let placed = home.and_then(|()| place(&spec, pid));
         let cgroups = CgroupPaths::of(pid)
             .map_err(Failure::because(FailureKind::Runtime, "find the container's cgroups"))?;
         // The first process still waits, so nothing of the user's has run without filter, limits and masks.

@@ -25,8 +25,9 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Says the same in the way that libcontainer can carry out.
-    pub fn fit_libcontainer(&mut self) -> Result<(), Failure> {
+    /// Says the same in the way that libcontainer can carry out. Limits stay in it for a container that is a unit of
+    /// systemd's, which would take away what it does not know of.
+    pub fn fit_libcontainer(&mut self, is_unit: bool) -> Result<(), Failure> {
         // libcontainer does not look at labels, and a container must not get less than it asked for unseen.
         let process = self.spec.process().as_ref();
         if process.is_some_and(|p| p.selinux_label().as_ref().is_some_and(|label| !label.is_empty())) {
@@ -34,7 +35,9 @@ impl Prepared {
             return Err(Failure::new(FailureKind::Spec, words));
         }
         self.name_propagation();
-        self.leave_limits_out();
+        if !is_unit {
+            self.leave_limits_out();
+        }
         let table = fs::read_to_string("/proc/self/mountinfo");
         let table = table.map_err(Failure::because(FailureKind::Spec, "read /proc/self/mountinfo"))?;
         self.changed |= cgroup_mount::replace(&mut self.spec, &table);

@@ -9,6 +9,7 @@ pub mod kill;
 pub mod limits;
 pub mod oom;
 pub mod stats;
+pub mod systemd;
 
 use std::collections::BTreeMap;
 use std::fs;

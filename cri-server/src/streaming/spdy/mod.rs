@@ -10,7 +10,7 @@ pub mod headers;
 
 pub use connection::{Incoming, Rules, SpdyServer};
 pub use frame::{Decoder, Frame, FrameError};
-pub use headers::{HeaderError, Headers};
+pub use headers::{BlockWriter, HeaderError, Headers};
 
 #[cfg(test)]
 pub(super) mod client;
