@@ -20,6 +20,7 @@ pub mod image;
 pub mod network;
 pub mod spec;
 pub mod runtime;
+pub mod volume;
 pub mod stats;
 pub mod config;
 pub mod ports;

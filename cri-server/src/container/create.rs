@@ -21,6 +21,7 @@ use crate::spec::host::LinuxHost;
 use crate::spec::user::AccountFiles;
 use crate::spec::{self, ContainerInput, ResolvedUser, container_spec};
 use crate::store::Table;
+use crate::volume::{self, ImageVolume};
 
 /// The most that is read of an image's passwd or group.
 const MAX_FILE: u64 = 1 << 20;
@@ -70,7 +71,7 @@ impl Containers {
         let container = Container::new(draft.record.clone());
         self.all.insert(container.id().as_str(), Arc::clone(&container));
         stage.set("making the root filesystem and the spec");
-        match self.build(sandbox, &container, &image, draft.user).await {
+        match self.build(sandbox, &container, &image, (draft.user, draft.volumes)).await {
             Ok(()) => {
                 self.prepare_in_background(&container);
                 Ok(container.id().clone())
@@ -110,7 +111,9 @@ impl Containers {
         let security = config.linux.as_ref().and_then(|l| l.security_context.clone()).unwrap_or_default();
         let user = resolve_user(ports, &security, image).await?;
         let parent = sandbox.config().linux.as_ref().map_or("", |l| l.cgroup_parent.as_str());
+        let volumes = volume::requested(&ports.images, &config.mounts)?;
         let record = ContainerRecord {
+            volumes: volumes.iter().map(|one| (one.index, one.image.id.to_string())).collect(),
             cgroups_path: spec::resources::cgroups_path(&ports.features, parent, id.as_str())?
                 .display()
                 .to_string(),
@@ -130,7 +133,7 @@ impl Containers {
             id,
             config,
         };
-        Ok(Draft { record, user })
+        Ok(Draft { record, user, volumes })
     }
 
     async fn build(
@@ -138,7 +141,7 @@ impl Containers {
         sandbox: &Arc<Sandbox>,
         container: &Arc<Container>,
         image: &Arc<ImageRecord>,
-        user: ResolvedUser,
+        (user, volumes): (ResolvedUser, Vec<ImageVolume>),
     ) -> Result<(), ContainerError> {
         let target = self.target_pid_namespace(sandbox, container.config())?;
         let work = Build {
@@ -147,6 +150,7 @@ impl Containers {
             container: Arc::clone(container),
             image: Arc::clone(image),
             user,
+            volumes,
             target,
         };
         tokio::task::spawn_blocking(move || work.run()).await??;
@@ -177,6 +181,7 @@ impl Containers {
 struct Draft {
     record: ContainerRecord,
     user: ResolvedUser,
+    volumes: Vec<ImageVolume>,
 }
 
 /// What is made on the node for a container, in a thread that may block.
@@ -186,20 +191,23 @@ struct Build {
     container: Arc<Container>,
     image: Arc<ImageRecord>,
     user: ResolvedUser,
+    volumes: Vec<ImageVolume>,
     target: Option<PathBuf>,
 }
 
 impl Build {
     fn run(self) -> Result<(), ContainerError> {
         let id = self.container.id();
-        self.ports.snapshots.mounts(&self.image.diff_ids(), id)?;
+        let owners = self.sandbox.users()?.map(super::prepare::owners);
+        self.ports.snapshots.mounts(&self.image.diff_ids(), id, owners)?;
         let bundle = self.ports.places.container(id);
         let rootfs = bundle.join("rootfs");
         fs::create_dir_all(&rootfs).map_err(failed("make", &rootfs))?;
         if let Some(folder) = self.container.made().log_path.as_deref().and_then(Path::parent) {
             fs::create_dir_all(folder).map_err(failed("make the log's folder", folder))?;
         }
-        let config = self.with_host_paths()?;
+        let mut config = self.with_host_paths()?;
+        self.mount_volumes(&mut config, &bundle)?;
         let localhost_seccomp = spec::container::localhost_seccomp_path(&config)?
             .map(|path| spec::host::read_profile(&path))
             .transpose()?;
@@ -227,6 +235,29 @@ impl Build {
             features: &self.ports.features,
         })?;
         spec.save(bundle.join("config.json")).map_err(ContainerError::SpecFile)
+    }
+
+    /// Mounts the image volumes; in the request, each becomes a path of the host.
+    fn mount_volumes(&self, config: &mut cri::ContainerConfig, bundle: &Path) -> Result<(), ContainerError> {
+        for volume in &self.volumes {
+            let Some(request) = config.mounts.get_mut(volume.index) else { continue };
+            // Half of a mapping is refused with the other mounts.
+            let mapped = !request.uid_mappings.is_empty() && !request.gid_mappings.is_empty();
+            let shim = if mapped { Some(self.ports.pause.check()?) } else { None };
+            let mapping = shim.as_deref().map(|shim| volume::Mapping {
+                uids: &request.uid_mappings,
+                gids: &request.gid_mappings,
+                shim,
+            });
+            let place = volume::mount(&self.ports.snapshots, self.container.id(), bundle, volume, mapping)?;
+            request.host_path = place.display().to_string();
+            request.image = None;
+            if mapped {
+                request.uid_mappings.clear();
+                request.gid_mappings.clear();
+            }
+        }
+        Ok(())
     }
 
     /// The request with its host paths made where they are missing, as the kubelet expects, and with symlinks resolved.

@@ -14,6 +14,7 @@ use crate::snapshot::SnapshotError;
 use crate::spec::{SpecError, UserError};
 use crate::store::StoreError;
 use crate::task::TaskError;
+use crate::volume::VolumeError;
 
 use super::record::Refused;
 
@@ -44,6 +45,8 @@ pub enum ContainerError {
     Spec(#[from] SpecError),
     #[error("container spec file")]
     SpecFile(#[source] oci_spec::OciSpecError),
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
     #[error("container streams")]
     Io(#[from] IoError),
     #[error("container runtime")]

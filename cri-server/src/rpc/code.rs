@@ -18,6 +18,7 @@ use crate::report::chain;
 use crate::runtime::{ExecError, RuntimeError};
 use crate::sandbox::SandboxError;
 use crate::spec::{SpecError, SpecErrorKind};
+use crate::volume::VolumeError;
 
 /// The status that a call answers for `error`.
 pub fn status(error: &(dyn Error + 'static)) -> Status {
@@ -103,6 +104,7 @@ fn of_container(error: &ContainerError) -> Option<Code> {
         ContainerError::Invalid(_) | ContainerError::Handler(_) | ContainerError::User(_) => {
             Some(Code::InvalidArgument)
         }
+        ContainerError::Volume(error) => of_volume(error),
         ContainerError::Exists { .. } => Some(Code::AlreadyExists),
         ContainerError::NoImage { .. } => Some(Code::NotFound),
         ContainerError::Refused(_)
@@ -112,6 +114,15 @@ fn of_container(error: &ContainerError) -> Option<Code> {
             Some(Code::DeadlineExceeded)
         }
         _ => None,
+    }
+}
+
+fn of_volume(error: &VolumeError) -> Option<Code> {
+    match error {
+        VolumeError::Invalid { .. } => Some(Code::InvalidArgument),
+        VolumeError::NoImage { .. } | VolumeError::NoFolder { .. } => Some(Code::NotFound),
+        VolumeError::Mapping { .. } => Some(Code::FailedPrecondition),
+        VolumeError::Image { .. } | VolumeError::Layers { .. } | VolumeError::File { .. } => None,
     }
 }
 

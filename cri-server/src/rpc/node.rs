@@ -8,8 +8,9 @@ use tonic::Status;
 use super::Daemon;
 use super::code::status;
 use crate::cgroup::Driver;
-use crate::node::{Severity, preflight};
+use crate::node::{Severity, UserNamespaces, preflight};
 use crate::report::chain;
+use crate::runtime::Handler;
 
 /// The version of the CRI that is served.
 const CRI_VERSION: &str = "v1";
@@ -37,20 +38,29 @@ pub(super) async fn status_call(
     };
     let conditions = vec![runtime_condition(daemon), network];
     let info = if request.verbose { verbose(daemon).await } else { HashMap::new() };
-    let features = Some(cri::RuntimeHandlerFeatures {
-        recursive_read_only_mounts: daemon.ports.features.recursive_readonly,
-        user_namespaces: false,
-    });
-    let names = std::iter::once(String::new()).chain(daemon.ports.handlers.iter().map(|h| h.name.clone()));
+    let default = daemon.ports.handlers.handler("").ok().map(|handler| (String::new(), handler));
+    let named = daemon.ports.handlers.iter().map(|handler| (handler.name.clone(), handler));
+    let runtime_handlers = default
+        .into_iter()
+        .chain(named)
+        .map(|(name, handler)| cri::RuntimeHandler { name, features: Some(features(daemon, handler)) });
     Ok(cri::StatusResponse {
         status: Some(cri::RuntimeStatus { conditions }),
         info,
-        runtime_handlers: names.map(|name| cri::RuntimeHandler { name, features }).collect(),
+        runtime_handlers: runtime_handlers.collect(),
         features: Some(cri::RuntimeFeatures {
             supplemental_groups_policy: true,
             user_namespaces_host_network: false,
         }),
     })
+}
+
+fn features(daemon: &Daemon, handler: &Handler) -> cri::RuntimeHandlerFeatures {
+    let node = &daemon.ports.features;
+    cri::RuntimeHandlerFeatures {
+        recursive_read_only_mounts: node.recursive_readonly,
+        user_namespaces: handler.maps_owners() && node.user_namespaces == UserNamespaces::Available,
+    }
 }
 
 fn condition(kind: &str, status: bool, reason: &str, message: &str) -> cri::RuntimeCondition {

@@ -9,11 +9,15 @@ mod detail;
 mod device_filter;
 mod executable;
 mod external;
+mod idmap;
 mod join;
+mod layers;
 mod null;
 mod oci;
+mod probe;
 mod rootfs;
 mod spec;
+mod staging;
 mod workdir;
 
 use std::fmt;
@@ -172,12 +176,10 @@ fn carry_out(order: &Order, reporter: Reporter) -> Result<Report, Failure> {
     match order {
         Order::Create(order) => {
             let runtime = runtime_for(&order.options, reporter);
-            let mut prepared = spec::prepare(&order.bundle, reporter)?;
-            if order.options.binary.is_none() {
-                prepared.fit_libcontainer()?;
-            }
-            let on_host = rootfs::mount(order, &prepared.spec)?;
-            let made = spec::finish(prepared, &order.bundle, reporter)
+            let prepared = spec::prepare(&order.bundle, reporter)?;
+            let place = rootfs::mount(order, &prepared.spec)?;
+            let on_host = place == rootfs::Place::Host;
+            let made = spec::finish(prepared, order, place, reporter)
                 .and_then(|bundle| runtime.create(order, &bundle));
             match made {
                 Ok(created) => Ok(Report::Created(Created { mounted_on_host: on_host, ..created })),
@@ -195,5 +197,7 @@ fn carry_out(order: &Order, reporter: Reporter) -> Result<Report, Failure> {
     }
 }
 
+pub use layers::main as mount_layers;
 pub use oci::notify_start;
+pub use probe::main as probe_user_namespaces;
 pub use rootfs::unmount as unmount_rootfs;

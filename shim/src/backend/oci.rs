@@ -67,6 +67,11 @@ impl OciRuntime for Libcontainer {
             abandon(order, pid, &cgroups);
             return Err(failure);
         }
+        if order.console.is_some()
+            && let Err(error) = give_terminal(pid)
+        {
+            self.reporter.warn(format!("the terminal stays root's: {error}"));
+        }
         let hooks = spec.hooks().clone().unwrap_or_default();
         let any = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|l| !l.is_empty());
         Ok(Created {
@@ -97,6 +102,16 @@ impl OciRuntime for Libcontainer {
         run_hooks(hooks.poststop().as_ref(), Some(&container.state), None, None, None)
             .map_err(Failure::because(FailureKind::Runtime, "run the poststop hooks"))
     }
+}
+
+/// Makes the terminal its user's, which libcontainer forgets: he may open it again by name. The process still waits, so
+/// what lies behind the link is what was put there.
+fn give_terminal(pid: i32) -> std::io::Result<()> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let uid =
+        status.lines().find_map(|line| line.strip_prefix("Uid:")?.split_whitespace().next()?.parse().ok());
+    let uid = uid.ok_or_else(|| std::io::Error::other("its user is not known"))?;
+    std::os::unix::fs::chown(format!("/proc/{pid}/fd/0"), Some(uid), None)
 }
 
 /// The sysctls that this kernel does not have, for libcontainer's errors do not name the one that failed.

@@ -12,7 +12,10 @@ use nix::sys::resource::{Resource, getrlimit};
 use oci_spec::runtime::{PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, Spec};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
-use super::{Failure, FailureKind, Reporter, cgroup_mount, workdir};
+use super::idmap::Mapping;
+use super::rootfs::{self, Place};
+use super::{Failure, FailureKind, Reporter, cgroup_mount, staging, workdir};
+use crate::wire::CreateOrder;
 
 const CAP_SYS_RESOURCE: u32 = 24;
 /// No sane passwd file is longer; a hostile one is not read further.
@@ -25,7 +28,7 @@ pub struct Prepared {
 
 impl Prepared {
     /// Says the same in the way that libcontainer can carry out.
-    pub fn fit_libcontainer(&mut self) -> Result<(), Failure> {
+    fn fit_libcontainer(&mut self) -> Result<(), Failure> {
         // libcontainer does not look at labels, and a container must not get less than it asked for unseen.
         let process = self.spec.process().as_ref();
         if process.is_some_and(|p| p.selinux_label().as_ref().is_some_and(|label| !label.is_empty())) {
@@ -36,6 +39,25 @@ impl Prepared {
         let table = fs::read_to_string("/proc/self/mountinfo");
         let table = table.map_err(Failure::because(FailureKind::Spec, "read /proc/self/mountinfo"))?;
         self.changed |= cgroup_mount::replace(&mut self.spec, &table);
+        Ok(())
+    }
+
+    /// Takes what cannot be reached any more once the runtime is behind a user namespace.
+    fn take_sources(&mut self, bundle: &Path, place: Place) -> Result<(), Failure> {
+        if !staging::is_needed(&self.spec) {
+            return Ok(());
+        }
+        match place {
+            Place::Private => {}
+            Place::Unchanged => rootfs::enter_private_namespace(bundle)?,
+            Place::Host => {
+                let words = "a volume with mapped owners, or a user namespace, and a volume that propagates its mounts \
+                             to the host cannot be had in one container";
+                return Err(Failure::new(FailureKind::Spec, words));
+            }
+        }
+        staging::take(&mut self.spec, bundle)?;
+        self.changed = true;
         Ok(())
     }
 
@@ -65,10 +87,22 @@ pub fn prepare(bundle: &Path, reporter: Reporter) -> Result<Prepared, Failure> {
 }
 
 /// Completes the specification once the root filesystem is there, and says in which folder it lies.
-pub fn finish(mut prepared: Prepared, bundle: &Path, reporter: Reporter) -> Result<PathBuf, Failure> {
+pub fn finish(
+    mut prepared: Prepared,
+    order: &CreateOrder,
+    place: Place,
+    reporter: Reporter,
+) -> Result<PathBuf, Failure> {
+    let bundle = &order.bundle;
+    prepared.take_sources(bundle, place)?;
+    if order.options.binary.is_none() {
+        prepared.fit_libcontainer()?;
+    }
     let root = prepared.spec.root().as_ref().map(|r| bundle.join(r.path()));
+    let mapping = order.rootfs.iter().find_map(|mount| Mapping::of_options(&mount.options).transpose());
+    let owner = mapping.transpose()?.and_then(|mapping| mapping.root());
     if let Some(root) = &root
-        && let Err(error) = workdir::make(&prepared.spec, root)
+        && let Err(error) = workdir::make(&prepared.spec, root, owner)
     {
         // Entering it fails next, and that is the container's error.
         reporter.warn(format!("make the working directory: {error}"));

@@ -8,17 +8,18 @@ use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{Mount, Spec};
-use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, open, openat2};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, mkdirat, open, openat2};
 use rustix::io::Errno;
 
 const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
-/// Makes the spec's working directory below `root`, its mounted root filesystem.
-pub fn make(spec: &Spec, root: &Path) -> io::Result<()> {
+/// Makes the spec's working directory below `root`, its mounted root filesystem, for `owner`: root, as the host sees the
+/// container's.
+pub fn make(spec: &Spec, root: &Path, owner: Option<(u32, u32)>) -> io::Result<()> {
     let Some(process) = spec.process() else { return Ok(()) };
     let mounts = spec.mounts().as_deref().unwrap_or_default();
     let (base, rest) = place(process.cwd(), root, mounts);
-    Ok(make_below(&base, &rest)?)
+    Ok(make_below(&base, &rest, owner)?)
 }
 
 /// The folder of the host that holds the directory, and the way from there: the innermost mount over it decides.
@@ -30,7 +31,7 @@ fn place(cwd: &Path, root: &Path, mounts: &[Mount]) -> (PathBuf, PathBuf) {
     }
 }
 
-fn make_below(base: &Path, rest: &Path) -> Result<(), Errno> {
+fn make_below(base: &Path, rest: &Path, owner: Option<(u32, u32)>) -> Result<(), Errno> {
     let names = rest.components().filter_map(|part| match part {
         Component::Normal(name) => Some(name),
         _ => None,
@@ -50,7 +51,12 @@ fn make_below(base: &Path, rest: &Path) -> Result<(), Errno> {
         above = match enter(&way) {
             Err(Errno::NOENT) => {
                 mkdirat(&above, name, Mode::from_raw_mode(0o755))?;
-                enter(&way)?
+                let made = enter(&way)?;
+                if let Some((uid, gid)) = owner {
+                    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+                    chownat(&made, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
+                }
+                made
             }
             entered => entered?,
         };
@@ -69,12 +75,12 @@ mod tests {
         std::os::unix::fs::symlink(outside.path(), root.path().join("out")).unwrap();
         std::os::unix::fs::symlink("/real", root.path().join("link")).unwrap();
         std::fs::create_dir(root.path().join("real")).unwrap();
-        make_below(root.path(), Path::new("/a/b")).unwrap();
-        make_below(root.path(), Path::new("/a/b")).unwrap();
+        make_below(root.path(), Path::new("/a/b"), None).unwrap();
+        make_below(root.path(), Path::new("/a/b"), None).unwrap();
         assert!(root.path().join("a/b").is_dir());
-        make_below(root.path(), Path::new("/link/c")).unwrap();
+        make_below(root.path(), Path::new("/link/c"), None).unwrap();
         assert!(root.path().join("real/c").is_dir());
-        assert!(make_below(root.path(), Path::new("/out/c")).is_err());
+        assert!(make_below(root.path(), Path::new("/out/c"), None).is_err());
         assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
     }
 }
