@@ -19,6 +19,7 @@ pub mod snapshot;
 pub mod image;
 pub mod network;
 pub mod spec;
+pub mod cdi;
 pub mod runtime;
 pub mod volume;
 pub mod stats;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::cdi;
 use crate::cgroup::Cgroups;
 use crate::image::ImageService;
 use crate::network::Network;
@@ -31,6 +32,8 @@ pub struct Ports {
     /// What the node allows a spec to ask for.
     pub features: Features,
     pub spec_defaults: Defaults,
+    /// Where the files of CDI devices lie.
+    pub cdi: cdi::Config,
     /// Owns every task of the domain; the daemon waits for them when it ends.
     pub tracker: TaskTracker,
     /// Cancelled when the daemon ends: what only watches ends then, what changes something is waited for.

@@ -11,6 +11,7 @@ use cofferdam_proto::cri;
 
 use super::record::{ContainerRecord, ContainerState};
 use super::{Container, ContainerError, Containers, Shared};
+use crate::cdi;
 use crate::image::{ImageError, ImageRecord};
 use crate::model::ContainerId;
 use crate::operation::Stage;
@@ -71,7 +72,7 @@ impl Containers {
         let container = Container::new(draft.record.clone());
         self.all.insert(container.id().as_str(), Arc::clone(&container));
         stage.set("making the root filesystem and the spec");
-        match self.build(sandbox, &container, &image, (draft.user, draft.volumes)).await {
+        match self.build(sandbox, &container, &image, draft.asked).await {
             Ok(()) => {
                 self.prepare_in_background(&container);
                 Ok(container.id().clone())
@@ -111,6 +112,7 @@ impl Containers {
         let security = config.linux.as_ref().and_then(|l| l.security_context.clone()).unwrap_or_default();
         let user = resolve_user(ports, &security, image).await?;
         let parent = sandbox.config().linux.as_ref().map_or("", |l| l.cgroup_parent.as_str());
+        let devices = cdi::requested(&config.cdi_devices, &config.annotations)?;
         let volumes = volume::requested(&ports.images, &config.mounts)?;
         let record = ContainerRecord {
             volumes: volumes.iter().map(|one| (one.index, one.image.id.to_string())).collect(),
@@ -133,7 +135,7 @@ impl Containers {
             id,
             config,
         };
-        Ok(Draft { record, user, volumes })
+        Ok(Draft { record, asked: Asked { user, volumes, devices } })
     }
 
     async fn build(
@@ -141,7 +143,7 @@ impl Containers {
         sandbox: &Arc<Sandbox>,
         container: &Arc<Container>,
         image: &Arc<ImageRecord>,
-        (user, volumes): (ResolvedUser, Vec<ImageVolume>),
+        asked: Asked,
     ) -> Result<(), ContainerError> {
         let target = self.target_pid_namespace(sandbox, container.config())?;
         let work = Build {
@@ -149,8 +151,7 @@ impl Containers {
             sandbox: Arc::clone(sandbox),
             container: Arc::clone(container),
             image: Arc::clone(image),
-            user,
-            volumes,
+            asked,
             target,
         };
         tokio::task::spawn_blocking(move || work.run()).await??;
@@ -180,8 +181,14 @@ impl Containers {
 
 struct Draft {
     record: ContainerRecord,
+    asked: Asked,
+}
+
+/// What a request asks for, as it was understood.
+struct Asked {
     user: ResolvedUser,
     volumes: Vec<ImageVolume>,
+    devices: Vec<cdi::DeviceName>,
 }
 
 /// What is made on the node for a container, in a thread that may block.
@@ -190,8 +197,7 @@ struct Build {
     sandbox: Arc<Sandbox>,
     container: Arc<Container>,
     image: Arc<ImageRecord>,
-    user: ResolvedUser,
-    volumes: Vec<ImageVolume>,
+    asked: Asked,
     target: Option<PathBuf>,
 }
 
@@ -216,14 +222,15 @@ impl Build {
             id: self.sandbox.id().to_string(),
             state: self.sandbox.status().state.name(),
         })?;
-        let spec = container_spec(&ContainerInput {
+        let edits = cdi::resolve(&self.ports.cdi.spec_dirs, &self.asked.devices)?;
+        let mut spec = container_spec(&ContainerInput {
             id,
             sandbox_id: self.sandbox.id(),
             config: &config,
             sandbox_config: self.sandbox.config(),
             image: &self.image.configuration(),
             image_name: config.image.as_ref().map(|i| i.image.as_str()).unwrap_or_default(),
-            user: &self.user,
+            user: &self.asked.user,
             rootfs: Path::new("rootfs"),
             hostname: &crate::sandbox::files::host_name(self.sandbox.config()),
             namespaces: &namespaces,
@@ -234,12 +241,13 @@ impl Build {
             defaults: &self.ports.spec_defaults,
             features: &self.ports.features,
         })?;
+        cdi::apply(&mut spec, &edits, &LinuxHost, self.sandbox.users()?)?;
         spec.save(bundle.join("config.json")).map_err(ContainerError::SpecFile)
     }
 
     /// Mounts the image volumes; in the request, each becomes a path of the host.
     fn mount_volumes(&self, config: &mut cri::ContainerConfig, bundle: &Path) -> Result<(), ContainerError> {
-        for volume in &self.volumes {
+        for volume in &self.asked.volumes {
             let Some(request) = config.mounts.get_mut(volume.index) else { continue };
             // Half of a mapping is refused with the other mounts.
             let mapped = !request.uid_mappings.is_empty() && !request.gid_mappings.is_empty();

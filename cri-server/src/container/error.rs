@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::cdi::CdiError;
 use crate::cgroup::CgroupError;
 use crate::image::ImageError;
 use crate::index::LookupError;
@@ -47,6 +48,8 @@ pub enum ContainerError {
     SpecFile(#[source] oci_spec::OciSpecError),
     #[error(transparent)]
     Volume(#[from] VolumeError),
+    #[error(transparent)]
+    Cdi(#[from] CdiError),
     #[error("container streams")]
     Io(#[from] IoError),
     #[error("container runtime")]

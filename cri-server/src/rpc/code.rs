@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use tonic::{Code, Status};
 
+use crate::cdi::CdiError;
 use crate::container::ContainerError;
 use crate::image::ImageError;
 use crate::index::LookupError;
@@ -105,6 +106,7 @@ fn of_container(error: &ContainerError) -> Option<Code> {
             Some(Code::InvalidArgument)
         }
         ContainerError::Volume(error) => of_volume(error),
+        ContainerError::Cdi(error) => of_cdi(error),
         ContainerError::Exists { .. } => Some(Code::AlreadyExists),
         ContainerError::NoImage { .. } => Some(Code::NotFound),
         ContainerError::Refused(_)
@@ -114,6 +116,18 @@ fn of_container(error: &ContainerError) -> Option<Code> {
             Some(Code::DeadlineExceeded)
         }
         _ => None,
+    }
+}
+
+fn of_cdi(error: &CdiError) -> Option<Code> {
+    match error {
+        CdiError::Name { .. } => Some(Code::InvalidArgument),
+        CdiError::Unknown { .. } => Some(Code::NotFound),
+        CdiError::Unsupported(_) => Some(Code::Unimplemented),
+        CdiError::Conflict { .. } | CdiError::Off | CdiError::Edit { .. } | CdiError::Host { .. } => {
+            Some(Code::FailedPrecondition)
+        }
+        CdiError::Spec(_) => None,
     }
 }
 

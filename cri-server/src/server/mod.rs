@@ -171,6 +171,7 @@ async fn open(
         snapshots,
         features,
         spec_defaults: Defaults::default(),
+        cdi: config.cdi.clone(),
         tracker: TaskTracker::new(),
         stopping: CancellationToken::new(),
     }))

@@ -100,9 +100,6 @@ fn check_served(
     if input.config.metadata.is_none() {
         return Err(SpecError::Missing("container metadata"));
     }
-    if !input.config.cdi_devices.is_empty() {
-        return Err(SpecError::Unsupported("CDI devices"));
-    }
     if security.privileged && !sandbox_is_privileged(input.sandbox_config) {
         return Err(SpecError::PrivilegedInPlainSandbox);
     }
