@@ -2,7 +2,7 @@
 
 use cofferdam_proto::cri::{self, NamespaceMode};
 use cofferdam_tests::client::build;
-use cofferdam_tests::fixtures::image::Image;
+use cofferdam_tests::fixtures::image::{Blob, Built, Image};
 use cofferdam_tests::fixtures::layer::Layer;
 use cofferdam_tests::harness::{Node, Pod};
 use tonic::Code;
@@ -190,5 +190,85 @@ async fn a_pod_with_users_of_its_own_sees_its_own_owners() {
     config.mounts = vec![mapped(&data, "", "/a"), mapped(&single, "d", "/b")];
     assert_eq!(node.output(&pod, config).await, "1000:1000\n0:0\n0:0\nchanged\nkept\n");
     node.destroy(&pod).await;
+    node.assert_clean().await;
+}
+
+/// An artifact of files; a name of `None` is a layer without a title.
+fn artifact(files: &[(Option<&str>, &str)]) -> Built {
+    let mut built = Image::new().build().unwrap();
+    built.config = Blob::new("application/vnd.oci.empty.v1+json", b"{}".to_vec());
+    built.layers = files.iter().map(|(_, text)| Blob::new("text/plain", text.as_bytes().to_vec())).collect();
+    let layer = |(blob, (name, _)): (&Blob, &(Option<&str>, &str))| {
+        let mut descriptor = blob.descriptor();
+        if let Some(name) = name {
+            descriptor["annotations"] = serde_json::json!({ "org.opencontainers.image.title": name });
+        }
+        descriptor
+    };
+    let manifest = serde_json::json!({
+        "schemaVersion": 2,
+        "mediaType": built.manifest.media_type,
+        "artifactType": "application/vnd.example.model",
+        "config": built.config.descriptor(),
+        "layers": built.layers.iter().zip(files).map(layer).collect::<Vec<_>>(),
+    });
+    built.manifest = Blob::new(&built.manifest.media_type, manifest.to_string().into_bytes());
+    built
+}
+
+#[tokio::test]
+async fn an_artifacts_files_are_pulled_listed_mounted_and_removed() {
+    let mut node = Node::start().await;
+    let base = node.base_image().await;
+    let long = format!("deep/{}/file", "n".repeat(200));
+    let large = "x".repeat(600_000);
+    let files =
+        [(Some("model.bin"), "weights"), (Some(&*long), "deep"), (None, "untitled"), (Some("big"), &large)];
+    let built = artifact(&files);
+    let untitled = built.layers[2].digest.trim_start_matches("sha256:").to_owned();
+    let reference = node.registry.push("model", "1", &built);
+    let id = node.cri.pull(&reference, None).await.unwrap();
+    assert_eq!(id, built.manifest.digest);
+    let listed = node.cri.image_status(&reference).await.unwrap().unwrap();
+    let size: usize = files.iter().map(|(_, text)| text.len()).sum::<usize>() + built.manifest.data.len() + 2;
+    assert_eq!((listed.id, listed.size), (id.clone(), size as u64));
+    // A second one with the same, empty configuration is another image.
+    let other = node.registry.push("model", "2", &artifact(&[(Some("model.bin"), "others")]));
+    assert_ne!(node.cri.pull(&other, None).await.unwrap(), id);
+    assert_eq!(node.cri.list_images().await.unwrap().len(), 3);
+    node.restart().await;
+
+    let pod = node.run_pod(&node.pod("artifact")).await;
+    let script = format!(
+        "cd {INSIDE}; cat model.bin {long} {untitled}; echo; wc -c < big; stat -c '%u:%g %a' model.bin; \
+         (echo x > model.bin) 2>/dev/null || echo read-only"
+    );
+    let output = node.output(&pod, with(volume(&reference, ""), &base, &script)).await;
+    assert_eq!(output, "weightsdeepuntitled\n600000\n0:0 644\nread-only\n");
+    let mut config = build::shell("sub", &base, &format!("ls {INSIDE}"));
+    config.mounts = vec![volume(&reference, "deep")];
+    assert_eq!(node.output(&pod, config).await, format!("{}\n", "n".repeat(200)));
+    // There is nothing to run in it.
+    let status = refused(&node, &pod, build::container("run", &reference, &["true"])).await;
+    assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+    assert!(status.message().contains("artifact"), "{status}");
+    node.cri.remove_image(&reference).await.unwrap();
+    assert!(node.cri.image_status(&reference).await.unwrap().is_none());
+    node.destroy(&pod).await;
+    node.assert_clean().await;
+}
+
+#[tokio::test]
+async fn an_artifact_whose_names_lead_out_is_refused_and_leaves_nothing() {
+    let node = Node::start().await;
+    for (tag, name) in [("1", "../escape"), ("2", "/absolute"), ("3", "a/../../b"), ("4", ".wh.x")] {
+        let reference = node.registry.push("hostile", tag, &artifact(&[(Some(name), "x")]));
+        let status = node.cri.pull(&reference, None).await.unwrap_err();
+        assert!(status.message().contains("no plain relative path"), "{status}");
+    }
+    let twice = artifact(&[(Some("a"), "1"), (Some("a"), "2")]);
+    let status = node.cri.pull(&node.registry.push("hostile", "5", &twice), None).await.unwrap_err();
+    assert!(status.message().contains("same place"), "{status}");
+    assert!(node.cri.list_images().await.unwrap().is_empty());
     node.assert_clean().await;
 }

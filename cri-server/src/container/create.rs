@@ -96,6 +96,9 @@ impl Containers {
         let named = config.image.as_ref().map(|i| i.image.as_str()).unwrap_or_default();
         match self.ports.images.find(named) {
             Err(ImageError::NotFound(image)) => Err(ContainerError::NoImage { image }),
+            Ok(image) if image.artifact.is_some() => Err(ContainerError::Invalid(format!(
+                "image {named:?} is an OCI artifact: it can be mounted as a volume, but there is nothing to run in it"
+            ))),
             found => Ok(found?),
         }
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use oci_spec::image::ImageConfiguration;
 use serde::{Deserialize, Serialize};
 
+use super::artifact::ArtifactRecord;
 use super::manifest::{Platform, RunConfig};
 use crate::registry::Digest;
 
@@ -51,6 +52,9 @@ pub struct ImageRecord {
     /// Never removed.
     #[serde(default)]
     pub pinned: bool,
+    /// Set for an artifact, which has files instead of layers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifact: Option<ArtifactRecord>,
 }
 
 /// Who an image's processes run as, in the CRI's two ways of saying so.
@@ -68,7 +72,10 @@ impl ImageRecord {
     /// Diff ids, bottom first: what snapshots are made from.
     #[must_use]
     pub fn diff_ids(&self) -> Vec<Digest> {
-        self.layers.iter().map(|layer| layer.diff_id.clone()).collect()
+        match &self.artifact {
+            Some(artifact) => vec![artifact.tree.clone()],
+            None => self.layers.iter().map(|layer| layer.diff_id.clone()).collect(),
+        }
     }
 
     /// What ContainerStatus tells as the image's reference: a repository digest, or the id where there is none.
@@ -104,7 +111,10 @@ impl ImageRecord {
     }
 
     pub(super) fn blobs(&self) -> impl Iterator<Item = &Digest> {
-        [&self.id, &self.manifest].into_iter().chain(self.layers.iter().map(|layer| &layer.blob))
+        let artifact = self.artifact.iter();
+        let files = artifact.flat_map(|a| a.files.iter().map(|file| &file.blob).chain([&a.config]));
+        let layers = self.layers.iter().map(|layer| &layer.blob);
+        [&self.id, &self.manifest].into_iter().chain(layers).chain(files)
     }
 }
 
