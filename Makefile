@@ -17,7 +17,7 @@ PEER_PACKAGES := docker-registry busybox-static containernetworking-plugins cont
 # To run the main job on Debian's kernel and cgroup v2 alone, in a virtual machine.
 VM_PACKAGES := qemu-system-x86 kmod cpio busybox-static nftables
 
-.PHONY: help build shim setup setup-build setup-vm vm-test demo test unit e2e lint ci bench install clean
+.PHONY: help build shim setup setup-build setup-vm vm-test vm-systemd vm-critest demo test unit e2e lint ci bench fuzz install clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | column -t -s "$$(printf '\t')"
@@ -63,6 +63,16 @@ e2e: ## the tests through the socket
 vm-test: setup-vm build ## the main job in a virtual machine with Debian's kernel and cgroup v2 (minutes)
 	tests/vm/run.sh target/release
 
+vm-systemd: setup-vm build ## the same with systemd keeping the cgroups, on v2 and on a hybrid node
+	@SUDO="$(SUDO)" tests/setup.sh systemd
+	tests/vm/run.sh --systemd target/release
+	tests/vm/run.sh --systemd --hybrid target/release
+
+# Under emulation the whole suite takes an hour or more; FOCUS and SKIP choose specs.
+vm-critest: setup-vm build ## critest in that machine, with AppArmor; needs critest and a registry with its images
+	COFFERDAM_VM_SECONDS=$${COFFERDAM_VM_SECONDS:-7200} \
+	tests/vm/run.sh --critest $(if $(FOCUS),--focus '$(FOCUS)') $(if $(SKIP),--skip '$(SKIP)') target/release
+
 lint: ## formatting, clippy with warnings denied, licences
 	cargo fmt --all --check
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
@@ -72,6 +82,17 @@ ci: test lint ## what CI runs
 
 bench: setup build ## pods, containers, calls and memory, next to containerd where it is installed
 	$(SUDO) tests/bench.sh target/release
+
+# Not part of CI: it needs a nightly compiler and `cargo install cargo-fuzz`. CI replays the corpus and changes to it.
+FUZZ_SECONDS ?= 600
+FUZZ := $(patsubst cri-server/fuzz/fuzz_targets/%.rs,%,$(wildcard cri-server/fuzz/fuzz_targets/*.rs))
+fuzz: ## the parsers of the streaming server under a fuzzer, FUZZ_SECONDS each
+	cd cri-server && cargo +nightly fuzz build --target-dir ../target/fuzz
+	cd cri-server && for target in $(FUZZ); do \
+	  mkdir -p ../target/fuzz-corpus/$$target && \
+	  cargo +nightly fuzz run --target-dir ../target/fuzz $$target ../target/fuzz-corpus/$$target \
+	    fuzz/corpus/$$target -- -max_len=4096 -max_total_time=$(FUZZ_SECONDS) || exit; \
+	done
 
 install: ## the binaries in $(PREFIX)/bin
 	install -d $(DESTDIR)$(PREFIX)/bin

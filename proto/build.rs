@@ -13,6 +13,11 @@ fn main() -> Result<(), Box<dyn Error>> {
             .message_attribute(".runtime.v1", "#[serde(default, rename_all = \"camelCase\")]")
             .compile_fds(descriptors)?;
     }
+    if std::env::var_os("CARGO_FEATURE_NRI").is_some() {
+        let descriptors = protox::compile(["proto/nri.proto", "proto/ttrpc.proto"], ["proto"])?;
+        // Messages alone: the calls travel over a connection of NRI's own.
+        tonic_prost_build::configure().build_client(false).build_server(false).compile_fds(descriptors)?;
+    }
     if std::env::var_os("CARGO_FEATURE_SHIM").is_some() {
         let out = PathBuf::from(std::env::var("OUT_DIR")?);
         ttrpc_codegen::Codegen::new()

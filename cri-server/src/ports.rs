@@ -7,9 +7,11 @@ use tokio_util::task::TaskTracker;
 
 use crate::cdi;
 use crate::cgroup::Cgroups;
+use crate::event::Events;
 use crate::image::ImageService;
 use crate::network::Network;
 use crate::node::Features;
+use crate::nri::Nri;
 use crate::places::Places;
 use crate::runtime::{ExecRunner, Handler, HandlerTable, Launcher};
 use crate::snapshot::Snapshots;
@@ -29,11 +31,15 @@ pub struct Ports {
     pub images: Arc<ImageService>,
     pub snapshots: Arc<Snapshots>,
     pub cgroups: Cgroups,
+    /// Who else has a say in pods and containers.
+    pub nri: Arc<Nri>,
     /// What the node allows a spec to ask for.
     pub features: Features,
     pub spec_defaults: Defaults,
     /// Where the files of CDI devices lie.
     pub cdi: cdi::Config,
+    /// Where lifecycles say how far they are.
+    pub events: Arc<Events>,
     /// Owns every task of the domain; the daemon waits for them when it ends.
     pub tracker: TaskTracker,
     /// Cancelled when the daemon ends: what only watches ends then, what changes something is waited for.

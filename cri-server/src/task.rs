@@ -5,7 +5,9 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
 
 use crate::cgroup::CgroupError;
 use crate::ports::Ports;
@@ -17,6 +19,8 @@ pub const NAMESPACE: &str = "k8s.io";
 const KILLED: Duration = Duration::from_secs(5);
 /// How often a lost connection is made anew before the shim counts as dead.
 const RECONNECTS: u32 = 3;
+/// A connection that held so long was a good one: its loss is not added to earlier ones.
+const STEADY: Duration = Duration::from_secs(10);
 
 /// What is left of a task.
 #[derive(Debug, thiserror::Error)]
@@ -134,20 +138,36 @@ pub enum End {
 /// Waits for the task's end, through lost connections, until the shim tells or is known to be dead. A dead shim's
 /// processes are killed: nobody would keep their exit.
 ///
+/// A connection made anew takes the place of the lost one in `current`, where all other callers of the shim find it.
+///
 /// # Errors
 /// When the shim is dead and its processes could not be ended.
-pub async fn wait(ports: &Ports, ending: Ending<'_>) -> Result<End, TaskError> {
+pub async fn wait(
+    ports: &Ports,
+    ending: Ending<'_>,
+    current: &ArcSwapOption<Shim>,
+) -> Result<End, TaskError> {
     let mut shim = ending.shim.clone();
-    for _ in 0..=RECONNECTS {
-        let Some(connected) = shim else { break };
+    let mut left = RECONNECTS;
+    while let Some(connected) = shim {
+        let since = Instant::now();
         match connected.wait("").await {
             Ok(exit) => return Ok(End::Told(exit)),
             Err(error) => {
                 tracing::warn!(task = ending.id, error = %crate::report::chain(&error), "waiting for the end");
             }
         }
+        left = if since.elapsed() > STEADY { RECONNECTS } else { left };
+        if left == 0 {
+            break;
+        }
+        left -= 1;
         let again = ports.launcher.connect(ending.id, connected.endpoint(), ending.bundle).await;
         shim = again.ok().map(Arc::new);
+        if shim.is_some() {
+            // Not when the task has been ended meanwhile, or somebody else has put a newer one there.
+            current.compare_and_swap(&Some(connected), shim.clone());
+        }
     }
     Ok(End::ShimDead(force(ports, &ending).await?))
 }

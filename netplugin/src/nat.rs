@@ -24,6 +24,8 @@ use std::net::IpAddr;
 
 pub const TABLE: &str = "cofferdam";
 const TRIES: usize = 32;
+/// Bytes of protocol and port, with which every host port's key ends.
+const SERVICE: usize = 8;
 /// So that one transaction fits a socket's send buffer however many pods go at once.
 const REMOVED_AT_ONCE: usize = 256;
 
@@ -98,10 +100,18 @@ pub fn entries(owner: &str, chain: &NetworkChain, pod_ips: &[IpAddr], ports: &[H
 
 /// Makes a pod's elements, and before that the table and the network's chain where they are missing. All or
 /// nothing: after a failure none of the elements is there.
+///
+/// The kernel refuses a key that is there, but a port of one address and the same port of all addresses are different
+/// keys: that nobody has the other is looked up first, and the commit fails when anything has changed since.
 pub fn publish(socket: &mut Socket, chain: &NetworkChain, elements: &[Element]) -> Result<(), NatError> {
     for _ in 0..TRIES {
+        let mut seen = None;
+        if elements.iter().any(|e| is_port(e.set)) {
+            seen = Some(nft::generation(socket)?);
+            refuse_overlaps(elements, &all_elements(socket)?)?;
+        }
         let messages = elements.iter().map(|e| nft::new_element(TABLE, e, true)).collect();
-        match nft::commit(socket, messages, None).map_err(|e| (e.errno(), e)) {
+        match nft::commit(socket, messages, seen).map_err(|e| (e.errno(), e)) {
             Ok(()) => {
                 forget_flows(socket, elements);
                 return Ok(());
@@ -116,6 +126,22 @@ pub fn publish(socket: &mut Socket, chain: &NetworkChain, elements: &[Element]) 
         }
     }
     Err(NatError::Contended)
+}
+
+/// A host port of all addresses and the same one of a single address cannot belong to two pods: which of them a packet
+/// meant, nobody could tell.
+fn refuse_overlaps(wanted: &[Element], there: &[Element]) -> Result<(), NatError> {
+    let of_family = |set: &str, family: &Family| set == family.ports.name || set == family.addrports.name;
+    let overlap = |ours: &Element, other: &Element| {
+        ours.set != other.set
+            && ours.comment != other.comment
+            && [&V4, &V6].iter().any(|f| of_family(ours.set, f) && of_family(other.set, f))
+            && ours.key.last_chunk::<SERVICE>() == other.key.last_chunk::<SERVICE>()
+    };
+    match there.iter().find(|other| wanted.iter().any(|ours| overlap(ours, other))) {
+        Some(other) => Err(NatError::PortTaken { port: port_text(&other.key), owner: other.comment.clone() }),
+        None => Ok(()),
+    }
 }
 
 /// Flows that are not forgotten end by themselves when they are idle, so a kernel without that service is no
@@ -235,14 +261,25 @@ pub fn withdraw(socket: &mut Socket, is_stale: impl Fn(&str) -> bool) -> Result<
     Err(NatError::Contended)
 }
 
-/// Removes the network's chain unless a pod uses it, and the table when no pod of any network is left in it. The
-/// guard goes with the bridge.
-pub fn retire(socket: &mut Socket, chain: &NetworkChain, bridge_is_gone: bool) -> Result<(), NatError> {
+/// Removes the network's chain unless a pod uses it, and the table when no pod of any network is left in it and none of
+/// the bridges that it guards `stands` any more.
+pub fn retire(
+    socket: &mut Socket,
+    chain: &NetworkChain,
+    mut stands: impl FnMut(&str) -> Result<bool, NetlinkError>,
+) -> Result<(), NatError> {
+    let bridge_is_gone = !stands(&chain.bridge)?;
     for _ in 0..TRIES {
         let generation = nft::generation(socket)?;
         let used = all_elements(socket)?;
         let name = chain.name();
-        let messages = if used.is_empty() {
+        let mut guarded = false;
+        if used.is_empty() {
+            for bridge in guarded_bridges(socket)? {
+                guarded |= stands(&bridge)?;
+            }
+        }
+        let messages = if used.is_empty() && !guarded {
             vec![nft::delete_table(TABLE)]
         } else if used.iter().any(|e| e.value == Value::Goto(name.clone())) {
             return Ok(());
@@ -261,6 +298,16 @@ pub fn retire(socket: &mut Socket, chain: &NetworkChain, bridge_is_gone: bool) -
         }
     }
     Err(NatError::Contended)
+}
+
+/// The bridges that have an entry in the guard.
+fn guarded_bridges(socket: &mut Socket) -> Result<Vec<String>, NatError> {
+    let name = |e: Element| e.key.split(|b| *b == 0).next().map(|n| String::from_utf8_lossy(n).into_owned());
+    match nft::elements(socket, TABLE, BRIDGES.name) {
+        Ok(elements) => Ok(elements.into_iter().filter_map(name).collect()),
+        Err(error) if error.is(Errno::ENOENT) => Ok(Vec::new()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 //! - [`cri`] (feature `cri`): the Kubernetes Container Runtime Interface v1, over gRPC. Source: `proto/cri.proto`.
 //! - [`admin`] (feature `cri`): what the operator's commands ask of the daemon beyond the CRI. Source:
 //!   `proto/admin.proto`.
+//! - [`nri`], [`ttrpc`] (feature `nri`): the Node Resource Interface of plugins and the two messages of its transport.
+//!   Sources: `proto/nri.proto`, `proto/ttrpc.proto`.
 //! - [`shim`] (feature `shim`): what our own shim serves beside containerd's Task service, over ttrpc. Source:
 //!   `proto/shim.proto`.
 
@@ -20,6 +22,20 @@ pub mod cri {
 #[allow(clippy::all, clippy::too_many_lines, reason = "generated")]
 pub mod admin {
     tonic::include_proto!("cofferdam.admin.v1");
+}
+
+/// The Node Resource Interface, version v1alpha1.
+#[cfg(feature = "nri")]
+#[allow(clippy::all, clippy::too_many_lines, reason = "generated")]
+pub mod nri {
+    tonic::include_proto!("nri.pkg.api.v1alpha1");
+}
+
+/// The messages of ttrpc.
+#[cfg(feature = "nri")]
+#[allow(clippy::all, reason = "generated")]
+pub mod ttrpc {
+    tonic::include_proto!("ttrpc");
 }
 
 /// The extension of our shim.

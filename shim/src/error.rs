@@ -21,6 +21,9 @@ pub enum ShimError {
     State { what: String, operation: &'static str, state: &'static str },
     #[error("{0}")]
     Invalid(String),
+    /// What the container uses does not allow this limit now.
+    #[error("{0}")]
+    Limit(String),
     #[error(transparent)]
     Isolation(#[from] cofferdam_vm::Error),
     #[error("{0} is not supported by this shim")]
@@ -47,7 +50,7 @@ impl ShimError {
         match self {
             ShimError::NoTask(_) | ShimError::NoExec { .. } | ShimError::Finished(_) => Code::NOT_FOUND,
             ShimError::Exists(_) => Code::ALREADY_EXISTS,
-            ShimError::State { .. } => Code::FAILED_PRECONDITION,
+            ShimError::State { .. } | ShimError::Limit(_) => Code::FAILED_PRECONDITION,
             ShimError::Isolation(cofferdam_vm::Error::NotAvailable(_)) => Code::FAILED_PRECONDITION,
             ShimError::Invalid(_) | ShimError::Isolation(_) => Code::INVALID_ARGUMENT,
             ShimError::Unsupported(_) => Code::UNIMPLEMENTED,

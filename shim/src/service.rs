@@ -169,12 +169,12 @@ impl TaskRpc for Service {
     }
 
     async fn pause(&self, _: &TtrpcContext, r: PauseRequest) -> ttrpc::Result<Empty> {
-        self.task(&r.id)?.pause()?;
+        self.task(&r.id)?.pause().await?;
         Ok(Empty::new())
     }
 
     async fn resume(&self, _: &TtrpcContext, r: ResumeRequest) -> ttrpc::Result<Empty> {
-        self.task(&r.id)?.resume()?;
+        self.task(&r.id)?.resume().await?;
         Ok(Empty::new())
     }
 
@@ -213,7 +213,11 @@ impl TaskRpc for Service {
 
     async fn update(&self, _: &TtrpcContext, r: UpdateTaskRequest) -> ttrpc::Result<Empty> {
         let task = self.task(&r.id)?;
-        cgroup::update::apply(&task.created.cgroups, &r.resources.value)?;
+        let json = r.resources.unwrap_or_default().value;
+        // The kernel may have to take memory back first, and meanwhile the shim must go on.
+        let written =
+            tokio::task::spawn_blocking(move || cgroup::limits::update(&task.created.cgroups, &json));
+        written.await.map_err(|_| ShimError::Limit("the change of limits was cut off".into()))??;
         Ok(Empty::new())
     }
 

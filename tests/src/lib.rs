@@ -3,9 +3,11 @@
 //! - [`client`]: typed CRI clients over a unix socket, and builders for the messages.
 //! - [`fixtures`]: images made from busybox, written to registries and archives.
 //! - [`harness`]: a daemon on a throwaway node, a registry of its own, and the check that nothing is left behind.
+//! - [`streams`]: clients of the streaming server, down to the bytes.
 //!
 //! Nothing in here talks to a network other than loopback.
 
 pub mod client;
 pub mod fixtures;
 pub mod harness;
+pub mod streams;

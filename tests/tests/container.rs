@@ -42,6 +42,33 @@ async fn a_container_is_created_runs_stops_and_goes() {
     node.assert_clean().await;
 }
 
+/// The kubelet asks by id and tells beside it what the user wrote.
+#[tokio::test]
+async fn status_calls_the_image_by_its_users_name() {
+    // Only ours: containerd answers with the first tag whatever the user wrote.
+    let Some(node) = Node::builder().start().await else { return };
+    let image = node.base_image().await;
+    let pod = node.run_pod(&node.pod("named")).await;
+    let known = node.cri.image_status(&image).await.unwrap().unwrap();
+    let user = "the-users-own.words/for:it";
+    for (asked, words, told) in [
+        (known.id.as_str(), user, user),
+        (known.id.as_str(), "", known.repo_tags[0].as_str()),
+        (image.as_str(), "", image.as_str()),
+    ] {
+        let mut config = build::container(&format!("c{}{}", asked.len(), words.len()), asked, &["true"]);
+        config.image.as_mut().unwrap().user_specified_image = words.into();
+        let id = node.cri.create(&pod.id, &pod.config, config).await.unwrap();
+        let status = node.cri.status(&id).await.unwrap();
+        assert_eq!((status.image.unwrap().image, status.image_id), (told.to_owned(), known.id.clone()));
+        assert_eq!(status.image_ref, known.repo_digests[0]);
+        let listed = node.cri.list(None).await.unwrap().into_iter().find(|c| c.id == id).unwrap();
+        assert_eq!((listed.image.unwrap().image, listed.image_id), (told.to_owned(), known.id.clone()));
+    }
+    node.destroy(&pod).await;
+    node.assert_clean().await;
+}
+
 #[tokio::test]
 async fn exit_codes_and_reasons_are_what_users_know() {
     let node = Node::start().await;

@@ -71,6 +71,35 @@ async fn a_time_out_kills_everything_it_started() {
 }
 
 #[tokio::test]
+async fn a_caller_that_goes_away_ends_the_command() {
+    // Only ours: containerd kills the process alone.
+    let Some(node) = Node::builder().start().await else { return };
+    let (pod, id) = sleeper(&node).await;
+    let runs = async |wanted: &str| {
+        let list = node.cri.exec_sync(&id, &["ps", "-o", "args"], 5).await.unwrap();
+        String::from_utf8_lossy(&list.stdout).lines().any(|line| line == wanted)
+    };
+    let script = "(sleep 66661) & setsid sleep 66662 & sleep 66663";
+    {
+        let command = ["sh", "-c", script];
+        let mut call = std::pin::pin!(node.cri.exec_sync(&id, &command, 0));
+        let begun = eventually(Duration::from_secs(5), async || {
+            let ended = tokio::time::timeout(Duration::from_millis(50), &mut call).await;
+            assert!(ended.is_err(), "{ended:?}");
+            runs("sleep 66663").await
+        });
+        assert!(begun.await, "the command does not run");
+    }
+    let gone = eventually(Duration::from_secs(5), async || {
+        !(runs("sleep 66661").await || runs("sleep 66662").await || runs("sleep 66663").await)
+    });
+    assert!(gone.await, "the command runs on without its caller");
+    assert_eq!(node.cri.status(&id).await.unwrap().state(), ContainerState::ContainerRunning);
+    node.destroy(&pod).await;
+    node.assert_clean().await;
+}
+
+#[tokio::test]
 async fn a_time_out_is_told_as_such() {
     let node = Node::start().await;
     let (pod, id) = sleeper(&node).await;

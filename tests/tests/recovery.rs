@@ -123,6 +123,108 @@ async fn a_daemon_killed_in_the_middle_of_anything_leaves_nothing_half_done() {
 }
 
 #[tokio::test]
+async fn a_removal_that_is_stuck_hides_no_exit() {
+    let Some(mut node) = Node::builder().start().await else { return };
+    let image = node.base_image().await;
+    let pod = node.run_pod(&node.pod("stuck")).await;
+    let (exited, _) = node.run_to_end(&pod, build::shell("old", &image, "exit 9")).await;
+    // What is mounted there keeps its folder from going away.
+    let held = node.dir().join("state/containers").join(&exited.id).join("held");
+    std::fs::create_dir(&held).unwrap();
+    let flags = nix::mount::MsFlags::empty();
+    nix::mount::mount(Some("tmpfs"), &held, Some("tmpfs"), flags, None::<&str>).unwrap();
+    let refused = node.cri.remove(&exited.id).await;
+    let mut told = vec![node.cri.status(&exited.id).await.unwrap()];
+    let listed = node.cri.list(None).await.unwrap();
+    node.restart().await;
+    told.push(node.cri.status(&exited.id).await.unwrap());
+    nix::mount::umount2(&held, nix::mount::MntFlags::MNT_DETACH).unwrap();
+    refused.unwrap_err();
+    assert_eq!(listed.iter().map(|c| c.state()).collect::<Vec<_>>(), [ContainerState::ContainerExited]);
+    for status in told {
+        assert_eq!((status.state(), status.exit_code), (ContainerState::ContainerExited, 9));
+        assert_eq!(status.finished_at, exited.finished_at);
+    }
+    node.cri.remove(&exited.id).await.unwrap();
+    node.cri.status(&exited.id).await.unwrap_err();
+    node.destroy(&pod).await;
+    node.assert_clean().await;
+}
+
+/// Stands between the daemon and the shims of all tasks in `bundles`; what goes through it can be cut.
+struct Between {
+    cut: tokio::sync::watch::Sender<()>,
+}
+
+impl Between {
+    /// Puts itself into the bundles' records, where a daemon that starts later finds the shims.
+    fn stand(folder: &Path, bundles: &[std::path::PathBuf]) -> Self {
+        let (cut, _) = tokio::sync::watch::channel(());
+        for (number, bundle) in bundles.iter().enumerate() {
+            let record = bundle.join("shim.json");
+            let mut endpoint: serde_json::Value =
+                serde_json::from_slice(&std::fs::read(&record).unwrap()).unwrap();
+            let shim = endpoint["address"].as_str().unwrap().trim_start_matches("unix://").to_owned();
+            let path = folder.join(format!("between{number}.sock"));
+            let listener = tokio::net::UnixListener::bind(&path).unwrap();
+            endpoint["address"] = format!("unix://{}", path.display()).into();
+            std::fs::write(record, endpoint.to_string()).unwrap();
+            let cut = cut.clone();
+            tokio::spawn(async move {
+                while let Ok((mut daemon, _)) = listener.accept().await {
+                    let mut shim = tokio::net::UnixStream::connect(&shim).await.unwrap();
+                    let mut cut = cut.subscribe();
+                    tokio::spawn(async move {
+                        tokio::select! {
+                            _ = tokio::io::copy_bidirectional(&mut daemon, &mut shim) => {}
+                            _ = cut.changed() => {}
+                        }
+                    });
+                }
+            });
+        }
+        Self { cut }
+    }
+}
+
+#[tokio::test]
+async fn a_connection_made_anew_serves_everybody() {
+    let Some(mut node) = Node::builder().start().await else { return };
+    let image = node.base_image().await;
+    let pod = node.run_pod(&node.pod("cut")).await;
+    let id = node
+        .run_container(&pod, build::shell("main", &image, "trap 'exit 7' TERM; while :; do sleep 0.1; done"))
+        .await;
+    node.stop().await;
+    let state = node.dir().join("state");
+    let bundles = [state.join("containers").join(&id), state.join("sandboxes").join(&pod.id)];
+    let between = Between::stand(node.dir(), &bundles);
+    node.restart().await;
+    for round in 0..3 {
+        assert_eq!(node.cri.exec_sync(&id, &["echo", "here"], 5).await.unwrap().stdout, b"here\n");
+        between.cut.send_replace(());
+        let again = eventually(Duration::from_secs(5), async || {
+            node.cri
+                .exec_sync(&id, &["echo", "again"], 5)
+                .await
+                .is_ok_and(|answer| answer.stdout == b"again\n")
+        });
+        assert!(again.await, "round {round}: exec still uses the connection that broke");
+    }
+    let before = std::time::Instant::now();
+    node.cri.stop(&id, 20).await.unwrap();
+    assert!(
+        before.elapsed() < Duration::from_secs(5),
+        "the stop signal did not arrive: {:?}",
+        before.elapsed()
+    );
+    assert_eq!(node.cri.status(&id).await.unwrap().exit_code, 7);
+    assert!(node.cri.pod_ready(&pod.id).await);
+    node.destroy(&pod).await;
+    node.assert_clean().await;
+}
+
+#[tokio::test]
 async fn a_dead_shim_is_an_exited_container() {
     let Some(node) = Node::builder().start().await else { return };
     let image = node.base_image().await;

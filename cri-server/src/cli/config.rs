@@ -46,8 +46,11 @@ const WORDS: [(&str, &str); 36] = [
     ("cdi.spec_dirs", "Where the files lie, read at every use; later folders win; none turns CDI off."),
     ("nri", "NRI plugins. Not served by this version."),
     ("nri.socket", "Where plugins connect; \"\" turns it off."),
-    ("metrics", "Metrics of the daemon for Prometheus. Not served by this version."),
-    ("metrics.address", "Address and port; \"\" turns it off."),
+    (
+        "metrics",
+        "Metrics of the daemon for Prometheus, at /metrics; whoever reaches the address may read them.",
+    ),
+    ("metrics.address", "IP address and port, 0 for any free one; \"\" turns them off."),
     ("runtimes.*", "A runtime handler: the name that pods ask for, and the shim behind it."),
     ("runtimes.*.type", "The shim by its type, looked for beside cofferdam and in PATH."),
     ("runtimes.*.path", "The shim by its path."),

@@ -4,9 +4,12 @@
 
 use std::error::Error;
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use tonic::{Code, Status};
+
+use super::remote::RemoteError;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +37,14 @@ pub(super) enum CliError {
     File { operation: &'static str, path: PathBuf, source: io::Error },
     #[error("write the output")]
     Output(#[source] io::Error),
+    #[error("read the input")]
+    Input(#[source] io::Error),
+    #[error("the local connection was broken off")]
+    Local(#[source] io::Error),
+    #[error("listen at {address}")]
+    Listen { address: SocketAddr, source: io::Error },
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
     #[error("output as JSON")]
     Json(#[from] serde_json::Error),
     #[error("the default configuration has no form in TOML")]
@@ -99,10 +110,10 @@ fn sentence(status: &Status) -> String {
 
 /// The exit code that shells know for a command that is not there (127) or cannot be executed (126), if the daemon's
 /// refusal is that. Runtimes tell it in words alone.
-pub(super) fn not_runnable(status: &Status) -> Option<u8> {
+pub(super) fn not_runnable(words: &str) -> Option<u8> {
     const NOT_FOUND: u8 = 127;
     const NOT_EXECUTABLE: u8 = 126;
-    let words = status.message().to_ascii_lowercase();
+    let words = words.to_ascii_lowercase();
     let has = |signs: &[&str]| signs.iter().any(|sign| words.contains(sign));
     if !has(&["exec: ", "executable"]) {
         return None;
@@ -160,7 +171,7 @@ mod tests {
             ("open /dev/null: permission denied", None),
         ];
         for (words, code) in table {
-            assert_eq!(not_runnable(&Status::unknown(words)), code, "{words}");
+            assert_eq!(not_runnable(words), code, "{words}");
         }
     }
 

@@ -117,6 +117,14 @@ pub(super) async fn container(client: &mut Client, wanted: &str) -> Result<cri::
     containers.pop().ok_or_else(missing)
 }
 
+/// The pod's id.
+pub(super) async fn pod(client: &mut Client, wanted: &str) -> Result<String, CliError> {
+    let mut pods = client.pods().await?;
+    let missing = || CliError::NotFound { kind: "pod", wanted: wanted.to_owned(), list: "pods" };
+    let n = find_pod_in(wanted, &pods)?.ok_or_else(missing)?;
+    Ok(pods.swap_remove(n).id)
+}
+
 /// The pod or container. A name that both have means the pod; `POD/CONTAINER` means the container.
 pub(super) async fn pod_or_container(client: &mut Client, wanted: &str) -> Result<Object, CliError> {
     let (mut pods, mut containers) = (client.pods().await?, client.containers().await?);

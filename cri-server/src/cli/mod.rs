@@ -1,8 +1,10 @@
 //! The command line: parses it, and runs one command. One file per command.
 //!
 //! Invariant: a command that talks to the daemon does so through its socket alone, and every failure ends as one
-//! sentence on stderr and an exit code: 1, 2 for a wrong command line, 125 where `run` and `exec` fail themselves.
+//! sentence on stderr and an exit code: 1, 2 for a wrong command line, 125 where `run`, `exec` and
+//! `attach` fail themselves.
 
+mod attach;
 mod client;
 mod config;
 mod cri_log;
@@ -17,14 +19,18 @@ mod info;
 mod inspect;
 mod logs;
 mod lookup;
+mod nri_launch;
 mod output;
 mod pods;
+mod port_forward;
 mod ps;
 mod pull;
+mod remote;
 mod rm;
 mod rmi;
 mod run;
 mod serve;
+mod signals;
 mod stats;
 mod stop;
 mod table;
@@ -82,8 +88,12 @@ enum Command {
     Run(run::Run),
     /// Shows the output of a container
     Logs(logs::Logs),
-    /// Runs a command in a container and shows its output when it has ended
+    /// Runs a command in a container; its output comes when it has ended, with -i or -t at once
     Exec(exec::Exec),
+    /// Attaches to a container's first process: its output from now on, with -i its input
+    Attach(attach::Attach),
+    /// Forwards local ports into a pod until ^C
+    PortForward(port_forward::PortForward),
     /// Stops containers and pods
     Stop(stop::Stop),
     /// Removes containers and pods
@@ -92,6 +102,9 @@ enum Command {
     Stats(stats::Stats),
     /// Shows all that is known of a pod, a container or an image, as JSON
     Inspect(inspect::Inspect),
+    /// Becomes an NRI plugin; for the daemon's own use
+    #[command(name = crate::nri::launch::COMMAND, hide = true)]
+    NriLaunch(nri_launch::NriLaunch),
 }
 
 /// Runs the command; prints an error as one line.
@@ -99,12 +112,13 @@ enum Command {
 pub fn run(arguments: Arguments) -> ExitCode {
     let Arguments { socket, command } = arguments;
     let failure = match command {
-        Command::Run(_) | Command::Exec(_) => OWN_FAILURE,
+        Command::Run(_) | Command::Exec(_) | Command::Attach(_) => OWN_FAILURE,
         _ => 1,
     };
     let done = match command {
         Command::Serve(serve) => serve.run(socket).map_err(CliError::Daemon),
         Command::Config(config) => config.run(),
+        Command::NriLaunch(launch) => launch.run(),
         command => ask_daemon(socket, command),
     };
     match done {
@@ -121,10 +135,31 @@ pub fn run(arguments: Arguments) -> ExitCode {
 fn ask_daemon(socket: Option<PathBuf>, command: Command) -> Result<ExitCode, CliError> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::Setup)?;
+    let runtime = Runtime(Some(runtime));
     runtime.block_on(async {
         let mut client = Client::connect(&client::socket_path(socket)).await?;
         dispatch(&mut client, command).await
     })
+}
+
+/// Not waited for at its end: a read of the terminal may be under way on a thread of its own, and nobody may ever type again.
+struct Runtime(Option<tokio::runtime::Runtime>);
+
+impl Runtime {
+    fn block_on<T>(&self, work: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
+        match &self.0 {
+            Some(runtime) => runtime.block_on(work),
+            None => Err(CliError::Setup(std::io::ErrorKind::Other.into())),
+        }
+    }
+}
+
+impl Drop for Runtime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 async fn dispatch(client: &mut Client, command: Command) -> Result<ExitCode, CliError> {
@@ -141,12 +176,14 @@ async fn dispatch(client: &mut Client, command: Command) -> Result<ExitCode, Cli
         Command::Run(run) => return run.run(client).await,
         Command::Logs(logs) => logs.run(client).await?,
         Command::Exec(exec) => return exec.run(client).await,
+        Command::Attach(attach) => return attach.run(client).await,
+        Command::PortForward(forward) => return forward.run(client).await,
         Command::Stop(stop) => stop.run(client).await?,
         Command::Rm(rm) => rm.run(client).await?,
         Command::Stats(stats) => stats.run(client).await?,
         Command::Inspect(inspect) => inspect.run(client).await?,
         // They ask no daemon.
-        Command::Serve(_) | Command::Config(_) => {}
+        Command::Serve(_) | Command::Config(_) | Command::NriLaunch(_) => {}
     }
     Ok(ExitCode::SUCCESS)
 }

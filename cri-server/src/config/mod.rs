@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Driver;
-use crate::{cdi, image, network, runtime};
+use crate::{cdi, image, network, nri, runtime};
 
 /// Where the configuration is looked for when none is named.
 pub const DEFAULT_PATH: &str = "/etc/cofferdam/config.toml";
@@ -37,7 +37,7 @@ pub struct Config {
     pub network: network::Config,
     pub streaming: StreamingConfig,
     pub cdi: cdi::Config,
-    pub nri: NriConfig,
+    pub nri: nri::Config,
     pub metrics: MetricsConfig,
     pub runtimes: BTreeMap<String, runtime::RuntimeConfig>,
 }
@@ -64,17 +64,11 @@ pub struct StreamingConfig {
     pub tls_key: String,
 }
 
-/// The socket of NRI plugins; not served by this version.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct NriConfig {
-    pub socket: String,
-}
-
-/// The daemon's own metrics; not served by this version.
+/// The daemon's own metrics, for Prometheus.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MetricsConfig {
+    /// An IP address and a port, 0 for any; empty turns them off.
     pub address: String,
 }
 
@@ -89,7 +83,7 @@ impl Default for Config {
             network: network::Config::default(),
             streaming: StreamingConfig::default(),
             cdi: cdi::Config::default(),
-            nri: NriConfig::default(),
+            nri: nri::Config::default(),
             metrics: MetricsConfig::default(),
             runtimes: runtime::HandlerTable::built_in(),
             cgroup_driver: CgroupDriver::Cgroupfs,
@@ -101,12 +95,6 @@ impl Default for StreamingConfig {
     fn default() -> Self {
         let [external_address, tls_cert, tls_key] = [const { String::new() }; 3];
         Self { address: "127.0.0.1:0".to_owned(), external_address, tls_cert, tls_key }
-    }
-}
-
-impl Default for NriConfig {
-    fn default() -> Self {
-        Self { socket: "/run/cofferdam/nri.sock".to_owned() }
     }
 }
 
@@ -224,8 +212,15 @@ impl Config {
         if address.parse::<std::net::SocketAddr>().is_err() {
             wrong("streaming.address", format!("{address:?} is no IP address with a port"));
         }
+        let address = &self.metrics.address;
+        if !address.is_empty() && address.parse::<std::net::SocketAddr>().is_err() {
+            wrong("metrics.address", format!("{address:?} is no IP address with a port; \"\" turns it off"));
+        }
         if self.streaming.tls_cert.is_empty() != self.streaming.tls_key.is_empty() {
             wrong("streaming.tls_cert", "it and tls_key are given together or not at all".to_owned());
+        }
+        for (key, message) in self.nri.wrong_values() {
+            wrong(key, message);
         }
         if !self.runtimes.contains_key(&self.default_runtime) {
             let known: Vec<&str> = self.runtimes.keys().map(String::as_str).collect();
@@ -259,7 +254,10 @@ impl Overrides {
             config.root = root;
         }
         if let Some(state) = self.state {
-            // A socket inside the default state folder moves along.
+            // Sockets inside the default state folder move along.
+            if let Ok(inside) = Path::new(&config.nri.socket).strip_prefix(&config.state) {
+                config.nri.socket = state.join(inside).display().to_string();
+            }
             if config.socket.starts_with(&config.state) && self.socket.is_none() {
                 config.socket = state.join("cofferdam.sock");
             }

@@ -36,6 +36,13 @@ fn every_key_of_the_contract_is_known() -> TestResult {
         address = "127.0.0.1:0"
         [nri]
         socket = ""
+        plugin_path = "/plugins"
+        plugin_config_path = "/conf.d"
+        registration_timeout = 5
+        request_timeout = 0.5
+        [nri.default_validator]
+        enable = true
+        required_plugins = ["10-a"]
         [metrics]
         address = ""
         [runtimes.cofferdam]
@@ -49,6 +56,7 @@ fn every_key_of_the_contract_is_known() -> TestResult {
     )?;
     assert_eq!(config.default_runtime, "runc");
     assert_eq!(config.runtimes.len(), 3);
+    assert_eq!(config.nri.request(), std::time::Duration::from_millis(500));
     Ok(())
 }
 
@@ -68,6 +76,8 @@ fn wrong_values_are_told_with_their_keys() {
     assert!(error.contains("cdi.spec_dirs: x is not an absolute path"), "{error}");
     assert!(error.contains("root: here is not an absolute path"), "{error}");
     assert!(error.contains("no runtime \"nosuch\""), "{error}");
+    assert!(load("[nri]\nrequest_timeout = -1\n").unwrap_err().contains("nri.request_timeout"));
+    assert!(load("[nri]\nsocket = \"here\"\n").unwrap_err().contains("nri.socket"));
     assert!(load("root = 7").unwrap_err().contains("root"));
     assert!(load("root = ").is_err());
 }
@@ -84,5 +94,6 @@ fn drop_ins_win_over_the_main_file() -> TestResult {
     let config = Config::load(Some(&path), &overrides)?;
     assert_eq!((config.root.as_path(), config.network.bridge.as_str()), (Path::new("/a"), "two"));
     assert_eq!(config.socket, Path::new("/elsewhere/cofferdam.sock"));
+    assert_eq!(config.nri.socket, "/elsewhere/nri.sock");
     Ok(())
 }

@@ -13,6 +13,7 @@ use super::record::{ContainerRecord, ContainerState};
 use super::{Container, ContainerError, Containers, Shared};
 use crate::cdi;
 use crate::image::{ImageError, ImageRecord};
+use crate::lsm::apparmor;
 use crate::model::ContainerId;
 use crate::operation::Stage;
 use crate::ports::{Ports, now};
@@ -20,7 +21,7 @@ use crate::sandbox::{Sandbox, SandboxFiles};
 use crate::snapshot::read_in_root;
 use crate::spec::host::LinuxHost;
 use crate::spec::user::AccountFiles;
-use crate::spec::{self, ContainerInput, ResolvedUser, container_spec};
+use crate::spec::{self, ContainerInput, ResolvedUser, SpecError, container_spec};
 use crate::store::Table;
 use crate::volume::{self, ImageVolume};
 
@@ -75,6 +76,8 @@ impl Containers {
         match self.build(sandbox, &container, &image, draft.asked).await {
             Ok(()) => {
                 self.prepare_in_background(&container);
+                stage.set("telling NRI plugins");
+                self.plugins_created(&container).await;
                 Ok(container.id().clone())
             }
             Err(error) => {
@@ -114,17 +117,15 @@ impl Containers {
         let id = ContainerId::generate().map_err(failed("id from", Path::new("/dev/urandom")))?;
         let security = config.linux.as_ref().and_then(|l| l.security_context.clone()).unwrap_or_default();
         let user = resolve_user(ports, &security, image).await?;
-        let parent = sandbox.config().linux.as_ref().map_or("", |l| l.cgroup_parent.as_str());
         let devices = cdi::requested(&config.cdi_devices, &config.annotations)?;
         let volumes = volume::requested(&ports.images, &config.mounts)?;
         let record = ContainerRecord {
             volumes: volumes.iter().map(|one| (one.index, one.image.id.to_string())).collect(),
-            cgroups_path: spec::resources::cgroups_path(&ports.features, parent, id.as_str())?
-                .display()
-                .to_string(),
+            cgroups_path: sandbox.path_below(ports, id.as_str())?,
             stop_signal: spec::stop_signal(&config, &image.configuration())?,
             sandbox: sandbox.id().clone(),
             image_id: image.id.to_string(),
+            image_name: config.image.as_ref().map(|asked| image.called(asked)).unwrap_or_default(),
             image_ref: image.reference(),
             layers: image.diff_ids(),
             created_at: now(),
@@ -134,6 +135,7 @@ impl Containers {
                 gid: user.gid.into(),
                 supplemental_groups: user.additional_gids.iter().map(|g| i64::from(*g)).collect(),
             }),
+            resources: None,
             state: ContainerState::Creating,
             id,
             config,
@@ -158,6 +160,8 @@ impl Containers {
             target,
         };
         tokio::task::spawn_blocking(move || work.run()).await??;
+        let _gate = self.ports.nri.gate().await;
+        self.plugins_create(sandbox, container).await?;
         container.change(&self.ports, |s| Ok::<_, ContainerError>(s.prepared()?)).await
     }
 
@@ -236,6 +240,7 @@ impl Build {
             user: &self.asked.user,
             rootfs: Path::new("rootfs"),
             hostname: &crate::sandbox::files::host_name(self.sandbox.config()),
+            cgroups_path: &self.container.made().cgroups_path,
             namespaces: &namespaces,
             target_pid_namespace: self.target.as_deref(),
             files: &files.for_spec(),
@@ -245,6 +250,9 @@ impl Build {
             features: &self.ports.features,
         })?;
         cdi::apply(&mut spec, &edits, &LinuxHost, self.sandbox.users()?)?;
+        check_apparmor(spec.process().as_ref().and_then(|process| process.apparmor_profile().as_deref()))?;
+        // Stored with the state that follows.
+        self.container.resources.store(Some(Arc::new(spec::resources::in_effect(&spec))));
         spec.save(bundle.join("config.json")).map_err(ContainerError::SpecFile)
     }
 
@@ -296,6 +304,16 @@ impl Build {
         }
         Ok(config)
     }
+}
+
+/// The kernel has the profile, or the container is refused now and not at its start.
+fn check_apparmor(profile: Option<&str>) -> Result<(), ContainerError> {
+    let Some(name) = profile else { return Ok(()) };
+    if apparmor::ensure_loaded(name)? {
+        return Ok(());
+    }
+    let why = "it is not loaded";
+    Err(SpecError::Unavailable { what: "AppArmor profile", value: name.to_owned(), why }.into())
 }
 
 fn failed<'a>(operation: &'static str, path: &'a Path) -> impl FnOnce(std::io::Error) -> ContainerError + 'a {

@@ -8,7 +8,9 @@ use crate::cgroup::CgroupError;
 use crate::image::ImageError;
 use crate::index::LookupError;
 use crate::io::IoError;
+use crate::lsm::apparmor::AppArmorError;
 use crate::model::ContainerId;
+use crate::nri::NriError;
 use crate::operation::Lost;
 use crate::runtime::{RuntimeError, UnknownHandler};
 use crate::snapshot::SnapshotError;
@@ -44,6 +46,8 @@ pub enum ContainerError {
     User(#[from] UserError),
     #[error("container spec")]
     Spec(#[from] SpecError),
+    #[error("container AppArmor profile")]
+    AppArmor(#[from] AppArmorError),
     #[error("container spec file")]
     SpecFile(#[source] oci_spec::OciSpecError),
     #[error(transparent)]
@@ -59,6 +63,8 @@ pub enum ContainerError {
     #[error("container task")]
     Task(#[from] TaskError),
     #[error(transparent)]
+    Nri(#[from] NriError),
+    #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
     Refused(#[from] Refused),
@@ -66,6 +72,10 @@ pub enum ContainerError {
     Start(String),
     #[error("the container is {state}, not running")]
     NotRunning { state: &'static str },
+    #[error("the container is {state}: its resources cannot be changed")]
+    NotUpdatable { state: &'static str },
+    #[error("resources of the container")]
+    Update(#[source] RuntimeError),
     #[error("the container did not end within {after:?} of SIGKILL")]
     Unkillable { after: Duration },
     #[error(transparent)]

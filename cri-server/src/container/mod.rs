@@ -7,6 +7,7 @@ mod create;
 mod error;
 mod exec;
 mod log;
+mod nri;
 mod prepare;
 pub mod record;
 mod recover;
@@ -14,8 +15,9 @@ mod remove;
 mod start;
 mod stop;
 mod supervise;
+mod update;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwapOption;
 use cofferdam_proto::cri;
@@ -25,6 +27,7 @@ pub use error::ContainerError;
 pub use exec::{AttachTarget, ExecTarget};
 pub use record::{ContainerRecord, ContainerState, Exit, ExitCause};
 
+use crate::event::Phase;
 use crate::index::{Index, LookupError};
 use crate::model::{ContainerId, SandboxId};
 use crate::operation::{Operations, UnderWay};
@@ -44,13 +47,26 @@ pub struct Container {
     state: watch::Sender<ContainerState>,
     /// Held while a change is stored; nothing else waits for it.
     change: Mutex<()>,
+    resources: ArcSwapOption<cri::LinuxContainerResources>,
+    /// Held while its spec is changed, and while its task is made from it.
+    spec: Mutex<()>,
     shim: ArcSwapOption<Shim>,
+    /// Where the cgroup is, if an NRI plugin moved it while the container was created.
+    moved_cgroup: OnceLock<String>,
 }
 
 impl Container {
     fn new(record: ContainerRecord) -> Arc<Self> {
         let (state, _) = watch::channel(record.state.clone());
-        Arc::new(Self { made: record, state, change: Mutex::new(()), shim: ArcSwapOption::empty() })
+        Arc::new(Self {
+            resources: ArcSwapOption::from_pointee(record.resources.clone()),
+            made: record,
+            state,
+            change: Mutex::new(()),
+            spec: Mutex::new(()),
+            shim: ArcSwapOption::empty(),
+            moved_cgroup: OnceLock::new(),
+        })
     }
 
     #[must_use]
@@ -74,9 +90,27 @@ impl Container {
         &self.made
     }
 
+    /// Where its cgroup is, as the OCI specification names it.
+    #[must_use]
+    pub fn cgroups_path(&self) -> &str {
+        self.moved_cgroup.get().unwrap_or(&self.made.cgroups_path)
+    }
+
+    /// Settles another place for the cgroup, before there is one; stored with the next change.
+    fn move_cgroup(&self, path: String) {
+        // A creation settles it once.
+        let _ = self.moved_cgroup.set(path);
+    }
+
     #[must_use]
     pub fn state(&self) -> ContainerState {
         self.state.borrow().clone()
+    }
+
+    /// What its spec puts into force now.
+    #[must_use]
+    pub fn resources(&self) -> Option<cri::LinuxContainerResources> {
+        self.resources.load().as_deref().cloned()
     }
 
     #[must_use]
@@ -92,7 +126,7 @@ impl Container {
             ContainerState::Creating
             | ContainerState::Created
             | ContainerState::Exited { .. }
-            | ContainerState::Removing => None,
+            | ContainerState::Removing { .. } => None,
         }
     }
 
@@ -101,6 +135,17 @@ impl Container {
         let mut state = self.state.subscribe();
         // The sender lives in `self`: it cannot be gone.
         let _ = state.wait_for(|s| !matches!(s, ContainerState::Running { .. })).await;
+    }
+
+    /// Shows that its removal has begun. An exit stays the record: nothing would be known better after a crash.
+    async fn begin_removal(&self, ports: &Ports) -> Result<(), StoreError> {
+        let exited = |s: &ContainerState| matches!(s, ContainerState::Exited { .. });
+        if !exited(&self.state()) {
+            return self.change(ports, |s| Ok(s.removing())).await;
+        }
+        let _one_at_a_time = self.change.lock().await;
+        self.state.send_modify(|state| *state = state.removing());
+        Ok(())
     }
 
     /// Stores the state that `next` makes of the present one, then shows it.
@@ -112,11 +157,39 @@ impl Container {
         let _one_at_a_time = self.change.lock().await;
         let state = next(&self.state())?;
         if state != *self.state.borrow() {
-            let record = ContainerRecord { state: state.clone(), ..self.made.clone() };
+            let record = ContainerRecord {
+                state: state.clone(),
+                resources: self.resources(),
+                cgroups_path: self.cgroups_path().to_owned(),
+                ..self.made.clone()
+            };
             ports.store.put(Table::Containers, self.made.id.as_str(), &record).await?;
             self.state.send_replace(state);
+            self.tell(ports, self.phase());
         }
         Ok(())
+    }
+
+    /// The step of its life that readers of events know it by.
+    fn phase(&self) -> Option<Phase> {
+        match *self.state.borrow() {
+            ContainerState::Created => Some(Phase::Created),
+            ContainerState::Running { .. } => Some(Phase::Started),
+            ContainerState::Exited { .. } => Some(Phase::Stopped),
+            ContainerState::Creating | ContainerState::Removing { .. } => None,
+        }
+    }
+
+    /// Whether the daemon is connected to its shim.
+    #[must_use]
+    pub fn has_shim(&self) -> bool {
+        self.shim.load().as_ref().is_some_and(|shim| !shim.is_closed())
+    }
+
+    fn tell(&self, ports: &Ports, phase: Option<Phase>) {
+        if let Some(phase) = phase {
+            ports.events.reached(self.made.id.as_str(), &self.made.sandbox, phase);
+        }
     }
 }
 
@@ -199,7 +272,7 @@ impl Containers {
             bundle: &bundle,
             handler: self.handler(container).ok(),
             shim,
-            cgroups_path: &container.made.cgroups_path,
+            cgroups_path: container.cgroups_path(),
         };
         task::end(&self.ports, ending).await?;
         container.shim.store(None);

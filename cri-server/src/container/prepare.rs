@@ -67,6 +67,7 @@ impl Containers {
         let shim = Arc::new(shim);
         stage.set("making the task");
         let made = async {
+            let _unchanged = container.spec.lock().await;
             let rootfs = self.ports.snapshots.mounts(&container.made.layers, container.id(), owners)?;
             let io = self.streams(container, handler, &bundle).await?;
             let streams = io.streams();
@@ -83,6 +84,8 @@ impl Containers {
                 io.abandon()?;
                 return Err(error.into());
             }
+            // From here on a start finds it, and so does an update.
+            container.shim.store(Some(Arc::clone(&shim)));
             Ok::<_, ContainerError>(())
         };
         if let Err(error) = made.await {
@@ -92,8 +95,6 @@ impl Containers {
             }
             return Err(error);
         }
-        // From here on a start finds it.
-        container.shim.store(Some(Arc::clone(&shim)));
         Ok(shim)
     }
 

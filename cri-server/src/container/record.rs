@@ -10,7 +10,8 @@
 //! RemoveContainer: any state ──▶ Removing ──▶ (gone)
 //! ```
 //!
-//! A state is stored before the work it stands for begins, an exit as soon as it is known.
+//! A state is stored before the work it stands for begins, an exit as soon as it is known. The removal of an exited
+//! container needs no record of its own: whatever ends it half-way, the exit is still true, and the kubelet asks again.
 
 use std::path::PathBuf;
 
@@ -82,7 +83,10 @@ pub enum ContainerState {
         started_at: i64,
         exit: Exit,
     },
-    Removing,
+    /// Until it is gone it is told as what it was, so that an exit stays an exit.
+    Removing {
+        was: Box<ContainerState>,
+    },
 }
 
 /// A transition that the state does not allow.
@@ -101,7 +105,7 @@ impl ContainerState {
     pub fn prepared(&self) -> Result<Self, Refused> {
         match self {
             Self::Creating => Ok(Self::Created),
-            Self::Created | Self::Running { .. } | Self::Exited { .. } | Self::Removing => {
+            Self::Created | Self::Running { .. } | Self::Exited { .. } | Self::Removing { .. } => {
                 Err(self.refuse("be created"))
             }
         }
@@ -114,7 +118,7 @@ impl ContainerState {
     pub fn started(&self, pid: u32, started_at: i64) -> Result<Self, Refused> {
         match self {
             Self::Created => Ok(Self::Running { pid, started_at }),
-            Self::Creating | Self::Running { .. } | Self::Exited { .. } | Self::Removing => {
+            Self::Creating | Self::Running { .. } | Self::Exited { .. } | Self::Removing { .. } => {
                 Err(self.refuse("be started"))
             }
         }
@@ -126,7 +130,27 @@ impl ContainerState {
         match self {
             Self::Running { started_at, .. } => Self::Exited { started_at: *started_at, exit },
             Self::Creating | Self::Created => Self::Exited { started_at: 0, exit },
-            Self::Exited { .. } | Self::Removing => self.clone(),
+            Self::Exited { .. } | Self::Removing { .. } => self.clone(),
+        }
+    }
+
+    /// Its removal has begun.
+    #[must_use]
+    pub fn removing(&self) -> Self {
+        match self {
+            Self::Creating | Self::Created | Self::Running { .. } | Self::Exited { .. } => {
+                Self::Removing { was: Box::new(self.clone()) }
+            }
+            Self::Removing { .. } => self.clone(),
+        }
+    }
+
+    /// What users are told: the state that it had before its removal began.
+    #[must_use]
+    pub fn told(&self) -> &Self {
+        match self {
+            Self::Removing { was } => was.told(),
+            Self::Creating | Self::Created | Self::Running { .. } | Self::Exited { .. } => self,
         }
     }
 
@@ -138,7 +162,7 @@ impl ContainerState {
             Self::Created => "created",
             Self::Running { .. } => "running",
             Self::Exited { .. } => "exited",
-            Self::Removing => "being removed",
+            Self::Removing { .. } => "being removed",
         }
     }
 
@@ -155,6 +179,10 @@ pub struct ContainerRecord {
     pub config: cri::ContainerConfig,
     /// The image's id: the digest of its configuration.
     pub image_id: String,
+    /// What people call the image: as the user wrote it, if the kubelet says so, and never an id where there is a name.
+    /// Empty in records of older versions.
+    #[serde(default)]
+    pub image_name: String,
     /// What ContainerStatus tells as `image_ref`: a repository digest, or the id where there is none.
     pub image_ref: String,
     /// The image's layers by diff id, bottom first: it may be removed while the container lives.
@@ -172,6 +200,9 @@ pub struct ContainerRecord {
     pub volumes: Vec<(usize, String)>,
     /// The user that runs its first process.
     pub user: Option<cri::LinuxContainerUser>,
+    /// What its spec puts into force, known once the spec is built.
+    #[serde(default)]
+    pub resources: Option<cri::LinuxContainerResources>,
     pub state: ContainerState,
 }
 
@@ -188,7 +219,7 @@ mod tests {
         let running = ContainerState::Running { pid: 4, started_at: 5 };
         assert_eq!(ContainerState::Created.started(4, 5), Ok(running.clone()));
         let ended = running.exited(exit(0));
-        for state in [ContainerState::Creating, running, ended, ContainerState::Removing] {
+        for state in [ContainerState::Creating, running, ended.clone(), ended.removing()] {
             assert!(state.started(4, 5).is_err(), "{state:?}");
         }
     }
@@ -197,7 +228,14 @@ mod tests {
     fn the_first_exit_stays() {
         let ended = ContainerState::Running { pid: 4, started_at: 5 }.exited(exit(3));
         assert_eq!(ended.exited(exit(137)), ended);
-        assert_eq!(ContainerState::Removing.exited(exit(0)), ContainerState::Removing);
+        assert_eq!(ended.removing().exited(exit(137)), ended.removing());
+    }
+
+    #[test]
+    fn a_removal_does_not_hide_what_it_was() {
+        let ended = ContainerState::Running { pid: 4, started_at: 5 }.exited(exit(3));
+        assert_eq!(*ended.removing().removing().told(), ended);
+        assert_eq!(*ContainerState::Created.told(), ContainerState::Created);
     }
 
     #[test]

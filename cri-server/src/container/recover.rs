@@ -5,6 +5,7 @@ use std::sync::Arc;
 use futures::future::join_all;
 
 use super::{Container, ContainerError, ContainerRecord, ContainerState, Containers, Exit, ExitCause};
+use crate::event::Phase;
 use crate::model::ContainerId;
 use crate::ports::now;
 use crate::runtime::{Launcher, TaskStatus};
@@ -22,6 +23,7 @@ impl Containers {
         let recoveries = records.into_iter().map(|(_, record)| {
             let container = Container::new(record);
             self.all.insert(container.id().as_str(), Arc::clone(&container));
+            self.recall(&container);
             self.recover_one(container)
         });
         join_all(recoveries).await;
@@ -34,6 +36,17 @@ impl Containers {
         self.all().iter().map(|c| c.id().clone()).collect()
     }
 
+    /// What was told of it before the restart is not told again.
+    fn recall(&self, container: &Container) {
+        let phase = match container.state().told() {
+            ContainerState::Creating | ContainerState::Removing { .. } => return,
+            ContainerState::Created => Phase::Created,
+            ContainerState::Running { .. } => Phase::Started,
+            ContainerState::Exited { .. } => Phase::Stopped,
+        };
+        self.ports.events.recovered(container.id().as_str(), phase);
+    }
+
     async fn recover_one(self: &Arc<Self>, container: Arc<Container>) {
         let bundle = self.ports.places.container(container.id());
         if let Some(endpoint) = Launcher::recorded(&bundle) {
@@ -43,7 +56,7 @@ impl Containers {
         let done = match container.state() {
             ContainerState::Running { .. } => self.recover_running(&container).await,
             ContainerState::Created => self.recover_created(&container).await,
-            ContainerState::Creating | ContainerState::Removing => self.take_away(&container).await,
+            ContainerState::Creating | ContainerState::Removing { .. } => self.take_away(&container).await,
             ContainerState::Exited { .. } => self.end_task(&container).await,
         };
         if let Err(error) = done {
@@ -75,7 +88,7 @@ impl Containers {
         let bundle = self.ports.places.container(container.id());
         Launcher::recorded(&bundle)?;
         let handler = self.handler(container).ok()?;
-        if let Err(error) = self.ports.cgroups.kill_all(&container.made.cgroups_path).await {
+        if let Err(error) = self.ports.cgroups.kill_all(container.cgroups_path()).await {
             tracing::warn!(container = %container.id(), error = %crate::report::chain(&error), "kill");
         }
         let id = container.id().as_str();

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use nix::mount::MntFlags;
 
-use super::{Container, ContainerError, ContainerState, Containers, Shared};
+use super::{Container, ContainerError, Containers, Shared};
+use crate::event::Phase;
 use crate::store::Table;
 use crate::volume;
 
@@ -24,8 +25,7 @@ impl Containers {
         self: &Arc<Self>,
         container: &Arc<Container>,
     ) -> Result<(), ContainerError> {
-        let removing = |_: &ContainerState| Ok::<_, ContainerError>(ContainerState::Removing);
-        container.change(&self.ports, removing).await?;
+        container.begin_removal(&self.ports).await?;
         self.dismantle(container).await
     }
 
@@ -38,6 +38,7 @@ impl Containers {
         // A preparation under way ends first: it would make a task after this.
         self.preparations.ended(container.id().as_str()).await;
         self.end_task(container).await?;
+        self.plugins_remove(container).await;
         // Some shims mount it on the host, and a dead one leaves it there.
         let bundle = self.ports.places.container(container.id());
         let rootfs = bundle.join("rootfs");
@@ -58,6 +59,7 @@ impl Containers {
         }
         self.ports.store.delete(Table::Containers, container.id().as_str()).await?;
         self.all.remove(container.id().as_str());
+        container.tell(&self.ports, Some(Phase::Deleted));
         Ok(())
     }
 }

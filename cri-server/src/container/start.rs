@@ -47,6 +47,8 @@ impl Containers {
                     return Err(error);
                 }
                 self.supervise(container, shim);
+                stage.set("telling NRI plugins");
+                self.plugins_started(container).await;
                 Ok(())
             }
             Err(error) => {
@@ -63,6 +65,8 @@ impl Containers {
         stage: &Stage,
     ) -> Shared<(Arc<Shim>, u32)> {
         let shim = self.prepared(container).await?;
+        stage.set("asking NRI plugins");
+        self.plugins_start(container).await.map_err(Arc::new)?;
         stage.set("starting the process");
         let pid = shim.start("").await.map_err(|e| Arc::new(e.into()))?;
         Ok((shim, pid))
@@ -76,6 +80,7 @@ impl Containers {
             message: message.to_owned(),
         };
         container.change(&self.ports, |s| Ok::<_, ContainerError>(s.exited(exit))).await?;
+        self.plugins_stop(container).await;
         self.end_task(container).await
     }
 }

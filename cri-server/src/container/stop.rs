@@ -24,7 +24,13 @@ impl Containers {
     /// When it still runs after every means.
     pub async fn stop(self: &Arc<Self>, container: &Arc<Container>, grace: Duration) -> Shared<()> {
         let (containers, target) = (Arc::clone(self), Arc::clone(container));
-        let task = self.ports.tracker.spawn(async move { containers.halt(&target, grace).await });
+        let task = self.ports.tracker.spawn(async move {
+            containers.halt(&target, grace).await?;
+            if !matches!(target.state(), ContainerState::Creating) {
+                containers.plugins_stop(&target).await;
+            }
+            Ok(())
+        });
         match task.await {
             Ok(result) => result.map_err(Arc::new),
             Err(error) => Err(Arc::new(error.into())),
@@ -45,7 +51,7 @@ impl Containers {
                     return Ok(());
                 }
             }
-            ContainerState::Creating | ContainerState::Exited { .. } | ContainerState::Removing => {
+            ContainerState::Creating | ContainerState::Exited { .. } | ContainerState::Removing { .. } => {
                 return Ok(());
             }
         }
@@ -60,7 +66,7 @@ impl Containers {
             return Ok(());
         }
         tracing::warn!(container = %container.id(), "still runs after SIGKILL through its shim; ending it without");
-        self.ports.cgroups.kill_all(&container.made.cgroups_path).await?;
+        self.ports.cgroups.kill_all(container.cgroups_path()).await?;
         if tokio::time::timeout(SIGNAL, container.ended()).await.is_err() {
             self.end_task(container).await?;
             // The shim is gone now, and the container's supervisor records the exit.
@@ -84,7 +90,7 @@ impl Containers {
                 ContainerState::Creating
                 | ContainerState::Running { .. }
                 | ContainerState::Exited { .. }
-                | ContainerState::Removing => s.clone(),
+                | ContainerState::Removing { .. } => s.clone(),
             })
         };
         container.change(&self.ports, cancelled).await?;

@@ -40,10 +40,10 @@ impl Containers {
             bundle: &bundle,
             handler: self.handler(container).ok(),
             shim: Some(Arc::clone(&shim)),
-            cgroups_path: &container.made.cgroups_path,
+            cgroups_path: container.cgroups_path(),
         };
         let end = loop {
-            match task::wait(&self.ports, ending.clone()).await {
+            match task::wait(&self.ports, ending.clone(), &container.shim).await {
                 Ok(end) => break end,
                 Err(error) => self.not_yet(container, &error).await,
             }
@@ -54,7 +54,9 @@ impl Containers {
             self.not_yet(container, &error).await;
         }
         // What is let go here is let go again by the container's removal, if this fails.
-        self.end_task(container).await
+        let ended = self.end_task(container).await;
+        self.plugins_stop(container).await;
+        ended
     }
 
     /// An exit is never given up: a full disk gets room, and a process that cannot be killed wakes at last.
@@ -65,7 +67,7 @@ impl Containers {
     }
 
     pub(super) fn exit_of(&self, container: &Container, end: End) -> Exit {
-        let oom_killed = self.ports.cgroups.oom_kill_count(&container.made.cgroups_path).unwrap_or(0) > 0;
+        let oom_killed = self.ports.cgroups.oom_kill_count(container.cgroups_path()).unwrap_or(0) > 0;
         let (exit, message) = match end {
             End::Told(exit) => (Some(exit), ""),
             End::ShimDead(exit) => (exit, "the container's shim died"),

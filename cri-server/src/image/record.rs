@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use cofferdam_proto::cri;
 use oci_spec::image::ImageConfiguration;
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +23,13 @@ pub struct LayerRecord {
     pub size: u64,
     /// Digest of the unpacked archive; names the directory.
     pub diff_id: Digest,
+}
+
+impl LayerRecord {
+    /// What the blob is and what it holds.
+    pub(super) fn pair(&self) -> (Digest, Digest) {
+        (self.blob.clone(), self.diff_id.clone())
+    }
 }
 
 /// An image.
@@ -82,6 +90,18 @@ impl ImageRecord {
     #[must_use]
     pub fn reference(&self) -> String {
         self.repo_digests.first().cloned().unwrap_or_else(|| self.id.to_string())
+    }
+
+    /// What to call it where `asked` named it: by its user's words, where they are told; the kubelet itself asks by id.
+    #[must_use]
+    pub fn called(&self, asked: &cri::ImageSpec) -> String {
+        if !asked.user_specified_image.is_empty() {
+            return asked.user_specified_image.clone();
+        }
+        let hex = asked.image.strip_prefix("sha256:").unwrap_or(&asked.image);
+        let names = self.repo_tags.iter().chain(&self.repo_digests);
+        let name = self.id.hex().starts_with(hex).then(|| names.into_iter().next()).flatten();
+        name.unwrap_or(&asked.image).clone()
     }
 
     /// How to run it, in the OCI image specification's type.

@@ -1,5 +1,7 @@
 //! Whole pods: a sandbox with its containers, where the kubelet stops and removes both in one call.
 
+mod nri;
+
 use std::sync::Arc;
 use std::time::Duration;
 

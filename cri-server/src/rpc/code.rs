@@ -11,9 +11,11 @@ use tonic::{Code, Status};
 
 use crate::cdi::CdiError;
 use crate::container::ContainerError;
+use crate::event::Lagged;
 use crate::image::ImageError;
 use crate::index::LookupError;
 use crate::network::NetworkError;
+use crate::nri::NriError;
 use crate::pod::PodError;
 use crate::report::chain;
 use crate::runtime::{ExecError, RuntimeError};
@@ -82,8 +84,16 @@ fn of_one(error: &(dyn Error + 'static)) -> Option<Code> {
             SpecErrorKind::Host => Code::Internal,
         });
     }
-    if let Some(NetworkError::Port { .. }) = error.downcast_ref::<NetworkError>() {
+    if let Some(error) = error.downcast_ref::<NriError>() {
+        return of_nri(error);
+    }
+    if let Some(NetworkError::Port { .. } | NetworkError::PodCidr { .. }) =
+        error.downcast_ref::<NetworkError>()
+    {
         return Some(Code::InvalidArgument);
+    }
+    if error.is::<Lagged>() {
+        return Some(Code::DataLoss);
     }
     if let Some(error) = error.downcast_ref::<RuntimeError>() {
         return of_runtime(error);
@@ -95,7 +105,7 @@ fn of_sandbox(error: &SandboxError) -> Option<Code> {
     match error {
         SandboxError::Invalid(_) | SandboxError::Handler(_) => Some(Code::InvalidArgument),
         SandboxError::Exists { .. } => Some(Code::AlreadyExists),
-        SandboxError::Refused(_) => Some(Code::FailedPrecondition),
+        SandboxError::Refused(_) | SandboxError::NotUpdatable { .. } => Some(Code::FailedPrecondition),
         _ => None,
     }
 }
@@ -111,6 +121,7 @@ fn of_container(error: &ContainerError) -> Option<Code> {
         ContainerError::NoImage { .. } => Some(Code::NotFound),
         ContainerError::Refused(_)
         | ContainerError::NotRunning { .. }
+        | ContainerError::NotUpdatable { .. }
         | ContainerError::SandboxNotReady { .. } => Some(Code::FailedPrecondition),
         ContainerError::Unkillable { .. } | ContainerError::Exec(ExecError::DeadlineExceeded { .. }) => {
             Some(Code::DeadlineExceeded)
@@ -140,11 +151,22 @@ fn of_volume(error: &VolumeError) -> Option<Code> {
     }
 }
 
+fn of_nri(error: &NriError) -> Option<Code> {
+    match error {
+        NriError::Refused { .. }
+        | NriError::Conflict { .. }
+        | NriError::Invalid { .. }
+        | NriError::Rejected { .. } => Some(Code::FailedPrecondition),
+        NriError::Socket { .. } | NriError::Folder { .. } | NriError::Adjust(_) => None,
+    }
+}
+
 fn of_runtime(error: &RuntimeError) -> Option<Code> {
     match error {
         RuntimeError::FailedPrecondition { .. } | RuntimeError::ShimMissing { .. } => {
             Some(Code::FailedPrecondition)
         }
+        RuntimeError::Shim { code: ttrpc::Code::INVALID_ARGUMENT, .. } => Some(Code::InvalidArgument),
         RuntimeError::Unimplemented { .. } => Some(Code::Unimplemented),
         RuntimeError::Unavailable { .. } | RuntimeError::ConnectionLost { .. } => Some(Code::Unavailable),
         RuntimeError::Timeout { .. } | RuntimeError::ShimHangs { .. } => Some(Code::DeadlineExceeded),

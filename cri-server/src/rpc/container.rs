@@ -68,6 +68,20 @@ pub(super) async fn remove_container(
     Ok(cri::RemoveContainerResponse {})
 }
 
+pub(super) async fn update_container_resources(
+    daemon: &Daemon,
+    request: cri::UpdateContainerResourcesRequest,
+) -> Result<cri::UpdateContainerResourcesResponse, Status> {
+    if request.windows.is_some() {
+        return Err(Status::invalid_argument("windows resources are not for a Linux node"));
+    }
+    let linux = request.linux.ok_or_else(|| Status::invalid_argument("linux resources are missing"))?;
+    let container = find(daemon, &request.container_id)?;
+    let updated = daemon.containers.update(&container, linux, request.annotations).await;
+    updated.map_err(|e| status(&*e))?;
+    Ok(cri::UpdateContainerResourcesResponse {})
+}
+
 pub(super) async fn reopen_container_log(
     daemon: &Daemon,
     request: cri::ReopenContainerLogRequest,
@@ -110,31 +124,29 @@ pub(super) fn status_of(container: &Container) -> cri::ContainerStatus {
         metadata: config.metadata.clone(),
         state: cri_state(&state).into(),
         created_at: made.created_at,
-        image: config.image.clone(),
+        image: image_spec(container),
         image_ref: made.image_ref.clone(),
         labels: config.labels.clone(),
         annotations: config.annotations.clone(),
         mounts: mounts(container),
         log_path: made.log_path.as_ref().map(|p| p.display().to_string()).unwrap_or_default(),
-        resources: config
-            .linux
-            .as_ref()
-            .and_then(|l| l.resources.clone())
+        resources: container
+            .resources()
             .map(|linux| cri::ContainerResources { linux: Some(linux), windows: None }),
         image_id: made.image_id.clone(),
         user: made.user.clone().map(|linux| cri::ContainerUser { linux: Some(linux) }),
         stop_signal: signal::to_cri(made.stop_signal).into(),
         ..Default::default()
     };
-    match state {
-        ContainerState::Creating | ContainerState::Created | ContainerState::Removing => {}
-        ContainerState::Running { started_at, .. } => answer.started_at = started_at,
+    match state.told() {
+        ContainerState::Creating | ContainerState::Created | ContainerState::Removing { .. } => {}
+        ContainerState::Running { started_at, .. } => answer.started_at = *started_at,
         ContainerState::Exited { started_at, exit } => {
-            answer.started_at = started_at;
+            answer.started_at = *started_at;
             answer.finished_at = exit.finished_at;
             answer.exit_code = exit.code;
             answer.reason = exit.cause.reason().to_owned();
-            answer.message = exit.message;
+            answer.message = exit.message.clone();
         }
     }
     answer
@@ -151,12 +163,22 @@ fn mounts(container: &Container) -> Vec<cri::Mount> {
     mounts
 }
 
+/// The image as it was asked for, under the name that people know.
+fn image_spec(container: &Container) -> Option<cri::ImageSpec> {
+    let mut image = container.config().image.clone()?;
+    let name = &container.made().image_name;
+    if !name.is_empty() {
+        image.image.clone_from(name);
+    }
+    Some(image)
+}
+
 fn cri_state(state: &ContainerState) -> cri::ContainerState {
-    match state {
+    match state.told() {
         ContainerState::Creating | ContainerState::Created => cri::ContainerState::ContainerCreated,
         ContainerState::Running { .. } => cri::ContainerState::ContainerRunning,
         ContainerState::Exited { .. } => cri::ContainerState::ContainerExited,
-        ContainerState::Removing => cri::ContainerState::ContainerUnknown,
+        ContainerState::Removing { .. } => cri::ContainerState::ContainerUnknown,
     }
 }
 
@@ -167,7 +189,7 @@ async fn verbose(daemon: &Daemon, container: &Container) -> HashMap<String, Stri
         "sandboxID": container.sandbox(),
         "pid": container.pid().unwrap_or(0),
         "state": container.state().name(),
-        "cgroupsPath": container.made().cgroups_path,
+        "cgroupsPath": container.cgroups_path(),
         "config": container.config(),
         "runtimeSpec": spec,
     });
@@ -178,11 +200,16 @@ pub(super) async fn list_containers(
     daemon: &Daemon,
     request: cri::ListContainersRequest,
 ) -> Result<cri::ListContainersResponse, Status> {
-    let filter = request.filter.unwrap_or_default();
+    Ok(cri::ListContainersResponse { containers: selected(daemon, request.filter) })
+}
+
+/// The containers that a list with this filter holds.
+pub(super) fn selected(daemon: &Daemon, filter: Option<cri::ContainerFilter>) -> Vec<cri::Container> {
+    let filter = filter.unwrap_or_default();
     let containers = daemon.containers.all().into_iter().filter_map(|container| {
         let state = container.state();
         // What is still being made is nobody's container yet: its maker gets an id or an error.
-        if state == ContainerState::Creating {
+        if *state.told() == ContainerState::Creating {
             return None;
         }
         let (made, config) = (container.made(), container.config());
@@ -194,7 +221,7 @@ pub(super) async fn list_containers(
             id: made.id.to_string(),
             pod_sandbox_id: made.sandbox.to_string(),
             metadata: config.metadata.clone(),
-            image: config.image.clone(),
+            image: image_spec(&container),
             image_ref: made.image_ref.clone(),
             state: cri_state(&state).into(),
             created_at: made.created_at,
@@ -203,5 +230,5 @@ pub(super) async fn list_containers(
             image_id: made.image_id.clone(),
         })
     });
-    Ok(cri::ListContainersResponse { containers: containers.collect() })
+    containers.collect()
 }

@@ -8,6 +8,7 @@ use tonic::Status;
 use super::Daemon;
 use super::code::status;
 use crate::cgroup::Driver;
+use crate::image::{LayerStage, PullUnderWay};
 use crate::node::{Severity, UserNamespaces, preflight};
 use crate::report::chain;
 use crate::runtime::Handler;
@@ -58,7 +59,8 @@ pub(super) async fn status_call(
 fn features(daemon: &Daemon, handler: &Handler) -> cri::RuntimeHandlerFeatures {
     let node = &daemon.ports.features;
     cri::RuntimeHandlerFeatures {
-        recursive_read_only_mounts: node.recursive_readonly,
+        // No pod runs in a machine of its own yet, so none has any of this there.
+        recursive_read_only_mounts: node.recursive_readonly && handler.isolation.is_empty(),
         user_namespaces: handler.maps_owners() && node.user_namespaces == UserNamespaces::Available,
     }
 }
@@ -120,10 +122,25 @@ async fn verbose(daemon: &Daemon) -> HashMap<String, String> {
         "handlers": handlers,
         "network": network,
         "operations": under_way,
+        "pulls": daemon.ports.images.pulls_under_way().iter().map(pull).collect::<Vec<_>>(),
+        "metrics": daemon.metrics,
         "pods": daemon.sandboxes.all().len(),
         "containers": daemon.containers.all().len(),
     });
     HashMap::from([("info".to_owned(), info.to_string())])
+}
+
+/// A pull with its progress; layers that were here already do not count.
+fn pull(pull: &PullUnderWay) -> serde_json::Value {
+    let wanted = || pull.layers.iter().filter(|layer| layer.stage != LayerStage::Present);
+    serde_json::json!({
+        "image": pull.reference,
+        "age": pull.age,
+        "layers": wanted().count(),
+        "layersDone": wanted().filter(|layer| layer.stage == LayerStage::Done).count(),
+        "receivedBytes": wanted().map(|layer| layer.received).sum::<u64>(),
+        "totalBytes": wanted().map(|layer| layer.total).sum::<u64>(),
+    })
 }
 
 fn driver(daemon: &Daemon) -> cri::CgroupDriver {

@@ -1,16 +1,23 @@
-//! The calls that answer a URL: Exec, Attach, PortForward.
+//! The calls that answer a URL: Exec, Attach, PortForward. Where the streaming server has a certificate, its fingerprint goes
+//! with the URL, in the answer's metadata: who may use the socket knows the server by it.
 
 use std::sync::Arc;
 
 use cofferdam_proto::cri;
-use tonic::Status;
+use tonic::{Response, Status};
 
 use super::Daemon;
 use super::code::status;
 use crate::container::{Container, ContainerError};
 use crate::streaming::{AttachRequest, ExecRequest, ForwardRequest, Streams, Ticket};
 
-pub(super) fn exec(daemon: &Daemon, request: cri::ExecRequest) -> Result<cri::ExecResponse, Status> {
+/// The answer's metadata with the fingerprint.
+pub const FINGERPRINT: &str = "cofferdam-streaming-certificate";
+
+pub(super) fn exec(
+    daemon: &Daemon,
+    request: cri::ExecRequest,
+) -> Result<Response<cri::ExecResponse>, Status> {
     if request.cmd.is_empty() {
         return Err(Status::invalid_argument("cmd is empty"));
     }
@@ -18,23 +25,26 @@ pub(super) fn exec(daemon: &Daemon, request: cri::ExecRequest) -> Result<cri::Ex
     let streams = checked(Streams { stdin, stdout, stderr, tty })?;
     let container = running(daemon, &container_id)?;
     let url = url(daemon, Ticket::Exec(ExecRequest { container, command: cmd, streams }))?;
-    Ok(cri::ExecResponse { url })
+    Ok(answer(daemon, cri::ExecResponse { url }))
 }
 
-pub(super) fn attach(daemon: &Daemon, request: cri::AttachRequest) -> Result<cri::AttachResponse, Status> {
+pub(super) fn attach(
+    daemon: &Daemon,
+    request: cri::AttachRequest,
+) -> Result<Response<cri::AttachResponse>, Status> {
     let cri::AttachRequest { container_id, stdin, tty, stdout, stderr } = request;
     let streams = checked(Streams { stdin, stdout, stderr, tty })?;
     let container = running(daemon, &container_id)?;
     // Refused here, where the caller sees the words, rather than on the stream.
     daemon.containers.attach_target(&container).map_err(|e| status(&e))?;
     let url = url(daemon, Ticket::Attach(AttachRequest { container, streams }))?;
-    Ok(cri::AttachResponse { url })
+    Ok(answer(daemon, cri::AttachResponse { url }))
 }
 
 pub(super) fn port_forward(
     daemon: &Daemon,
     request: cri::PortForwardRequest,
-) -> Result<cri::PortForwardResponse, Status> {
+) -> Result<Response<cri::PortForwardResponse>, Status> {
     let sandbox = daemon.sandboxes.find(&request.pod_sandbox_id).map_err(|e| status(&e))?;
     if !sandbox.is_ready() {
         let state = sandbox.status().state.name();
@@ -47,7 +57,7 @@ pub(super) fn port_forward(
     let ports = request.port.iter().map(port).collect::<Result<_, _>>()?;
     let netns = daemon.sandboxes.network_namespace(&sandbox);
     let url = url(daemon, Ticket::Forward(ForwardRequest { sandbox, netns, ports }))?;
-    Ok(cri::PortForwardResponse { url })
+    Ok(answer(daemon, cri::PortForwardResponse { url }))
 }
 
 /// What the CRI says of the four flags.
@@ -67,6 +77,14 @@ fn running(daemon: &Daemon, id: &str) -> Result<Arc<Container>, Status> {
         return Err(status(&ContainerError::NotRunning { state: container.state().name() }));
     }
     Ok(container)
+}
+
+fn answer<T>(daemon: &Daemon, message: T) -> Response<T> {
+    let mut response = Response::new(message);
+    if let Some(value) = daemon.streaming.fingerprint().and_then(|text| text.parse().ok()) {
+        response.metadata_mut().insert(FINGERPRINT, value);
+    }
+    response
 }
 
 fn url(daemon: &Daemon, ticket: Ticket) -> Result<String, Status> {

@@ -1,8 +1,8 @@
 //! Runs a command in a container and collects what it prints, within a time.
 //!
 //! Invariant: whatever happens (time-out, a caller that goes away, a shim that fails in the middle), the process is
-//! killed or has ended, the shim has forgotten it and the FIFOs are gone. The work is done by a task of its own, which
-//! no caller can cut off.
+//! killed or has ended, the shim has forgotten it and the FIFOs are gone. The work is done by a task of its own: a caller
+//! that goes away makes it end the command, for nobody is left to read what it says, but cannot cut it off half-way.
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -48,6 +48,9 @@ pub enum ExecError {
         /// The time it had.
         after: Duration,
     },
+    /// Nobody waits for the output any more; the command was killed.
+    #[error("the caller of the command went away")]
+    CallerGone,
     /// The shim refused or is gone.
     #[error("exec in container")]
     Runtime(#[source] RuntimeError),
@@ -66,7 +69,8 @@ pub struct ExecRunner {
 }
 
 impl ExecRunner {
-    /// Runs `process` in the container of `shim`, whose bundle takes the FIFOs. `None` waits for ever.
+    /// Runs `process` in the container of `shim`, whose bundle takes the FIFOs. `None` waits as long as the caller does:
+    /// when this future is dropped, the process is killed.
     ///
     /// # Errors
     /// [`ExecError`]; the process does not run any more then.
@@ -85,10 +89,11 @@ impl ExecRunner {
             pid: OnceLock::new(),
         };
         let span = tracing::info_span!("exec", task = shim.id(), exec = run.exec_id);
-        let (answer, answered) = oneshot::channel();
+        let (mut answer, answered) = oneshot::channel();
         let work = async move {
+            let result = run.execute(process, answer.closed()).await;
             // The caller may have gone away; the shim has to forget the process all the same, which can take long.
-            let _ = answer.send(run.execute(process).await);
+            let _ = answer.send(result);
             run.forget().await;
         };
         self.tasks.spawn(work.instrument(span));
@@ -119,7 +124,11 @@ struct Run {
 }
 
 impl Run {
-    async fn execute(&self, process: Process) -> Result<ExecOutput, ExecError> {
+    async fn execute(
+        &self,
+        process: Process,
+        left: impl Future<Output = ()>,
+    ) -> Result<ExecOutput, ExecError> {
         let capture = ExecCapture::make(&self.bundle, &self.exec_id, LIMIT).map_err(ExecError::Io)?;
         let exec = ExecProcess {
             exec_id: self.exec_id.clone(),
@@ -129,13 +138,10 @@ impl Run {
             stderr: capture.stderr(),
             terminal: false,
         };
-        let run = self.run_to_end(exec);
-        let ended = match self.timeout {
-            None => run.await.map_err(ExecError::Runtime),
-            Some(after) => match tokio::time::timeout(after, run).await {
-                Ok(ended) => ended.map_err(ExecError::Runtime),
-                Err(_) => Err(ExecError::DeadlineExceeded { after }),
-            },
+        let ended = tokio::select! {
+            ended = self.run_to_end(exec) => ended.map_err(ExecError::Runtime),
+            after = over(self.timeout) => Err(ExecError::DeadlineExceeded { after }),
+            () = left => Err(ExecError::CallerGone),
         };
         match ended {
             Ok(exit) => {
@@ -172,7 +178,7 @@ impl Run {
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             }
         }
-        tracing::warn!("process of a timed out exec could not be killed");
+        tracing::warn!("process of an exec that must end could not be killed");
     }
 
     /// runc's shim signals the one process only.
@@ -186,7 +192,7 @@ impl Run {
             && state.pid == pid
         {
             let count = process_tree::kill(pid);
-            tracing::debug!(count, "killed a timed out exec with what it started");
+            tracing::debug!(count, "killed an exec with what it started");
         }
     }
 
@@ -204,6 +210,17 @@ impl Run {
             }
             _ => {}
         }
+    }
+}
+
+/// Resolves when the time is over; never without one.
+async fn over(time: Option<Duration>) -> Duration {
+    match time {
+        Some(after) => {
+            tokio::time::sleep(after).await;
+            after
+        }
+        None => std::future::pending().await,
     }
 }
 

@@ -16,6 +16,7 @@ use tokio::process::{Child, Command};
 
 use super::bootstrap::{AnswerError, Dialect, Endpoint, Identity, ShimKind, excerpt, parse_answer};
 use super::connection::Connection;
+use super::dead_socket;
 use super::error::RuntimeError;
 use super::handler::Handler;
 use super::log_pipe::{self, LogPipe};
@@ -220,7 +221,9 @@ impl Launcher {
         if !output.stderr.trim_ascii().is_empty() {
             tracing::warn!(task = id, "{} delete: {}", binary.display(), excerpt(&output.stderr));
         }
-        remove_dead_socket(bundle);
+        if let Some(endpoint) = Self::recorded(bundle) {
+            dead_socket::remove(&endpoint).await;
+        }
         let answer = DeleteResponse::parse_from_bytes(&output.stdout)
             .map_err(|source| RuntimeError::Message { call: "delete", source })?;
         Ok(exit_of(&answer))
@@ -365,17 +368,6 @@ fn check_bundle(id: &str, bundle: &Path) -> Result<(), RuntimeError> {
         return Ok(());
     }
     Err(RuntimeError::Bundle { id: id.to_owned(), bundle: bundle.to_owned() })
-}
-
-/// Removes the socket of a shim that died before it could; one that still serves others in its group stays.
-fn remove_dead_socket(bundle: &Path) {
-    let Some(endpoint) = Launcher::recorded(bundle) else { return };
-    let Some(path) = endpoint.socket_path() else { return };
-    let refused = std::os::unix::net::UnixStream::connect(path)
-        .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
-    if refused && let Err(error) = std::fs::remove_file(path) {
-        tracing::warn!(path = %path.display(), %error, "socket of a dead shim stays");
-    }
 }
 
 /// Records the address beside the bundle's other files, whole or not at all.

@@ -6,6 +6,7 @@
 
 mod bootstrap;
 mod connection;
+mod dead_socket;
 mod error;
 pub mod events;
 mod exec_sync;

@@ -6,6 +6,7 @@ use crate::cgroup::CgroupError;
 use crate::index::LookupError;
 use crate::model::SandboxId;
 use crate::network::NetworkError;
+use crate::nri::NriError;
 use crate::operation::Lost;
 use crate::runtime::{RuntimeError, UnknownHandler};
 use crate::spec::SpecError;
@@ -21,6 +22,8 @@ pub enum SandboxError {
     Invalid(String),
     #[error("sandbox {id} of the same pod and attempt is {state}: remove it first")]
     Exists { id: SandboxId, state: &'static str },
+    #[error("pod sandbox is {state}: its resources cannot be changed")]
+    NotUpdatable { state: &'static str },
     #[error(transparent)]
     Lookup(#[from] LookupError),
     #[error(transparent)]
@@ -39,6 +42,8 @@ pub enum SandboxError {
     Cgroup(#[from] CgroupError),
     #[error("pod sandbox's task")]
     Task(#[from] TaskError),
+    #[error(transparent)]
+    Nri(#[from] NriError),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]

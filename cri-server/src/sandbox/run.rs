@@ -54,7 +54,7 @@ impl Sandboxes {
         if let Some(users) = namespaces.user {
             self.check_users(users, handler)?;
         }
-        let record = SandboxRecord {
+        let mut record = SandboxRecord {
             id: SandboxId::generate().map_err(|source| SandboxError::File {
                 operation: "id from",
                 path: "/dev/urandom".into(),
@@ -65,12 +65,16 @@ impl Sandboxes {
             requested_handler,
             created_at: now(),
             own_network: namespaces.network,
+            cgroups_path: None,
             status: SandboxStatus {
                 state: SandboxState::Creating,
                 ips: Vec::new(),
                 attached: namespaces.network,
+                resized: None,
             },
         };
+        let path = Sandbox::new(record.clone()).cgroups_path(&self.ports)?;
+        record.cgroups_path = Some(path);
         stage.set("recording");
         self.ports.store.put(Table::Sandboxes, record.id.as_str(), &record).await?;
         let sandbox = Sandbox::new(record);
@@ -150,9 +154,12 @@ impl Sandboxes {
         let ips = network.map(|n| n.ips).unwrap_or_default();
         files::write_hosts(&shared, sandbox.config(), &ips)?;
         let pid = shim.start("").await?;
+        stage.set("asking NRI plugins");
+        let _gate = ports.nri.gate().await;
+        self.plugins_run(sandbox, pid, &ips).await?;
         stage.set("recording");
         let built = |s: &SandboxStatus| {
-            Ok::<_, SandboxError>(SandboxStatus { state: s.state.built(pid)?, ips, attached: s.attached })
+            Ok::<_, SandboxError>(SandboxStatus { state: s.state.built(pid)?, ips, ..s.clone() })
         };
         sandbox.change(ports, built).await?;
         self.supervise(sandbox, shim);
@@ -188,6 +195,7 @@ impl Sandboxes {
             .transpose()?;
         let spec = sandbox_spec(&SandboxInput {
             id: sandbox.id(),
+            cgroups_path: &sandbox.cgroups_path(ports)?,
             config: sandbox.config(),
             pause_binary: &ports.pause.check()?,
             network_namespace: netns.as_deref(),

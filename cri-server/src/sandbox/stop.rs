@@ -47,6 +47,7 @@ impl Sandboxes {
 
     async fn halt(&self, sandbox: &Arc<Sandbox>) -> Result<(), SandboxError> {
         self.mark_ended(sandbox).await?;
+        self.plugins_stop(sandbox).await;
         self.tear_down(sandbox).await
     }
 
@@ -71,6 +72,7 @@ impl Sandboxes {
     pub(super) async fn end_pause(&self, sandbox: &Sandbox) -> Result<(), SandboxError> {
         let pause = self.ending(sandbox)?;
         task::end(&self.ports, pause.ending()).await?;
+        self.ports.cgroups.remove_around(&pause.cgroups_path);
         sandbox.shim.store(None);
         Ok(())
     }

@@ -27,7 +27,7 @@ impl Sandboxes {
         let places = self.ending(sandbox)?;
         let ending = task::Ending { shim: Some(shim), ..places.ending() };
         let end = loop {
-            match task::wait(&self.ports, ending.clone()).await {
+            match task::wait(&self.ports, ending.clone(), &sandbox.shim).await {
                 Ok(end) => break end,
                 Err(error) => self.not_yet(sandbox, &error).await,
             }

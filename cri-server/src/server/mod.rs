@@ -5,6 +5,7 @@
 
 mod deadline;
 mod events;
+mod measure;
 mod socket;
 
 use std::path::{Path, PathBuf};
@@ -22,12 +23,15 @@ use crate::cgroup::{CgroupError, Cgroups};
 use crate::config::Config;
 use crate::container::{ContainerError, Containers};
 use crate::image::{ImageError, ImageService};
+use crate::lsm::apparmor;
+use crate::metrics::{Measured, RpcSeconds};
 use crate::network::Network;
 use crate::node::{Features, Severity, UserNamespaces, preflight};
+use crate::nri::{self, Nri, NriError};
 use crate::places::Places;
 use crate::pod::Pods;
 use crate::ports::Ports;
-use crate::rpc::{AdminRpc, Daemon, ImageRpc, Runtime};
+use crate::rpc::{AdminRpc, Daemon, ImageRpc, Runtime, painter};
 use crate::runtime::events::Sink;
 use crate::runtime::{
     ExecRunner, Handler, HandlerError, HandlerTable, Launcher, OWN_TYPE, RuntimeConfig, RuntimeError,
@@ -67,6 +71,10 @@ pub enum ServeError {
     Containers(#[from] ContainerError),
     #[error(transparent)]
     Streaming(#[from] ListenError),
+    #[error(transparent)]
+    Metrics(#[from] crate::metrics::ListenError),
+    #[error("NRI plugins")]
+    Nri(#[from] NriError),
     #[error("the server failed")]
     Server(#[from] tonic::transport::Error),
 }
@@ -97,6 +105,7 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
     ports.tracker.spawn(events::drain(received));
     let sandboxes = Sandboxes::new(Arc::clone(&ports));
     let containers = Containers::new(Arc::clone(&ports), Arc::clone(&sandboxes));
+    ports.events.paint_with(painter(&sandboxes, &containers));
     sandboxes.recover().await?;
     containers.recover().await?;
     if ports.store.is_incomplete() {
@@ -107,7 +116,15 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
         sweep(&ports, &sandboxes, &containers).await;
     }
     let parts = Parts { ports: Arc::clone(&ports), containers: Arc::clone(&containers) };
+    let rpc = RpcSeconds::default();
+    let measured = Measured {
+        ports: Arc::clone(&ports),
+        sandboxes: Arc::clone(&sandboxes),
+        containers: Arc::clone(&containers),
+        rpc: rpc.clone(),
+    };
     let daemon = Arc::new(Daemon {
+        metrics: crate::metrics::serve(&config.metrics, measured).await?,
         streaming: Streaming::serve(&config.streaming, parts).await?,
         ports: Arc::clone(&ports),
         pods: Pods { sandboxes: Arc::clone(&sandboxes), containers: Arc::clone(&containers) },
@@ -116,6 +133,8 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
         rates: Arc::default(),
         config: Arc::new(config.clone()),
     });
+    let node: Arc<dyn nri::Node> = Arc::new(daemon.pods.clone());
+    ports.nri.serve(node, own_exe).await?;
     tracing::info!(socket = %config.socket.display(), version = env!("CARGO_PKG_VERSION"), "serving");
     let runtime =
         RuntimeServiceServer::new(Runtime(Arc::clone(&daemon))).max_decoding_message_size(MAX_MESSAGE);
@@ -123,6 +142,7 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
     let admin = AdminServer::new(AdminRpc::new(Arc::clone(&ports.images)));
     let serving = Server::builder()
         .trace_fn(|request| tracing::debug_span!("rpc", call = request.uri().path()))
+        .layer(measure::MeasureLayer(rpc))
         .layer(deadline::DeadlineLayer)
         .add_service(runtime)
         .add_service(image.max_decoding_message_size(MAX_MESSAGE))
@@ -130,6 +150,8 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
         .serve_with_incoming_shutdown(listener, stop.cancelled());
     let overdue = async {
         stop.cancelled().await;
+        // Their readers would be waited for.
+        ports.events.close();
         tokio::time::sleep(DRAIN).await;
     };
     tokio::select! {
@@ -164,17 +186,35 @@ async fn open(
         exec: ExecRunner::default(),
         network: Network::open(&config.network, &config.state),
         cgroups: Cgroups::open()?,
+        nri: Nri::new(config.nri.clone()),
         places,
         store,
         handlers,
         images,
         snapshots,
+        spec_defaults: defaults(&features).await,
         features,
-        spec_defaults: Defaults::default(),
         cdi: config.cdi.clone(),
+        events: Arc::default(),
         tracker: TaskTracker::new(),
         stopping: CancellationToken::new(),
     }))
+}
+
+/// What containers get that ask for nothing else, as far as this node can give it.
+async fn defaults(features: &Features) -> Defaults {
+    let mut defaults = Defaults::default();
+    if features.apparmor {
+        match tokio::task::spawn_blocking(apparmor::load_default).await {
+            Ok(Ok(())) => defaults.apparmor_profile = Some(apparmor::DEFAULT_PROFILE.to_owned()),
+            Ok(Err(error)) => tracing::warn!(
+                error = %crate::report::chain(&error),
+                "no default AppArmor profile: containers run without one, and those that ask for RuntimeDefault are refused"
+            ),
+            Err(error) => tracing::warn!(%error, "the default AppArmor profile was not loaded"),
+        }
+    }
+    defaults
 }
 
 /// Takes away what belongs to nobody: networks and writable layers of pods that are gone.
@@ -204,6 +244,7 @@ async fn drain(ports: &Ports, daemon: &Daemon, sink: Sink) {
     if tokio::time::timeout(DRAIN, drained).await.is_err() {
         tracing::warn!(operations = ?under_way(), "ending although operations are under way; the next start settles them");
     }
+    ports.nri.shut_down().await;
     if daemon.sandboxes.all().is_empty() {
         if let Err(error) = ports.network.teardown_if_unused().await {
             tracing::warn!(error = %crate::report::chain(&error), "the built-in network stays");

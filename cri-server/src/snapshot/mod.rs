@@ -15,6 +15,7 @@ pub(crate) mod archive;
 mod decompress;
 mod error;
 mod extract;
+mod implied;
 mod layer;
 mod limits;
 mod pipeline;
@@ -41,6 +42,7 @@ pub use view::{open_folder_in_root, read_in_root};
 
 use crate::model::ContainerId;
 use crate::registry::Digest;
+use implied::{Corrections, Seen};
 
 /// What the kernel takes as mount options, less its own bookkeeping.
 const MAX_OPTIONS: usize = 4095;
@@ -78,6 +80,11 @@ impl Owners {
         let (uids, gids) = (self.uids, self.gids);
         [format!("uidmap=0:{}:{}", uids.0, uids.1), format!("gidmap=0:{}:{}", gids.0, gids.1)]
     }
+
+    /// Who owns on the node what these own inside.
+    fn on_the_node(self, (uid, gid): (u32, u32)) -> (u32, u32) {
+        (on_the_node(self.uids, uid), on_the_node(self.gids, gid))
+    }
 }
 
 /// Who owns on the node what `id` owns inside; root, for one that the range does not hold.
@@ -93,6 +100,8 @@ pub struct Snapshots {
     /// that a layer cannot vanish between the two.
     containers: Mutex<HashMap<ContainerId, Standing>>,
     measured: Mutex<HashMap<ContainerId, (Instant, Usage)>>,
+    /// By the layers of an image, bottom first; looked up once, for layers do not change.
+    corrections: Mutex<HashMap<Vec<Digest>, Arc<Corrections>>>,
 }
 
 impl Snapshots {
@@ -122,6 +131,7 @@ impl Snapshots {
             layers,
             containers: Mutex::new(containers),
             measured: Mutex::new(HashMap::new()),
+            corrections: Mutex::default(),
         }))
     }
 
@@ -153,6 +163,8 @@ impl Snapshots {
         id: &ContainerId,
         owners: Option<Owners>,
     ) -> Result<Vec<Mount>, SnapshotError> {
+        // Before the lock: this may read many directories.
+        let corrections = self.corrections(layers)?;
         let mut containers = self.containers();
         let lower = self.lower(layers)?;
         let home = self.container(id);
@@ -160,7 +172,7 @@ impl Snapshots {
         options.extend(owners.into_iter().flat_map(Owners::options));
         if containers.get(id).map(|standing| standing.rootfs.as_slice()) != Some(layers) {
             let top = lower.first().map(PathBuf::as_path);
-            if let Err(error) = prepare(&home, layers, top, owners) {
+            if let Err(error) = prepare(&home, layers, top, (&corrections, owners)) {
                 if let Err(error) = layer::discard(&home) {
                     tracing::warn!(container = %id, %error, "a half-made writable layer stays");
                 }
@@ -262,12 +274,28 @@ impl Snapshots {
         view::stack(&self.lower(layers)?, &self.root.join("view"))
     }
 
-    /// Makes the layers fit each other; see [`Layers`]. Blocks.
+    /// Looks how the layers, bottom first, fit each other, so that their first container need not. Blocks.
     ///
     /// # Errors
-    /// When a layer is missing or cannot be changed.
+    /// When a layer is missing or cannot be read, or the layers ask for too much.
     pub fn settle(&self, layers: &[Digest]) -> Result<(), SnapshotError> {
-        self.layers.settle(layers)
+        self.corrections(layers).map(drop)
+    }
+
+    fn corrections(&self, layers: &[Digest]) -> Result<Arc<Corrections>, SnapshotError> {
+        let known = || self.corrections.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(corrections) = known().get(layers) {
+            return Ok(Arc::clone(corrections));
+        }
+        let seen = |digest: &Digest| {
+            let layer =
+                self.layers.get(digest).ok_or_else(|| SnapshotError::MissingLayer(digest.to_string()))?;
+            Ok(Seen { fs: self.layers.directory(digest).join("fs"), layer })
+        };
+        let seen = layers.iter().rev().map(seen).collect::<Result<Vec<_>, SnapshotError>>()?;
+        let corrections = Arc::new(Corrections::of(&seen)?);
+        known().insert(layers.to_vec(), Arc::clone(&corrections));
+        Ok(corrections)
     }
 
     /// Takes every layer out of use that neither `keep` nor a container wants; goes on after failures. Quick: the
@@ -286,6 +314,8 @@ impl Snapshots {
                 }
             }
         }
+        let mut corrections = self.corrections.lock().unwrap_or_else(PoisonError::into_inner);
+        corrections.retain(|layers, _| layers.iter().all(|digest| used.contains(digest)));
         garbage
     }
 }
@@ -326,7 +356,7 @@ fn prepare(
     home: &Path,
     layers: &[Digest],
     top: Option<&Path>,
-    owners: Option<Owners>,
+    (corrections, owners): (&Corrections, Option<Owners>),
 ) -> Result<(), SnapshotError> {
     use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
     for (name, mode) in [("upper", 0o755), ("work", 0o700)] {
@@ -340,12 +370,13 @@ fn prepare(
     if let Some(top) = top {
         let upper = home.join("upper");
         let like = fs::metadata(top).map_err(SnapshotError::io("stat", top))?;
-        let uid = owners.map_or(like.uid(), |owners| on_the_node(owners.uids, like.uid()));
-        let gid = owners.map_or(like.gid(), |owners| on_the_node(owners.gids, like.gid()));
+        let own = (like.uid(), like.gid());
+        let (uid, gid) = owners.map_or(own, |owners| owners.on_the_node(own));
         chown(&upper, Some(uid), Some(gid)).map_err(SnapshotError::io("set the owner of", &upper))?;
         fs::set_permissions(&upper, fs::Permissions::from_mode(like.mode() & 0o7777))
             .map_err(SnapshotError::io("set the mode of", &upper))?;
     }
+    corrections.make(&home.join("upper"), owners)?;
     let path = home.join("layers.json");
     let text = serde_json::to_vec(layers).map_err(|e| SnapshotError::io("describe", &path)(e.into()))?;
     fs::write(&path, text).map_err(SnapshotError::io("write", &path))

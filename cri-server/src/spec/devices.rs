@@ -101,7 +101,7 @@ fn access(text: &str) -> Result<&str, SpecError> {
 }
 
 /// A path that is absolute and climbs nowhere.
-pub(super) fn plain_path(field: &'static str, text: &str) -> Result<PathBuf, SpecError> {
+pub(crate) fn plain_path(field: &'static str, text: &str) -> Result<PathBuf, SpecError> {
     let invalid = |why| SpecError::Invalid { field, value: text.to_owned(), why };
     let path = Path::new(text);
     if !path.is_absolute() {

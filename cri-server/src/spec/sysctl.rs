@@ -87,11 +87,19 @@ pub fn build(
         }
     }
     for (name, value) in requested {
-        let dotted = dotted(name);
-        check(&dotted, namespaces).map_err(|why| SpecError::Sysctl { name: name.clone(), why })?;
-        out.insert(dotted, value.clone());
+        out.insert(checked(name, namespaces)?, value.clone());
     }
     Ok(out)
+}
+
+/// The name with dots, of a sysctl that changes nothing but these namespaces.
+///
+/// # Errors
+/// When it would change the host.
+pub fn checked(name: &str, namespaces: PodNamespaces) -> Result<String, SpecError> {
+    let dotted = dotted(name);
+    check(&dotted, namespaces).map_err(|why| SpecError::Sysctl { name: name.to_owned(), why })?;
+    Ok(dotted)
 }
 
 #[cfg(test)]

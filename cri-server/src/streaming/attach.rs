@@ -1,7 +1,7 @@
 //! Attach sessions: a client at the streams of a container's own first process.
 //!
-//! Invariant: the container does not depend on its clients. One that is slow loses its session, one that vanishes ends
-//! it; the stdin of a container with `stdin_once` ends with the first client's.
+//! Invariant: the container does not depend on its clients. One that lets a megabyte wait loses its session (the shim
+//! holds no more for it, and neither the container nor its log may wait); one that vanishes ends it. The stdin of a container with `stdin_once` ends with the first client's.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,11 +10,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::copy::{self, Orphaned};
-use super::exec::{finish, follow_size};
 use super::remote::{BoxRead, CommandSession, Outcome, Streams};
+use super::session::{self, Outputs, finish, follow_size};
 use crate::container::{AttachTarget, Container, ContainerError, Containers};
 use crate::io::{SessionFifos, Wanted, open_input};
-use crate::model::ContainerId;
 use crate::report::chain;
 
 /// The exit of a container is recorded a little after its streams' end.
@@ -38,13 +37,7 @@ pub(super) async fn serve(
         Ok(begun) => begun,
         Err(error) => return finish(status, Outcome::Failure(chain(&error))).await,
     };
-    let ended = CancellationToken::new();
-    let mut outputs = JoinSet::new();
-    for (fifo, client) in [(fifos.stdout, stdout), (fifos.stderr, stderr)] {
-        if let (Some(fifo), Some(client)) = (fifo, client) {
-            outputs.spawn(copy::output(fifo.connected(), client, Orphaned::Leave, ended.clone()));
-        }
-    }
+    let mut outputs = Outputs::start([(fifos.stdout, stdout), (fifos.stderr, stderr)], Orphaned::Leave);
     let mut inputs = JoinSet::new();
     if request.streams.tty {
         inputs.spawn(follow_size(Arc::clone(&target.shim), String::new(), resize));
@@ -54,22 +47,17 @@ pub(super) async fn serve(
     }
     let gone = status.gone();
     let listens = !outputs.is_empty();
-    let all_ended = async {
-        while outputs.join_next().await.is_some() {}
-        if !listens {
-            std::future::pending::<()>().await;
-        }
-    };
     let end = tokio::select! {
-        () = all_ended => End::Outputs,
+        () = outputs.all_ended(), if listens => End::Outputs,
         () = request.container.ended() => End::Container,
         () = gone.cancelled() => End::Client,
         () = stopping.cancelled() => End::Daemon,
     };
     let outcome = end.outcome(&request.container).await;
-    ended.cancel();
-    if matches!(end, End::Container) {
-        while outputs.join_next().await.is_some() {}
+    match end {
+        End::Container => outputs.drain().await,
+        // Nobody listens any more, or nobody may go on.
+        End::Outputs | End::Client | End::Daemon => drop(outputs),
     }
     inputs.shutdown().await;
     finish(status, outcome).await;
@@ -106,11 +94,7 @@ async fn begin(
     request: &Request,
 ) -> Result<(AttachTarget, SessionFifos), ContainerError> {
     let target = containers.attach_target(&request.container)?;
-    let id = ContainerId::generate().map_err(|source| ContainerError::File {
-        operation: "id from",
-        path: "/dev/urandom".into(),
-        source,
-    })?;
+    let id = session::name()?;
     let Streams { stdout, stderr, tty, .. } = request.streams;
     let wanted = Wanted { stdin: false, stdout, stderr: stderr && !tty };
     let fifos = SessionFifos::make(&target.bundle, &format!("attach-{id}"), wanted)?;

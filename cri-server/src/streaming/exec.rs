@@ -10,10 +10,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::copy::{self, InputEnd, Orphaned};
-use super::remote::{BoxRead, CommandSession, Outcome, Resizes, StatusSink, Streams};
+use super::remote::{BoxRead, CommandSession, Outcome, Streams};
+use super::session::{self, Outputs, finish, follow_size};
 use crate::container::{Container, ContainerError, Containers};
 use crate::io::{SessionFifos, SessionInput, Wanted};
-use crate::model::ContainerId;
 use crate::report::chain;
 use crate::runtime::{ExecProcess, Exit, RuntimeError, Shim};
 
@@ -38,13 +38,7 @@ pub(super) async fn serve(
         Ok(begun) => begun,
         Err(error) => return finish(status, Outcome::Failure(chain(&error))).await,
     };
-    let ended = CancellationToken::new();
-    let mut outputs = JoinSet::new();
-    for (fifo, client) in [(fifos.stdout, stdout), (fifos.stderr, stderr)] {
-        if let (Some(fifo), Some(client)) = (fifo, client) {
-            outputs.spawn(copy::output(fifo.connected(), client, Orphaned::Discard, ended.clone()));
-        }
-    }
+    let outputs = Outputs::start([(fifos.stdout, stdout), (fifos.stderr, stderr)], Orphaned::Discard);
     let mut inputs = JoinSet::new();
     if let (Some(fifo), Some(client)) = (fifos.stdin, stdin) {
         inputs.spawn(exec.clone().feed(fifo, client));
@@ -55,8 +49,7 @@ pub(super) async fn serve(
     }
     let exit = exec.wait(stopping).await;
     inputs.shutdown().await;
-    ended.cancel();
-    while outputs.join_next().await.is_some() {}
+    outputs.drain().await;
     // The client is told first: the shim's part of the end is not its concern.
     finish(status, outcome(exit)).await;
     exec.forget().await;
@@ -67,23 +60,6 @@ fn outcome(exit: Result<Option<Exit>, RuntimeError>) -> Outcome {
         Ok(Some(exit)) => Outcome::ExitCode(i32::try_from(exit.status).unwrap_or(i32::MAX)),
         Ok(None) => Outcome::Failure("the daemon is going down".to_owned()),
         Err(error) => Outcome::Failure(chain(&error)),
-    }
-}
-
-/// Tells the client how it ended; one that is gone does not listen.
-pub(super) async fn finish(status: StatusSink, outcome: Outcome) {
-    if let Err(error) = status.finish(outcome).await {
-        tracing::debug!(error = %chain(&error), "the client left before the end");
-    }
-}
-
-/// Gives the terminal of a process the sizes of its client's, as they change.
-pub(super) async fn follow_size(shim: Arc<Shim>, exec_id: String, mut sizes: Resizes) {
-    while let Some(size) = sizes.recv().await {
-        let resized = shim.resize_pty(&exec_id, size.width.into(), size.height.into()).await;
-        if let Err(error) = resized {
-            tracing::debug!(exec = exec_id, error = %chain(&error), "resize");
-        }
     }
 }
 
@@ -102,11 +78,7 @@ impl Exec {
     ) -> Result<(Self, SessionFifos), ContainerError> {
         let Request { container, command, streams } = request;
         let target = containers.exec_target(&container, command, streams.tty).await?;
-        let id = ContainerId::generate().map_err(|source| ContainerError::File {
-            operation: "id from",
-            path: "/dev/urandom".into(),
-            source,
-        })?;
+        let id = session::name()?;
         let exec = Self { shim: target.shim, id: id.to_string(), terminal: streams.tty };
         let wanted = Wanted {
             stdin: streams.stdin,

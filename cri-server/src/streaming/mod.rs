@@ -5,12 +5,15 @@
 //! `exec`, `attach` and `forward` connect the session with a container or a pod.
 
 mod attach;
+#[cfg(test)]
+mod checks;
 mod copy;
 mod exec;
 mod forward;
 pub mod link;
 pub mod remote;
 mod server;
+mod session;
 pub mod spdy;
 mod tls;
 mod token;
@@ -26,7 +29,7 @@ pub use attach::Request as AttachRequest;
 pub use exec::Request as ExecRequest;
 pub use forward::Request as ForwardRequest;
 pub use remote::Streams;
-pub use tls::TlsError;
+pub use tls::{TlsError, fingerprint};
 pub use token::TokenError;
 
 use crate::config::StreamingConfig;
@@ -76,6 +79,7 @@ pub struct Streaming {
     tokens: Arc<Tokens<Ticket>>,
     /// Scheme, host and port of every URL.
     base: Arc<str>,
+    tls: Option<Arc<Certificate>>,
 }
 
 impl Streaming {
@@ -86,7 +90,7 @@ impl Streaming {
     pub async fn serve(config: &StreamingConfig, parts: Parts) -> Result<Self, ListenError> {
         let (cert, key) = (Path::new(&config.tls_cert), Path::new(&config.tls_key));
         let tls = !config.tls_cert.is_empty();
-        let tls = if tls { Some(Certificate::load(cert, key)?) } else { None };
+        let tls = if tls { Some(Arc::new(Certificate::load(cert, key)?)) } else { None };
         let failed = |source| ListenError::Address { address: config.address.clone(), source };
         let (listener, bound) = bind(&config.address).await.map_err(failed)?;
         let external = &config.external_address;
@@ -96,8 +100,8 @@ impl Streaming {
         tracing::info!(%bound, %base, "streaming");
         let tokens = Arc::new(Tokens::default());
         let tracker = parts.ports.tracker.clone();
-        tracker.spawn(Server::new(parts, Arc::clone(&tokens), tls).listen(listener));
-        Ok(Self { tokens, base })
+        tracker.spawn(Server::new(parts, Arc::clone(&tokens), tls.clone()).listen(listener));
+        Ok(Self { tokens, base, tls })
     }
 
     /// The URL where a client finds what `ticket` says, once and soon.
@@ -108,6 +112,12 @@ impl Streaming {
         let kind = ticket.kind();
         let token = self.tokens.issue(ticket)?;
         Ok(format!("{}/{kind}/{token}", self.base))
+    }
+
+    /// The fingerprint of the certificate that a client of the next URL sees; none without TLS.
+    #[must_use]
+    pub fn fingerprint(&self) -> Option<String> {
+        self.tls.as_ref().map(|tls| tls.fingerprint())
     }
 }
 

@@ -44,13 +44,13 @@ type Answer = Response<Full<Bytes>>;
 pub(super) struct Server {
     pub parts: Parts,
     pub tokens: Arc<Tokens<Ticket>>,
-    pub tls: Option<Certificate>,
+    pub tls: Option<Arc<Certificate>>,
     pub connections: Arc<Semaphore>,
     pub forwards: Arc<Semaphore>,
 }
 
 impl Server {
-    pub(super) fn new(parts: Parts, tokens: Arc<Tokens<Ticket>>, tls: Option<Certificate>) -> Arc<Self> {
+    pub(super) fn new(parts: Parts, tokens: Arc<Tokens<Ticket>>, tls: Option<Arc<Certificate>>) -> Arc<Self> {
         let connections = Arc::new(Semaphore::new(MOST));
         let forwards = Arc::new(Semaphore::new(forward::MOST));
         Arc::new(Self { parts, tokens, tls, connections, forwards })

@@ -316,7 +316,7 @@ async fn execs_end(config: RuntimeConfig) {
     let missing = runner.exec_sync(&shim, &bundle, process(&["/bin/none"]), ten).await.unwrap_err();
     assert!(matches!(missing, ExecError::Runtime(_)), "{missing:?}");
 
-    let dropped = runner.exec_sync(&shim, &bundle, process(&["sleep", "400"]), Some(Duration::from_secs(2)));
+    let dropped = runner.exec_sync(&shim, &bundle, process(&["sleep", "400"]), None);
     tokio::time::timeout(Duration::from_millis(500), dropped).await.unwrap_err();
     tokio::time::timeout(Duration::from_secs(10), runner.drained())
         .await

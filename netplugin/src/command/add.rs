@@ -38,7 +38,7 @@ fn lease(network: &Network<'_>, holder: &Attachment, request: &Request) -> Resul
     let sets = network.sets()?;
     let mut store = Store::open(&network.conf.ipam.data_dir, &network.conf.name)?;
     let allocation = store.leases.allocate(&sets, holder, &requested)?;
-    if allocation.fresh {
+    if allocation.changed {
         store.save()?;
     }
     Ok(allocation)

@@ -80,14 +80,13 @@ pub fn teardown_if_unused(conf: &NetConf) -> Result<bool, PluginError> {
     if !store.leases.is_empty() {
         return Ok(false);
     }
-    let mut bridge_is_gone = true;
-    if let Some(bridge) = find_bridge(&mut socket, conf)? {
-        bridge_is_gone = link::ports(&mut socket, bridge.index)?.is_empty();
-        if bridge_is_gone {
-            link::delete(&mut socket, &conf.bridge)?;
-        }
+    if let Some(bridge) = find_bridge(&mut socket, conf)?
+        && link::ports(&mut socket, bridge.index)?.is_empty()
+    {
+        link::delete(&mut socket, &conf.bridge)?;
     }
-    nat::retire(&mut nat_socket, &network.chain(), bridge_is_gone)?;
+    let stands = |bridge: &str| Ok(link::find(&mut socket, bridge)?.is_some());
+    nat::retire(&mut nat_socket, &network.chain(), stands)?;
     store.remove()?;
     Ok(true)
 }

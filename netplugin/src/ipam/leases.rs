@@ -38,6 +38,9 @@ pub struct Allocation {
     pub ips: Vec<IpConfig>,
     /// Whether these addresses were given by this call: only then may a failing caller give them back.
     pub fresh: bool,
+    /// Whether there are new leases to be saved: also where a holder of old ones got one more, from a set that the
+    /// configuration has gained since.
+    pub changed: bool,
 }
 
 impl Default for Leases {
@@ -88,12 +91,12 @@ impl Leases {
                 Some(IpConfig { interface: None, address, gateway: Some(range.gateway) })
             }));
         }
-        let fresh = held.is_empty();
+        let (fresh, changed) = (held.is_empty(), !given.is_empty());
         for (set, ip) in given {
             self.last.insert(key_of(&set), ip);
             self.leases.push(Lease { ip, holder: holder.clone() });
         }
-        Ok(Allocation { ips, fresh })
+        Ok(Allocation { ips, fresh, changed })
     }
 
     fn choose(&self, set: &RangeSet, requested: &[IpAddr]) -> Result<IpAddr, LeaseError> {

@@ -304,6 +304,29 @@ fn privileged_gc_leaves_other_networks_of_the_bridge_alone() {
     host.assert_clean();
 }
 
+/// A network that has gained a family gives its old pods one more address, when they are added again; that one is taken
+/// as well.
+#[test]
+fn privileged_an_address_added_to_a_holder_is_kept_for_it() {
+    let mut host = Host::new(&["10.99.0.0/24"]);
+    let (_one, _) = host.pod("one");
+    let veth = host.veths().remove(0);
+    host.ns.shell(&format!("ip link del {}", veth.split('@').next().unwrap()));
+    let old = std::mem::replace(&mut host.conf, Host::dual().conf);
+    host.conf.ipam.data_dir = old.ipam.data_dir;
+    host.ns.shell("nft delete table inet cofferdam");
+    let (_one, first) = host.pod("one");
+    assert!(host.leases().contains("fd99::2"), "{}", host.leases());
+    let two = Ns::bare();
+    let second = host.request("two", &two);
+    let result = host.add(&second).unwrap();
+    let addresses: Vec<String> = result.ips.iter().map(|ip| ip.address.to_string()).collect();
+    assert_eq!(addresses, ["10.99.0.3/24", "fd99::3/64"]);
+    host.del(&first);
+    host.del(&second);
+    host.assert_clean();
+}
+
 #[test]
 fn privileged_check_sees_what_changed() {
     let host = Host::dual();

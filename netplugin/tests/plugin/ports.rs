@@ -1,7 +1,7 @@
 //! Masquerade and host ports, seen from every side.
 
 use crate::host::{Host, Ns, port};
-use cofferdam_netplugin::types::{ErrorCode, Protocol};
+use cofferdam_netplugin::types::{ErrorCode, NetConf, Protocol};
 
 /// A machine beyond the host's uplink, with no route to the pods unless it is given one.
 fn outside(host: &Host) -> Ns {
@@ -180,5 +180,63 @@ fn privileged_pods_cannot_reach_the_hosts_loopback() {
     pod.ask("127.0.0.1:9").unwrap();
     secret.done();
     host.del(&request);
+    host.assert_clean();
+}
+
+/// The end of one network must not open the host's loopback to the pods of another.
+#[test]
+fn privileged_another_bridge_stays_guarded() {
+    let mut host = Host::new(&["10.99.0.0/24"]);
+    host.conf.ip_masq = false;
+    let web = Ns::bare();
+    let request = host.with_ports("web", &web, &[port(8080, 80, Protocol::Tcp, "")]);
+    host.add(&request).unwrap();
+    host.del(&request);
+    let mut other = NetConf::for_bridge("other", "br1", &["10.98.0.0/24".parse().unwrap()]);
+    other.ipam.data_dir = host.conf.ipam.data_dir.clone();
+    let first = std::mem::replace(&mut host.conf, other);
+    let (_pod, request) = host.pod("there");
+    host.del(&request);
+    assert!(host.ns.run(|| cofferdam_netplugin::teardown_if_unused(&host.conf)).unwrap());
+    host.conf = first;
+
+    let (pod, request) = host.pod("evil");
+    pod.shell(
+        "echo 1 > /proc/sys/net/ipv4/conf/eth0/route_localnet
+         ip addr del 127.0.0.1/8 dev lo; ip route add 127.0.0.0/8 via 10.99.0.1",
+    );
+    let _secret = host.ns.run(|| std::net::TcpListener::bind("127.0.0.1:9").unwrap());
+    let rules = host.ruleset();
+    assert!(rules.contains("br0") && !rules.contains("br1"), "{rules}");
+    let timed_out = pod.ask("127.0.0.1:9").unwrap_err().kind();
+    assert_eq!(timed_out, std::io::ErrorKind::TimedOut, "the pod reached the host's loopback");
+    host.del(&request);
+    host.assert_clean();
+}
+
+#[test]
+fn privileged_a_port_of_all_addresses_and_of_one_exclude_each_other() {
+    let host = Host::dual();
+    let (one, two) = (Ns::bare(), Ns::bare());
+    let all = [port(8080, 80, Protocol::Tcp, "")];
+    let single = [port(8080, 80, Protocol::Tcp, "10.99.0.1")];
+    for (first, second) in [(&all, &single), (&single, &all)] {
+        let first = host.with_ports("one", &one, first);
+        host.add(&first).unwrap();
+        let error = host.add(&host.with_ports("two", &two, second)).unwrap_err();
+        assert_eq!(error.code, ErrorCode::HostPortTaken as u32);
+        assert!(error.details.contains("8080/tcp") && error.details.contains("one"), "{error}");
+        host.assert_no_attachment("two");
+        // Another protocol, another port and another family are other ports.
+        let others = [port(8080, 80, Protocol::Udp, "10.99.0.1"), port(8081, 80, Protocol::Tcp, "")];
+        let beside = host.with_ports("two", &two, &others);
+        host.add(&beside).unwrap();
+        host.del(&beside);
+        host.del(&first);
+    }
+    // One pod may have both.
+    let both = host.with_ports("one", &one, &[all, single].concat());
+    host.add(&both).unwrap();
+    host.del(&both);
     host.assert_clean();
 }

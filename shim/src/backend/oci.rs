@@ -10,12 +10,14 @@ use libcontainer::error::LibcontainerError;
 use libcontainer::hooks::run_hooks;
 use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxResources, Spec};
 
 use super::{
-    Failure, FailureKind, OciRuntime, Reporter, chain, console, device_filter, executable, join, null,
+    Failure, FailureKind, OciRuntime, Reporter, chain, console, device_filter, executable, guard, join, null,
 };
 use crate::bundle::Bundle;
+use crate::cgroup::limits::{self, place};
+use crate::cgroup::systemd::Visit;
 use crate::cgroup::{CgroupPaths, kill};
 use crate::wire::{CreateOrder, Created, ExecOrder, Report, TaskOrder};
 
@@ -48,7 +50,7 @@ impl Libcontainer {
 }
 
 impl OciRuntime for Libcontainer {
-    fn create(&self, order: &CreateOrder, bundle: &Path) -> Result<Created, Failure> {
+    fn create(&self, order: &CreateOrder, bundle: &Path, visit: &Visit) -> Result<Created, Failure> {
         let pid = self.build(order, bundle).map_err(|error| {
             let kind = match error {
                 LibcontainerError::InvalidSpec(_)
@@ -57,13 +59,21 @@ impl OciRuntime for Libcontainer {
                 | LibcontainerError::Spec(_) => FailureKind::Spec,
                 _ => FailureKind::Runtime,
             };
-            Failure::new(kind, format!("create the container: {}{}", chain(&error), unknown_sysctls(bundle)))
+            let causes = chain(&error);
+            let more = if causes.contains("unix syscall") { folder(bundle) } else { unknown_sysctls(bundle) };
+            Failure::new(kind, format!("create the container: {causes}{more}"))
         })?;
+        let spec = load_spec(&order.bundle)?;
+        let home = visit.end().map_err(Failure::because(FailureKind::Runtime, "leave the pod's scope"));
+        let placed = home.and_then(|()| place(&spec, pid));
         let cgroups = CgroupPaths::of(pid)
             .map_err(Failure::because(FailureKind::Runtime, "find the container's cgroups"))?;
-        let spec = load_spec(bundle)?;
-        // The first process still waits, so nothing of the user's has run without the filter.
-        if let Err(failure) = device_filter::enforce(&spec, &cgroups, self.reporter) {
+        // The first process still waits, so nothing of the user's has run without filter, limits and masks.
+        let sound = placed
+            .and_then(|()| device_filter::enforce(&spec, &cgroups, self.reporter))
+            .and_then(|()| set_limits(&spec, &cgroups))
+            .and_then(|()| guard::after(&spec, pid));
+        if let Err(failure) = sound {
             abandon(order, pid, &cgroups);
             return Err(failure);
         }
@@ -112,6 +122,35 @@ fn give_terminal(pid: i32) -> std::io::Result<()> {
         status.lines().find_map(|line| line.strip_prefix("Uid:")?.split_whitespace().next()?.parse().ok());
     let uid = uid.ok_or_else(|| std::io::Error::other("its user is not known"))?;
     std::os::unix::fs::chown(format!("/proc/{pid}/fd/0"), Some(uid), None)
+}
+
+/// The working directory, for libcontainer's errors do not name it: entering it is the one bare system call that fails
+/// for what the user wrote.
+fn folder(bundle: &Path) -> String {
+    let spec = load_spec(bundle).ok();
+    let cwd = spec.as_ref().and_then(|s| Some(s.process().as_ref()?.cwd()));
+    cwd.map_or_else(String::new, |cwd| format!(" (is the working directory {} there?)", cwd.display()))
+}
+
+fn resources(spec: &Spec) -> Option<&LinuxResources> {
+    spec.linux().as_ref()?.resources().as_ref()
+}
+
+/// Puts the container where this node counts what it is limited in.
+fn place(spec: &Spec, pid: i32) -> Result<(), Failure> {
+    let limits = resources(spec).and_then(|resources| resources.hugepage_limits().as_ref());
+    let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref());
+    match (limits, path) {
+        (Some(limits), Some(path)) if !limits.is_empty() => place::for_hugepages(pid, path)
+            .map_err(Failure::because(FailureKind::Runtime, "count the container's huge pages")),
+        _ => Ok(()),
+    }
+}
+
+fn set_limits(spec: &Spec, cgroups: &CgroupPaths) -> Result<(), Failure> {
+    let Some(resources) = resources(spec) else { return Ok(()) };
+    limits::apply(cgroups, resources)
+        .map_err(Failure::because(FailureKind::Runtime, "limit the container's resources"))
 }
 
 /// The sysctls that this kernel does not have, for libcontainer's errors do not name the one that failed.

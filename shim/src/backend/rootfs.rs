@@ -107,7 +107,7 @@ fn mount_of(table: &str, path: &Path) -> PathBuf {
 }
 
 /// mountinfo writes blanks, tabs, newlines and backslashes as octal numbers.
-fn unescape(text: &str) -> String {
+pub(super) fn unescape(text: &str) -> String {
     let plain = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
     plain.iter().fold(text.to_owned(), |text, (code, char)| text.replace(code, char))
 }

@@ -5,6 +5,7 @@
 
 pub mod build;
 mod raw;
+pub mod stream;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

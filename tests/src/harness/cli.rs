@@ -34,13 +34,23 @@ impl Ran {
 
 /// Runs `cofferdam ARGS` on the node's socket.
 pub async fn cofferdam(node: &Node, args: &[&str]) -> Ran {
+    run(cofferdam_command(node, args)).await
+}
+
+/// The same, not run yet.
+pub fn cofferdam_command(node: &Node, args: &[&str]) -> std::process::Command {
     let mut command = node.netns.command(super::binaries().join("cofferdam"));
-    command.args(args).arg("--socket").arg(node.cri.socket());
-    run(command).await
+    command.arg("--socket").arg(node.cri.socket()).args(args);
+    command
 }
 
 /// Runs crictl on the node's socket; `None`, and a word about it, when PATH has none.
 pub async fn crictl(node: &Node, args: &[&str]) -> Option<Ran> {
+    Some(run(crictl_command(node, args)?).await)
+}
+
+/// The same, not run yet.
+pub fn crictl_command(node: &Node, args: &[&str]) -> Option<std::process::Command> {
     let found = std::env::var_os("PATH")
         .is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join("crictl").exists()));
     if !found {
@@ -51,7 +61,7 @@ pub async fn crictl(node: &Node, args: &[&str]) -> Option<Ran> {
     let mut command = node.netns.command("crictl");
     command.args(["--config", "/dev/null", "--timeout", "30s", "--runtime-endpoint", &endpoint]);
     command.args(["--image-endpoint", &endpoint]).args(args);
-    Some(run(command).await)
+    Some(command)
 }
 
 async fn run(mut command: std::process::Command) -> Ran {

@@ -15,6 +15,7 @@ pub mod netns;
 pub mod node;
 pub mod registry;
 mod sys;
+pub mod terminal;
 
 pub use node::{Node, NodeBuilder, Pod};
 pub use registry::Registry;

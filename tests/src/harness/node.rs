@@ -328,7 +328,8 @@ fn config(dir: &Path, extra: &HashMap<&'static str, String>) -> String {
         ("network", String::new()),
         ("streaming", "address = \"127.0.0.1:0\"\n".into()),
         ("nri", "socket = \"\"\n".into()),
-        ("metrics", "address = \"\"\n".into()),
+        // Off, unless the test is about them.
+        ("metrics", if extra.contains_key("metrics") { String::new() } else { "address = \"\"\n".into() }),
     ];
     // Another shim in place of ours, with the OCI runtime it should use.
     if let Some(path) = std::env::var_os("COFFERDAM_TEST_SHIM") {

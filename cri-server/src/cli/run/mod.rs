@@ -5,7 +5,6 @@
 
 mod request;
 mod session;
-mod signals;
 
 use std::process::ExitCode;
 
@@ -16,11 +15,11 @@ use cofferdam_proto::cri;
 use super::client::Client;
 use super::error::CliError;
 use super::pull;
+use super::signals::Signals;
 pub(super) use request::LOG_FOLDER;
 use request::{NAMESPACE, Request, name_for};
 use session::Session;
 pub(super) use session::{log_folders, remove_folder, remove_pod};
-use signals::Signals;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum PullPolicy {

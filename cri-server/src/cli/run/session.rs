@@ -8,12 +8,12 @@ use cofferdam_proto::cri;
 use tokio::task::JoinSet;
 
 use super::request::{LOG, Request};
-use super::signals::Signals;
 use crate::cli::client::Client;
 use crate::cli::error::{CliError, not_runnable};
 use crate::cli::follow::Follower;
 use crate::cli::logs::{Printer, follow};
 use crate::cli::output;
+use crate::cli::signals::Signals;
 use crate::report::chain;
 
 /// Seconds that a command has to end after the first signal; the second one ends it at once.
@@ -152,7 +152,7 @@ impl<'a> Session<'a> {
 
 /// A command that cannot be run is the user's, everything else ours.
 fn start_failed(status: tonic::Status) -> Result<End, CliError> {
-    let code = not_runnable(&status);
+    let code = not_runnable(status.message());
     let error = CliError::from(status);
     match code {
         Some(code) => {

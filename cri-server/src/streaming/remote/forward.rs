@@ -1,6 +1,6 @@
 //! Sessions of port-forward: one connection that carries many forwarded ones.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,11 +11,11 @@ use super::super::link::{Duplex, Engine, Hub, Link, start};
 use super::super::spdy::{Headers, Incoming, Rules, SpdyServer};
 use super::super::websocket::{Channels, Plan, Tunnel};
 use super::negotiate::{Coding, ForwardProtocol};
+use super::pairing::{Half, Pair, Pairing};
 use super::{BoxDuplex, BoxWrite, Io, Limits};
 
 /// Two streams for each connection.
 const MOST_STREAMS: usize = 4096;
-const LONGEST_REQUEST_ID: usize = 128;
 /// Channels that one byte, or one digit, can name, in pairs.
 const MOST_BINARY_PORTS: usize = 127;
 const MOST_BASE64_PORTS: usize = 5;
@@ -93,7 +93,7 @@ fn streams<E: Engine>(io: impl Io, limits: Limits, wrap: impl FnOnce(SpdyServer)
     let hub = Arc::new(Hub::default());
     let (server, incoming) = SpdyServer::new(hub.clone(), Rules { admit, most: MOST_STREAMS, last: None });
     let link = start(io, wrap(server), hub, limits.idle);
-    let pairs = Pairs { incoming, halves: HashMap::new(), patience: limits.pairing };
+    let pairs = Pairs { incoming, halves: Pairing::default(), patience: limits.pairing };
     ForwardSession { source: Source::Streams(pairs), link }
 }
 
@@ -131,36 +131,25 @@ pub fn websocket_forward(io: impl Io, coding: Coding, ports: &[u16], limits: Lim
 }
 
 fn admit(headers: &Headers) -> bool {
-    let known = matches!(headers.get("streamtype"), Some("data" | "error"));
-    known
-        && port_of(headers).is_some()
-        && headers.get("requestid").is_none_or(|id| id.len() <= LONGEST_REQUEST_ID)
-}
-
-fn port_of(headers: &Headers) -> Option<u16> {
-    headers.get("port")?.parse().ok().filter(|port| *port != 0)
+    // The stream's number names it where the client does not.
+    Half::of(headers, 1).is_some()
 }
 
 /// The streams of SPDY, two by two.
 struct Pairs {
     incoming: mpsc::Receiver<Incoming>,
-    halves: HashMap<(u16, String), Half>,
+    halves: Pairing<(Incoming, Instant)>,
     patience: Duration,
-}
-
-struct Half {
-    stream: Incoming,
-    is_error: bool,
-    since: Instant,
 }
 
 impl Pairs {
     async fn next(&mut self) -> Option<Forward> {
         loop {
-            let oldest = self.halves.values().map(|half| half.since).min();
+            let oldest = self.halves.waiting().map(|(_, since)| *since).min();
+            let patience = self.patience;
             let reap = async {
                 match oldest {
-                    Some(since) => tokio::time::sleep_until(since + self.patience).await,
+                    Some(since) => tokio::time::sleep_until(since + patience).await,
                     None => std::future::pending().await,
                 }
             };
@@ -171,39 +160,20 @@ impl Pairs {
                         return Some(forward);
                     }
                 }
-                () = reap => self.reap(),
+                // Halves whose other half did not come are dropped, which resets them.
+                () = reap => {
+                    let now = Instant::now();
+                    self.halves.retain(|(_, since)| now < *since + patience);
+                }
             }
         }
     }
 
-    /// Drops the halves whose other half did not come, which resets them.
-    fn reap(&mut self) {
-        let now = Instant::now();
-        self.halves.retain(|_, half| now < half.since + self.patience);
-    }
-
     fn pair(&mut self, stream: Incoming) -> Option<Forward> {
-        // admit() saw to the port.
-        let port = port_of(&stream.headers)?;
-        let is_error = stream.headers.get("streamtype") == Some("error");
-        let request_id = match stream.headers.get("requestid") {
-            Some(id) => id.to_owned(),
-            // Old clients count on the order: the error stream, then at once the data stream.
-            None if is_error => stream.id.to_string(),
-            None => stream.id.saturating_sub(2).to_string(),
-        };
-        let key = (port, request_id);
-        let Some(other) = self.halves.remove(&key) else {
-            self.halves.insert(key, Half { stream, is_error, since: Instant::now() });
-            return None;
-        };
-        if other.is_error == is_error {
-            // The same half twice: the first one stays, the second is dropped and so reset.
-            self.halves.insert(key, other);
-            return None;
-        }
-        let (data, error) = if is_error { (other.stream, stream) } else { (stream, other.stream) };
-        let (port, request_id) = key;
+        // admit() saw to it that there is one.
+        let half = Half::of(&stream.headers, stream.id)?;
+        let Pair { port, request_id, data, error } = self.halves.add(half, (stream, Instant::now()))?;
+        let (data, error) = (data.0, error.0);
         Some(Forward {
             port,
             request_id,

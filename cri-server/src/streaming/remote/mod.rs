@@ -6,7 +6,8 @@
 mod command;
 mod forward;
 pub mod negotiate;
-mod resize;
+pub mod pairing;
+pub mod resize;
 mod status;
 
 pub use command::{CommandSession, spdy_command, websocket_command};

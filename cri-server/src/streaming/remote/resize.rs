@@ -43,32 +43,60 @@ pub(super) fn channel() -> (watch::Sender<Option<TerminalSize>>, Resizes) {
 
 /// Reads sizes until the stream ends. What is not a size ends the stream too: there is no way back into step.
 pub(super) async fn follow(mut stream: impl AsyncRead + Unpin, sizes: &watch::Sender<Option<TerminalSize>>) {
-    let mut buffer = Vec::with_capacity(64);
-    while matches!(stream.read_buf(&mut buffer).await, Ok(1..)) {
-        match parse(&buffer) {
-            Ok((size, used)) => {
-                buffer.drain(..used);
-                if let Some(size) = size {
-                    sizes.send_replace(Some(size));
-                }
-            }
+    let mut parser = Parser::default();
+    let mut buffer = [0; LONGEST];
+    while let Ok(count @ 1..) = stream.read(&mut buffer).await {
+        match parser.push(&buffer[..count]) {
+            Ok(Some(size)) => drop(sizes.send_replace(Some(size))),
+            Ok(None) => {}
             Err(_) => return,
         }
     }
 }
 
-/// The last complete size in `bytes`, and how many bytes are done with.
-fn parse(bytes: &[u8]) -> Result<(Option<TerminalSize>, usize), serde_json::Error> {
-    let mut objects = serde_json::Deserializer::from_slice(bytes).into_iter::<TerminalSize>();
-    let (mut last, mut used) = (None, 0);
-    while let Some(next) = objects.next() {
-        match next {
-            Ok(size) => (last, used) = (Some(size), objects.byte_offset()),
-            Err(error) if error.is_eof() && bytes.len() - used < LONGEST => break,
-            Err(error) => return Err(error),
+/// What was sent is no size, and cannot become one.
+#[derive(Debug, Clone, Copy, thiserror::Error, PartialEq, Eq)]
+#[error("not the size of a terminal")]
+pub struct NotASize;
+
+/// Finds sizes in the bytes of a resize stream, however they are cut.
+#[derive(Debug, Default)]
+pub struct Parser {
+    /// The beginning of an object, less than [`LONGEST`] bytes.
+    rest: Vec<u8>,
+}
+
+impl Parser {
+    /// The last complete size so far, if `bytes` complete one.
+    ///
+    /// # Errors
+    /// When what arrived is not, and cannot become, a size.
+    pub fn push(&mut self, bytes: &[u8]) -> Result<Option<TerminalSize>, NotASize> {
+        self.rest.extend_from_slice(bytes);
+        let mut last = None;
+        loop {
+            // Blanks between objects mean nothing; kept, they would be a way to fill the memory.
+            let blank =
+                self.rest.iter().take_while(|byte| matches!(byte, b' ' | b'\t' | b'\r' | b'\n')).count();
+            self.rest.drain(..blank);
+            let mut objects = serde_json::Deserializer::from_slice(&self.rest).into_iter::<TerminalSize>();
+            let Some(next) = objects.next() else { return Ok(last) };
+            match next {
+                Ok(size) if objects.byte_offset() <= LONGEST => {
+                    last = Some(size);
+                    let used = objects.byte_offset();
+                    self.rest.drain(..used);
+                }
+                Err(error) if error.is_eof() && self.rest.len() < LONGEST => return Ok(last),
+                Ok(_) | Err(_) => return Err(NotASize),
+            }
         }
     }
-    Ok((last, used))
+
+    /// How many bytes wait for the rest of their object.
+    pub fn waiting(&self) -> usize {
+        self.rest.len()
+    }
 }
 
 #[cfg(test)]
@@ -77,22 +105,40 @@ mod tests {
 
     const WIDE: TerminalSize = TerminalSize { width: 120, height: 40 };
 
+    fn parse(bytes: &[u8]) -> Result<Option<TerminalSize>, NotASize> {
+        Parser::default().push(bytes)
+    }
+
     #[test]
     fn sizes_are_found_in_any_cut() {
         let text = br#"{"Width":80,"Height":24}{"Width":120,"Height":40}"#;
-        assert_eq!(parse(text).unwrap(), (Some(WIDE), text.len()));
-        let (size, used) = parse(&text[..30]).unwrap();
-        assert_eq!((size, used), (Some(TerminalSize { width: 80, height: 24 }), 24));
-        assert_eq!(parse(b"{\"Wid").unwrap(), (None, 0));
+        assert_eq!(parse(text).unwrap(), Some(WIDE));
+        for cut in 0..text.len() {
+            let mut parser = Parser::default();
+            let first = parser.push(&text[..cut]).unwrap();
+            assert_eq!(first.is_some(), cut >= 24, "{cut}");
+            assert_eq!(parser.push(&text[cut..]).unwrap(), Some(WIDE), "{cut}");
+            assert_eq!(parser.waiting(), 0);
+        }
     }
 
     #[test]
     fn what_is_no_size_is_refused() {
         assert!(parse(b"hello").is_err());
         assert!(parse(br#"{"Width":70000,"Height":1}"#).is_err());
-        assert!(parse(b"{").unwrap().0.is_none());
+        assert_eq!(parse(b"{").unwrap(), None);
         let endless = format!("{{\"Width\":1,\"x\":\"{}", "y".repeat(2 * LONGEST));
         assert!(parse(endless.as_bytes()).is_err());
+    }
+
+    #[test]
+    fn blanks_are_not_kept() {
+        let mut parser = Parser::default();
+        for _ in 0..1000 {
+            assert_eq!(parser.push(&[b' '; 1000]).unwrap(), None);
+            assert_eq!(parser.waiting(), 0);
+        }
+        assert_eq!(parser.push(br#"{"Width":120,"Height":40}"#).unwrap(), Some(WIDE));
     }
 
     #[tokio::test]

@@ -25,7 +25,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// What the error stream carries. Before version 4 success is said by saying nothing.
-    fn encode(&self, version: CommandVersion) -> Vec<u8> {
+    pub fn encode(&self, version: CommandVersion) -> Vec<u8> {
         if version >= CommandVersion::V4 {
             self.document().to_string().into_bytes()
         } else {

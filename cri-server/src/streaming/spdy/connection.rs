@@ -70,6 +70,8 @@ pub struct SpdyServer {
     accepted: mpsc::Sender<Incoming>,
     rules: Rules,
     last: u32,
+    /// The stream that was refused last because it never was opened.
+    unknown: u32,
     waiting: usize,
     /// Streams over their bound.
     full: usize,
@@ -90,6 +92,7 @@ impl SpdyServer {
             accepted,
             rules,
             last: 0,
+            unknown: 0,
             waiting: 0,
             full: 0,
             credit: 0,
@@ -154,7 +157,9 @@ impl SpdyServer {
     fn data(&mut self, id: u32, fin: bool, data: &[u8], output: &mut BytesMut) {
         let Some(stream) = self.streams.get_mut(&id).filter(|stream| !stream.in_ended) else {
             // A stream that was reset or forgotten here may have data on its way; one that never was is an error.
-            if id > self.last {
+            // Told once: its data may come in many small pieces.
+            if id > self.last && self.unknown != id {
+                self.unknown = id;
                 frame::put_reset(output, id, Reset::InvalidStream);
             }
             self.grant(data.len(), output);

@@ -227,3 +227,16 @@ async fn the_farewell_brings_the_error_stream_last() {
     assert_eq!(order, expected);
     assert!(stdout.writer.write(b"x").await.is_err());
 }
+
+#[test]
+fn data_for_a_stream_that_never_was_is_refused_once_however_it_comes() {
+    let mut bench = bench(4);
+    data(&mut bench.input, 7, false, b"nobody");
+    let mut whole = bench.input.split();
+    let mut answers = Vec::new();
+    while !whole.is_empty() {
+        bench.input.extend_from_slice(&whole.split_to(1));
+        answers.extend(bench.turn().unwrap());
+    }
+    assert_eq!(answers, [Frame::RstStream { id: 7, status: 2 }]);
+}

@@ -286,8 +286,7 @@ pub fn put_data_head(output: &mut BytesMut, id: u32, fin: bool, length: usize) {
     output.put_uint(u64::from(fin) << 24 | length as u64, 4);
 }
 
-/// A stream as a client opens it; here for the tests, which are clients.
-#[cfg(test)]
+/// A stream as a client opens it.
 pub fn put_syn_stream(output: &mut BytesMut, id: u32, flags: u8, block: &[u8]) {
     put_head(output, kind::SYN_STREAM, flags, 10 + block.len());
     output.put_u32(id);

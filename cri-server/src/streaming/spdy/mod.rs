@@ -5,12 +5,12 @@
 
 mod connection;
 mod dictionary;
-mod frame;
-mod headers;
+pub mod frame;
+pub mod headers;
 
 pub use connection::{Incoming, Rules, SpdyServer};
 pub use frame::{Decoder, Frame, FrameError};
-pub use headers::{HeaderError, Headers};
+pub use headers::{BlockWriter, HeaderError, Headers};
 
 #[cfg(test)]
 pub(super) mod client;

@@ -39,6 +39,26 @@ struct Message {
     channel: Option<u8>,
     /// Base64 digits that do not make a group of four yet.
     digits: Vec<u8>,
+    /// The padding of base64 was read: the message has nothing more to say.
+    padded: bool,
+    /// The close signal named its channel.
+    signalled: bool,
+}
+
+impl Message {
+    /// What a piece of base64 and the digits left from the piece before it stand for.
+    fn decode(&mut self, data: &[u8], last: bool) -> Result<Vec<u8>, LinkError> {
+        let wrong = || LinkError::Protocol("a message is not base64".into());
+        self.digits.extend_from_slice(data);
+        let whole = if last { self.digits.len() } else { self.digits.len() / 4 * 4 };
+        let group: Vec<u8> = self.digits.drain(..whole).collect();
+        // Padding ends the message, also when the pieces happen to be cut behind it.
+        if self.padded && !group.is_empty() {
+            return Err(wrong());
+        }
+        self.padded |= group.ends_with(b"=");
+        STANDARD.decode(group).map_err(|_| wrong())
+    }
 }
 
 /// The machine; [`super::super::link::start`] drives it.
@@ -108,12 +128,7 @@ impl Channels {
             self.deliver(channel, data);
             return Ok(());
         }
-        let digits = &mut self.message.digits;
-        digits.extend_from_slice(data);
-        let whole = if last { digits.len() } else { digits.len() / 4 * 4 };
-        let group: Vec<u8> = digits.drain(..whole).collect();
-        let data =
-            STANDARD.decode(group).map_err(|_| LinkError::Protocol("a message is not base64".into()))?;
+        let data = self.message.decode(data, last)?;
         self.deliver(channel, &data);
         Ok(())
     }
@@ -128,9 +143,12 @@ impl Channels {
 
     fn deliver(&mut self, channel: u8, data: &[u8]) {
         if channel == CLOSE_SIGNAL && self.plan.close_signal {
-            let named = data.first().and_then(|named| self.ports.get(usize::from(*named)));
-            if let Some(port) = named {
-                port.end_inbound();
+            // One byte, whatever follows it and however the message is cut.
+            if let Some(named) = data.first().filter(|_| !self.message.signalled) {
+                self.message.signalled = true;
+                if let Some(port) = self.ports.get(usize::from(*named)) {
+                    port.end_inbound();
+                }
             }
             return;
         }

@@ -83,6 +83,38 @@ async fn base64_is_decoded_across_fragments_and_encoded() {
     }
 }
 
+#[test]
+fn base64_that_goes_on_behind_its_padding_is_refused_in_any_cut() {
+    for pieces in [&[&b"0aGk=aGk="[..]][..], &[b"0aGk=", b"aGk="], &[b"0", b"aGk=", b"a", b"Gk="]] {
+        let mut bench = bench(Plan { base64: true, channels: 2, ..Plan::default() });
+        let mut input = BytesMut::new();
+        for (number, piece) in pieces.iter().enumerate() {
+            let opcode = if number == 0 { opcode::TEXT } else { opcode::CONTINUATION };
+            put_frame(&mut input, number + 1 == pieces.len(), opcode, piece);
+        }
+        let result = bench.machine.receive(&mut input, &mut BytesMut::new());
+        assert!(matches!(result, Err(LinkError::Protocol(_))), "{pieces:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_close_signal_names_one_channel_in_any_cut() {
+    for pieces in [&[&[255, 0, 1][..]][..], &[&[255, 0], &[1]], &[&[255], &[0], &[1]]] {
+        let mut bench = bench(Plan { close_signal: true, channels: 2, ..Plan::default() });
+        let mut input = BytesMut::new();
+        for (number, piece) in pieces.iter().enumerate() {
+            let opcode = if number == 0 { opcode::BINARY } else { opcode::CONTINUATION };
+            put_frame(&mut input, number + 1 == pieces.len(), opcode, piece);
+        }
+        bench.machine.receive(&mut input, &mut BytesMut::new()).unwrap();
+        let limit = std::time::Duration::from_millis(20);
+        for (channel, ends) in [(0, true), (1, false)] {
+            let end = tokio::time::timeout(limit, bench.handles[channel].0.read(&mut [0; 1])).await;
+            assert_eq!(matches!(end, Ok(Ok(0))), ends, "channel {channel}, {pieces:?}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn the_close_signal_ends_a_channel_in_version_5_alone() {
     for (close_signal, ends) in [(true, true), (false, false)] {

@@ -2,7 +2,7 @@
 //! `tunnel` carries another machine's bytes (SPDY) in binary messages.
 
 mod channels;
-mod frame;
+pub mod frame;
 mod tunnel;
 
 pub use channels::{Channels, Plan};

@@ -1,13 +1,15 @@
-//! SIGINT, SIGTERM and SIGHUP while a pod of ours exists: they ask the command to end, and never end us before the clean-up.
+//! SIGINT, SIGTERM, SIGHUP and SIGQUIT while something of ours needs a clean-up, as a pod or a raw terminal: they ask the
+//! command to end, and never end us before.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::cli::error::CliError;
+use super::error::CliError;
 
 const BY_SIGNAL: u8 = 128;
 const SIGINT: u8 = 2;
 const SIGTERM: u8 = 15;
 const SIGHUP: u8 = 1;
+const SIGQUIT: u8 = 3;
 
 /// The signals that came.
 #[derive(Debug)]
@@ -15,6 +17,7 @@ pub(super) struct Signals {
     interrupt: Signal,
     terminate: Signal,
     hang_up: Signal,
+    quit: Signal,
     first: Option<u8>,
 }
 
@@ -26,6 +29,7 @@ impl Signals {
             interrupt: watch(SignalKind::interrupt())?,
             terminate: watch(SignalKind::terminate())?,
             hang_up: watch(SignalKind::hangup())?,
+            quit: watch(SignalKind::quit())?,
             first: None,
         })
     }
@@ -36,6 +40,7 @@ impl Signals {
             _ = self.interrupt.recv() => SIGINT,
             _ = self.terminate.recv() => SIGTERM,
             _ = self.hang_up.recv() => SIGHUP,
+            _ = self.quit.recv() => SIGQUIT,
         };
         let code = BY_SIGNAL + number;
         *self.first.get_or_insert(code)
