@@ -46,7 +46,7 @@ impl Containers {
             ContainerState::Created | ContainerState::Running { .. } => {}
             state @ (ContainerState::Creating
             | ContainerState::Exited { .. }
-            | ContainerState::Removing) => {
+            | ContainerState::Removing { .. }) => {
                 return Err(ContainerError::NotUpdatable { state: state.name() });
             }
         }
