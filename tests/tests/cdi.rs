@@ -5,7 +5,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use cofferdam_proto::cri::{self, NamespaceMode};
+use cofferdam_proto::nri::{self, Event};
 use cofferdam_tests::client::build;
+use cofferdam_tests::fakes::nri::{Answer, Behaviour, Plugin};
 use cofferdam_tests::harness::{Node, Pod};
 use tonic::Code;
 
@@ -16,7 +18,8 @@ async fn node(folder: &Path) -> Option<Node> {
     }
     fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
     let dir = folder.display();
-    Node::builder().config("cdi", &format!("spec_dirs = [\"{dir}/low\", \"{dir}/high\"]")).start().await
+    let folders = format!("spec_dirs = [\"{dir}/low\", \"{dir}/high\"]");
+    Node::builder().config("cdi", &folders).config("nri", "socket = \"@DIR@/nri.sock\"\n").start().await
 }
 
 /// A device with everything in it that a file can name.
@@ -85,7 +88,7 @@ async fn a_device_brings_all_that_its_file_names() {
         ]
     );
     let ran = || fs::read_to_string(folder.path().join("ran")).unwrap();
-    assert_eq!(ran(), "created x\n");
+    assert!(ran().starts_with("created x\n"), "{}", ran());
     let state: serde_json::Value =
         serde_json::from_slice(&fs::read(folder.path().join("state")).unwrap()).unwrap();
     assert_eq!(state["id"], serde_json::json!(id));
@@ -179,6 +182,31 @@ async fn a_pod_with_users_of_its_own_has_devices_too() {
                   (echo x > /opt/library/file) 2>/dev/null || echo -read-only";
     let output = node.output(&pod, asking("main", &image, "vendor.com/thing=quiet", script)).await;
     assert_eq!(output, "3\n0:0\nfrom the vendor-read-only\n");
+    node.destroy(&pod).await;
+    node.assert_clean().await;
+}
+
+#[tokio::test]
+async fn a_plugin_gives_a_container_devices() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(node) = node(folder.path()).await else { return };
+    write_all(folder.path());
+    let image = node.base_image().await;
+    let giving = |name: &'static str| {
+        Behaviour::new("10", "giver", &[Event::CreateContainer]).on("CreateContainer", move |_| {
+            let cdi_devices = vec![nri::CdiDevice { name: name.into() }];
+            Answer::adjust(nri::ContainerAdjustment { cdi_devices, ..Default::default() })
+        })
+    };
+    let socket = node.dir().join("nri.sock");
+    let pod = node.run_pod(&node.pod("plugin")).await;
+    let plugin = Plugin::connect(&socket, giving("vendor.com/thing=nothing")).await.unwrap();
+    let config = build::shell("given", &image, "echo $ALL $TWO; cat /opt/library/file");
+    assert_eq!(node.output(&pod, config).await, "things nothing\nfrom the vendor");
+    drop(plugin);
+    let _plugin = Plugin::connect(&socket, giving("vendor.com/thing=unknown")).await.unwrap();
+    let status = refused(&node, &pod, build::shell("refused", &image, "true")).await;
+    assert_eq!(status.code(), Code::NotFound, "{status}");
     node.destroy(&pod).await;
     node.assert_clean().await;
 }
