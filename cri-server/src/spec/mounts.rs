@@ -192,7 +192,9 @@ fn requested(request: &cri::Mount, policy: MountPolicy, host: &dyn Host) -> Resu
             why: "the path is not absolute",
         });
     }
-    let options = ["rbind", check_propagation(request, host)?, access(request, policy)?];
+    // A request that contradicts itself is told so, whatever the host could give.
+    let access = access(request, policy)?;
+    let options = ["rbind", check_propagation(request, host)?, access];
     let mut mount = mount(&destination, "bind", source, &options);
     if let Some(maps) = userns::of_mount(request)? {
         show_as(&mut mount, maps);

@@ -16,6 +16,7 @@ mod layers;
 mod null;
 mod oci;
 mod probe;
+mod propagation;
 mod rootfs;
 mod spec;
 mod staging;

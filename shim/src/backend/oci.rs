@@ -14,6 +14,7 @@ use oci_spec::runtime::{LinuxResources, Spec};
 
 use super::{
     Failure, FailureKind, OciRuntime, Reporter, chain, console, device_filter, executable, guard, join, null,
+    propagation,
 };
 use crate::bundle::Bundle;
 use crate::cgroup::limits::{self, place};
@@ -72,7 +73,8 @@ impl OciRuntime for Libcontainer {
         let sound = placed
             .and_then(|()| device_filter::enforce(&spec, &cgroups, self.reporter))
             .and_then(|()| set_limits(&spec, &cgroups))
-            .and_then(|()| guard::after(&spec, pid));
+            .and_then(|()| guard::after(&spec, pid))
+            .and_then(|()| propagation::settle(&spec, pid));
         if let Err(failure) = sound {
             abandon(order, pid, &cgroups);
             return Err(failure);

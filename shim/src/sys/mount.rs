@@ -43,3 +43,19 @@ pub fn map_ids(mount: impl AsFd, userns: impl AsFd, recursive: bool) -> nix::Res
     };
     set(mount.as_fd(), recursive, &attr)
 }
+
+/// How mount events travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Propagation {
+    Private,
+    Slave,
+}
+
+/// Says how mount events travel at one mount of this process's namespace.
+pub fn set_propagation(mount: impl AsFd, propagation: Propagation) -> nix::Result<()> {
+    let propagation = match propagation {
+        Propagation::Private => libc::MS_PRIVATE,
+        Propagation::Slave => libc::MS_SLAVE,
+    };
+    set(mount.as_fd(), false, &MountAttr { propagation, ..MountAttr::default() })
+}
