@@ -6,6 +6,7 @@ use cofferdam_proto::nri;
 use oci_spec::runtime::Spec;
 
 use super::{Container, ContainerError, ContainerState, Containers};
+use crate::cdi::{self, DeviceName};
 use crate::nri::{adjust, convert};
 use crate::ports::Ports;
 use crate::sandbox::Sandbox;
@@ -43,7 +44,11 @@ impl Container {
                 .collect(),
             image: Some(nri::Image {
                 name: config.image.as_ref().map(|image| image.image.clone()).unwrap_or_default(),
-                digest: made.image_ref.split_once('@').map(|(_, digest)| digest.to_owned()).unwrap_or_default(),
+                digest: made
+                    .image_ref
+                    .split_once('@')
+                    .map(|(_, digest)| digest.to_owned())
+                    .unwrap_or_default(),
                 config_digest: made.image_id.clone(),
             }),
             ..Default::default()
@@ -97,14 +102,20 @@ impl Containers {
             return Ok(());
         }
         let pod = sandbox.for_plugins(&self.ports).await;
-        let wanted = self.ports.nri.create_container(pod, container.for_plugins(&self.ports).await).await?;
+        let mut wanted =
+            self.ports.nri.create_container(pod, container.for_plugins(&self.ports).await).await?;
         if wanted == nri::ContainerAdjustment::default() {
             return Ok(());
         }
-        let (ports, container) = (Arc::clone(&self.ports), Arc::clone(container));
+        let devices = std::mem::take(&mut wanted.cdi_devices);
+        let devices = devices.iter().map(|device| DeviceName::parse(&device.name));
+        let devices = devices.collect::<Result<Vec<_>, _>>()?;
+        let (users, ports, container) = (sandbox.users()?, Arc::clone(&self.ports), Arc::clone(container));
         tokio::task::spawn_blocking(move || {
             let path = ports.places.container(container.id()).join("config.json");
             let mut spec = Spec::load(&path).map_err(ContainerError::SpecFile)?;
+            let edits = cdi::resolve(&ports.cdi.spec_dirs, &devices)?;
+            cdi::apply(&mut spec, &edits, &LinuxHost, users)?;
             let node = adjust::Node { features: &ports.features, host: &LinuxHost };
             adjust::apply(&mut spec, &wanted, node).map_err(crate::nri::NriError::from)?;
             let cgroups_path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref());
@@ -170,7 +181,10 @@ impl Containers {
             return Err(ContainerError::NotRunning { state: state.name() });
         }
         let built = crate::spec::resources::build(&adjust::to_cri(wanted), None, &self.ports.features)?;
-        let shim = self.prepared(container).await.map_err(|error| ContainerError::Shared(crate::report::chain(&*error)))?;
+        let shim = self
+            .prepared(container)
+            .await
+            .map_err(|error| ContainerError::Shared(crate::report::chain(&*error)))?;
         Ok(shim.update(&built, std::collections::HashMap::new()).await?)
     }
 }
