@@ -104,6 +104,7 @@ fn of_sandbox(error: &SandboxError) -> Option<Code> {
         SandboxError::Invalid(_) | SandboxError::Handler(_) => Some(Code::InvalidArgument),
         SandboxError::Exists { .. } => Some(Code::AlreadyExists),
         SandboxError::Refused(_) | SandboxError::NotUpdatable { .. } => Some(Code::FailedPrecondition),
+        SandboxError::Nri(error) => of_nri(error),
         _ => None,
     }
 }
@@ -119,6 +120,7 @@ fn of_container(error: &ContainerError) -> Option<Code> {
         | ContainerError::NotRunning { .. }
         | ContainerError::NotUpdatable { .. }
         | ContainerError::SandboxNotReady { .. } => Some(Code::FailedPrecondition),
+        ContainerError::Nri(error) => of_nri(error),
         ContainerError::Unkillable { .. } | ContainerError::Exec(ExecError::DeadlineExceeded { .. }) => {
             Some(Code::DeadlineExceeded)
         }

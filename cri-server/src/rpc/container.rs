@@ -110,6 +110,10 @@ pub(super) async fn container_status(
     request: cri::ContainerStatusRequest,
 ) -> Result<cri::ContainerStatusResponse, Status> {
     let container = find(daemon, &request.container_id)?;
+    if container.state() == ContainerState::Creating {
+        // What is still being made is nobody's container yet: see list_containers.
+        return Err(status(&LookupError::NotFound { kind: "container", id: request.container_id }));
+    }
     let info = if request.verbose { verbose(daemon, &container).await } else { HashMap::new() };
     Ok(cri::ContainerStatusResponse { status: Some(status_of(&container)), info })
 }

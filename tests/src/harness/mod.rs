@@ -19,6 +19,7 @@ pub mod terminal;
 
 pub use node::{Node, NodeBuilder, Pod};
 pub use registry::Registry;
+pub use sys::inherited;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

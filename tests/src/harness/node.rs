@@ -48,7 +48,7 @@ pub struct NodeBuilder {
 }
 
 impl NodeBuilder {
-    /// Adds lines to a section of config.toml ("" is the top).
+    /// Adds lines to a section of config.toml ("" is the top). `@DIR@` in them stands for the node's folder.
     pub fn config(mut self, section: &'static str, lines: &str) -> Self {
         let text = self.sections.entry(section).or_default();
         text.push_str(lines);
@@ -116,7 +116,8 @@ impl Node {
             let text = text.replace("@DIR@", &dir.display().to_string());
             std::fs::write(dir.join("net.d").join(name), text).expect("cannot write the CNI configuration");
         }
-        std::fs::write(dir.join("config.toml"), config(&dir, &builder.sections))
+        let text = config(&dir, &builder.sections).replace("@DIR@", &dir.display().to_string());
+        std::fs::write(dir.join("config.toml"), text)
             .expect("cannot write config.toml");
         let cri = Cri::new(&dir.join("run.sock").display().to_string());
         let mut node = Self::assemble(Netns::create(), cri, folder, dir.join("certs.d"));
@@ -321,8 +322,8 @@ fn config(dir: &Path, extra: &HashMap<&'static str, String>) -> String {
         ("image", format!("registry_config = \"{dir}/certs.d\"\n")),
         ("network", String::new()),
         ("streaming", "address = \"127.0.0.1:0\"\n".into()),
-        ("nri", "socket = \"\"\n".into()),
         // Off, unless the test is about them.
+        ("nri", String::new()),
         ("metrics", if extra.contains_key("metrics") { String::new() } else { "address = \"\"\n".into() }),
     ];
     // Another shim in place of ours, with the OCI runtime it should use.
@@ -344,6 +345,12 @@ fn config(dir: &Path, extra: &HashMap<&'static str, String>) -> String {
     for (key, value) in defaults.iter().filter(|(key, _)| !network.contains(key)) {
         // Writing into a String cannot fail.
         let _ = writeln!(sections[2].1, "{key} = {value}");
+    }
+    let nri = extra.get("nri").map_or("", String::as_str);
+    for (key, value) in [("socket", "\"\""), ("plugin_path", "\"\"")] {
+        if !nri.lines().any(|line| line.starts_with(key)) {
+            let _ = writeln!(sections[4].1, "{key} = {value}");
+        }
     }
     for (name, lines) in extra {
         match sections.iter_mut().find(|(section, _)| section == name) {

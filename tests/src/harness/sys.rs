@@ -1,9 +1,9 @@
-//! The harness's own system calls: what a child does before exec, and bringing loopback up.
+//! The harness's own system calls: what a child does before exec, bringing loopback up, inherited descriptors.
 
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -37,4 +37,10 @@ pub fn loopback_up() -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// A descriptor that this process was started with, and that nothing else in it uses.
+pub fn inherited(number: RawFd) -> OwnedFd {
+    // SAFETY: the caller names a descriptor that its parent left open for it alone; a wrong number gives errors.
+    unsafe { OwnedFd::from_raw_fd(number) }
 }

@@ -1,0 +1,3 @@
+//! What others connect to the daemon, as small as it can be and made to misbehave where a test wants it.
+
+pub mod nri;
