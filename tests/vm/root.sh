@@ -106,6 +106,11 @@ build_root() { # CHECK...
 add_critest() {
     add_program "$critest" /usr/local/bin/critest
     install -m 644 "$here/critest.sh" "$root/checks/critest.sh"
+    # What the suite itself calls on the node.
+    local program
+    for program in ipcmk ipcs ipcrm; do
+        [ ! -x "$(command -v $program)" ] || add_program "$(command -v $program)" /usr/bin/$program
+    done
     printf '%s' "$focus" > "$root/focus"
     printf '%s' "$skip" > "$root/skip"
     local name host=$registry
