@@ -122,6 +122,8 @@ impl Containers {
             if let Some(path) = cgroups_path.map(|path| path.display().to_string()) {
                 container.move_cgroup(path);
             }
+            // Stored with the state that follows.
+            container.resources.store(Some(Arc::new(crate::spec::resources::in_effect(&spec))));
             spec.save(&path).map_err(ContainerError::SpecFile)
         })
         .await?

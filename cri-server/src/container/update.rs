@@ -10,7 +10,7 @@ use std::sync::Arc;
 use cofferdam_proto::cri;
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 
-use super::{Container, ContainerError, ContainerRecord, ContainerState, Containers, Shared};
+use super::{Container, ContainerError, ContainerState, Containers, Shared};
 use crate::ports::Ports;
 use crate::runtime::RuntimeError;
 use crate::spec::resources;
@@ -108,15 +108,13 @@ impl Containers {
         let limits = after.linux().as_ref().and_then(|linux| linux.resources().as_ref()).unwrap_or(&none);
         if let Err(error) = shim.update(limits, annotations).await {
             return Err(match container.state() {
-                state @ ContainerState::Exited { .. } => {
-                    ContainerError::NotUpdatable { state: state.name() }
-                }
+                state @ ContainerState::Exited { .. } => ContainerError::NotUpdatable { state: state.name() },
                 _ => ContainerError::Update(error),
             });
         }
         let score = |spec: &Spec| spec.process().as_ref().and_then(Process::oom_score_adj).unwrap_or(0);
         if score(before) != score(after) {
-            let path = &container.made.cgroups_path;
+            let path = container.cgroups_path();
             self.ports.cgroups.change_oom_score(path, score(before), score(after)).await?;
         }
         Ok(())
@@ -131,8 +129,7 @@ impl Container {
         resources: cri::LinuxContainerResources,
     ) -> Result<(), ContainerError> {
         let _one_at_a_time = self.change.lock().await;
-        let state = self.state();
-        let record = ContainerRecord { state, resources: Some(resources.clone()), ..self.made.clone() };
+        let record = self.record(self.state(), Some(resources.clone()));
         ports.store.put(Table::Containers, self.made.id.as_str(), &record).await?;
         self.resources.store(Some(Arc::new(resources)));
         Ok(())
