@@ -17,7 +17,7 @@ PEER_PACKAGES := docker-registry busybox-static containernetworking-plugins cont
 # To run the main job on Debian's kernel and cgroup v2 alone, in a virtual machine.
 VM_PACKAGES := qemu-system-x86 kmod cpio busybox-static nftables
 
-.PHONY: help build shim setup setup-build setup-vm vm-test demo test unit e2e lint ci bench fuzz install clean
+.PHONY: help build shim setup setup-build setup-vm vm-test vm-systemd vm-critest demo test unit e2e lint ci bench fuzz install clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | column -t -s "$$(printf '\t')"
@@ -62,6 +62,16 @@ e2e: ## the tests through the socket
 
 vm-test: setup-vm build ## the main job in a virtual machine with Debian's kernel and cgroup v2 (minutes)
 	tests/vm/run.sh target/release
+
+vm-systemd: setup-vm build ## the same with systemd keeping the cgroups, on v2 and on a hybrid node
+	@SUDO="$(SUDO)" tests/setup.sh systemd
+	tests/vm/run.sh --systemd target/release
+	tests/vm/run.sh --systemd --hybrid target/release
+
+# Under emulation the whole suite takes an hour or more; FOCUS and SKIP choose specs.
+vm-critest: setup-vm build ## critest in that machine, with AppArmor; needs critest and a registry with its images
+	COFFERDAM_VM_SECONDS=$${COFFERDAM_VM_SECONDS:-7200} \
+	tests/vm/run.sh --critest $(if $(FOCUS),--focus '$(FOCUS)') $(if $(SKIP),--skip '$(SKIP)') target/release
 
 lint: ## formatting, clippy with warnings denied, licences
 	cargo fmt --all --check

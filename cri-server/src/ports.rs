@@ -6,6 +6,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::cgroup::Cgroups;
+use crate::event::Events;
 use crate::image::ImageService;
 use crate::network::Network;
 use crate::node::Features;
@@ -34,6 +35,8 @@ pub struct Ports {
     /// What the node allows a spec to ask for.
     pub features: Features,
     pub spec_defaults: Defaults,
+    /// Where lifecycles say how far they are.
+    pub events: Arc<Events>,
     /// Owns every task of the domain; the daemon waits for them when it ends.
     pub tracker: TaskTracker,
     /// Cancelled when the daemon ends: what only watches ends then, what changes something is waited for.

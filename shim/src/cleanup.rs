@@ -8,13 +8,14 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use containerd_shim_protos::api::DeleteResponse;
+use oci_spec::runtime::Spec;
 use protobuf::{Message, MessageField};
 
 use crate::args::Args;
 use crate::backend::unmount_rootfs;
 use crate::bootstrap::socket_path;
 use crate::bundle::Bundle;
-use crate::cgroup::kill;
+use crate::cgroup::{CgroupPaths, kill};
 use crate::error::ShimError;
 use crate::publish::to_timestamp;
 use crate::sys;
@@ -30,11 +31,11 @@ pub fn delete(args: &Args) -> Result<(), ShimError> {
     let bundle = Bundle::new(args.bundle.clone().unwrap_or(folder));
     end_server(&bundle, &args.id);
     let created: Option<Created> = bundle.read_json("task.json").ok();
-    if let Some(created) = &created {
-        remove_cgroups(created, &bundle);
-        if created.mounted_on_host {
-            unmount_rootfs(&bundle.rootfs());
-        }
+    let cgroups = created.as_ref().map_or_else(|| cgroups_of_spec(&bundle, &args.id), |c| c.cgroups.clone());
+    remove_cgroups(&cgroups, &bundle);
+    // Where nothing tells whether it was mounted on the host: to unmount what is no mount point changes nothing.
+    if created.as_ref().is_none_or(|created| created.mounted_on_host) {
+        unmount_rootfs(&bundle.rootfs());
     }
     drop(fs::remove_dir_all(bundle.runtime_root()));
     drop(fs::remove_file(socket_path(bundle.path(), &args.id, None)));
@@ -77,12 +78,25 @@ fn end_server(bundle: &Bundle, id: &str) {
     bundle.warn(&format!("the server {pid} does not die"));
 }
 
-fn remove_cgroups(created: &Created, bundle: &Bundle) {
+/// Where the container's processes must be if its creation was cut off before the shim noted it down.
+fn cgroups_of_spec(bundle: &Bundle, id: &str) -> CgroupPaths {
+    let spec: Option<Spec> = bundle.read_json("config.json").ok();
+    let path = spec.as_ref().and_then(|spec| spec.linux().as_ref()?.cgroups_path().clone());
+    CgroupPaths::named(&path.unwrap_or_else(|| id.into())).unwrap_or_else(|error| {
+        bundle.warn(&format!("find the container's cgroups: {error}"));
+        CgroupPaths::default()
+    })
+}
+
+fn remove_cgroups(cgroups: &CgroupPaths, bundle: &Bundle) {
     for _ in 0..TRIES {
-        if let Err(error) = kill::signal_all(&created.cgroups, libc::SIGKILL) {
-            bundle.warn(&format!("kill what the container left: {error}"));
+        // Every hierarchy: a process that was being put into them may have reached some only.
+        for folder in cgroups.folders() {
+            if let Err(error) = kill::signal_folder(folder, cgroups.is_v2(), libc::SIGKILL) {
+                bundle.warn(&format!("kill what the container left: {error}"));
+            }
         }
-        match kill::remove(&created.cgroups) {
+        match kill::remove(cgroups) {
             Ok(true) => return,
             Ok(false) => sleep(Duration::from_millis(10)),
             Err(error) => return bundle.warn(&format!("remove the cgroups: {error}")),

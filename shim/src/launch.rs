@@ -4,11 +4,12 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdStream;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -17,6 +18,7 @@ use crate::backend::{CHILD_COMMAND, Failure, FailureKind};
 use crate::bundle::Bundle;
 use crate::error::ShimError;
 use crate::reaper::{Launching, Reaper};
+use crate::sys;
 use crate::wire::{Created, Order, Report};
 
 /// After the child ended, its last words are already in the socket; this only bounds reading them.
@@ -24,6 +26,16 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// A child that failed removes the cgroups it made; more than this it does not get.
 const CLEAN_UP: Duration = Duration::from_secs(5);
+
+/// As whom the child shows itself.
+const NAME: &str = "containerd-shim-cofferdam-v1";
+
+/// Descriptors that a service manager passed to the daemon: libcontainer would pass whatever has their numbers on.
+const NOT_FOR_CONTAINERS: [&str; 4] = ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET"];
+
+/// The longest report, and the most of them in one conversation: the child may have been taken over by then.
+const LONGEST_REPORT: u64 = 64 * 1024;
+const MOST_REPORTS: u32 = 1000;
 
 /// The container's ends of its standard streams; an absent one is /dev/null.
 #[derive(Default)]
@@ -33,9 +45,42 @@ pub struct ContainerEnds {
     pub stderr: Option<OwnedFd>,
 }
 
+/// What comes over the socket, report by report.
+struct Reports {
+    stream: BufReader<UnixStream>,
+    /// The beginning of a report whose end has not come yet.
+    line: Vec<u8>,
+    taken: u32,
+}
+
+impl Reports {
+    fn new(stream: UnixStream) -> Self {
+        Reports { stream: BufReader::with_capacity(1024, stream), line: Vec::new(), taken: 0 }
+    }
+
+    /// The next report, or `None` at the end. Nothing is lost when the caller stops waiting.
+    async fn next(&mut self) -> io::Result<Option<Report>> {
+        let room = LONGEST_REPORT - self.line.len() as u64;
+        match (&mut self.stream).take(room).read_until(b'\n', &mut self.line).await {
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
+            Err(e) => return Err(e),
+        }
+        let line = std::mem::take(&mut self.line);
+        if line.is_empty() {
+            return Ok(None);
+        }
+        self.taken += 1;
+        if line.len() as u64 >= LONGEST_REPORT || self.taken > MOST_REPORTS {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the runtime child says too much"));
+        }
+        Ok(Some(serde_json::from_slice(&line)?))
+    }
+}
+
 /// The child and what it says.
 pub struct Child {
-    reports: BufReader<UnixStream>,
+    reports: Reports,
     exited: oneshot::Receiver<u32>,
     ended: bool,
     details: Vec<String>,
@@ -45,7 +90,7 @@ pub struct Child {
 
 /// The rest of the conversation after the child is gone: the container's process holds the other end until its exec.
 pub struct UntilExec {
-    reports: BufReader<UnixStream>,
+    reports: Reports,
 }
 
 fn stdio(end: Option<OwnedFd>) -> Stdio {
@@ -74,19 +119,26 @@ fn spawn_child(
     let launching = reaper.launching();
     // The process has one thread, so no other spawn can slip in between and inherit the socket as well.
     rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty())?;
-    let child = Command::new("/proc/self/exe")
+    let program = sys::program::own()?;
+    let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
+    command
+        .arg0(NAME)
         .arg(CHILD_COMMAND)
         .arg(theirs.as_raw_fd().to_string())
+        .arg(std::process::id().to_string())
         .current_dir(bundle.path())
         .stdin(stdio(ends.stdin))
         .stdout(stdio(ends.stdout))
-        .stderr(stdio(ends.stderr))
-        .spawn()?;
-    drop(theirs);
+        .stderr(stdio(ends.stderr));
+    for variable in NOT_FOR_CONTAINERS {
+        command.env_remove(variable);
+    }
+    let child = command.spawn()?;
+    drop((theirs, program));
     let exited = reaper.watch(child.id().cast_signed());
     (&ours).write_all(&line)?;
     ours.set_nonblocking(true)?;
-    let reports = BufReader::with_capacity(1024, UnixStream::from_std(ours)?);
+    let reports = Reports::new(UnixStream::from_std(ours)?);
     Ok(Child {
         reports,
         exited,
@@ -101,16 +153,15 @@ impl Child {
     /// The next report, or `None` when the child ended without another word.
     async fn next(&mut self) -> Result<Option<Report>, ShimError> {
         let reading = ShimError::io("read the runtime child's report");
-        let mut line = Vec::new();
         if !self.ended {
             tokio::select! {
                 biased;
-                read = self.reports.read_until(b'\n', &mut line) => return parse(read, &line).map_err(reading),
+                read = self.reports.next() => return read.map_err(reading),
                 _ = &mut self.exited => self.ended = true,
             }
         }
-        match timeout(LAST_WORDS, self.reports.read_until(b'\n', &mut line)).await {
-            Ok(read) => parse(read, &line).map_err(reading),
+        match timeout(LAST_WORDS, self.reports.next()).await {
+            Ok(read) => read.map_err(reading),
             Err(_) => Ok(None),
         }
     }
@@ -175,25 +226,13 @@ impl Child {
 impl UntilExec {
     /// Returns when the program runs, or says why it does not.
     pub async fn wait(mut self, bundle: &Bundle) -> Result<(), ShimError> {
-        let mut line = Vec::new();
         loop {
-            line.clear();
-            let read = self.reports.read_until(b'\n', &mut line).await;
-            match parse(read, &line).map_err(ShimError::io("wait for the program's exec"))? {
+            match self.reports.next().await.map_err(ShimError::io("wait for the program's exec"))? {
                 None => return Ok(()),
                 Some(Report::Failed(failure)) => return Err(ShimError::Runtime(failure)),
                 Some(Report::Warning(text) | Report::Detail(text)) => bundle.warn(&text),
                 Some(_) => {}
             }
         }
-    }
-}
-
-fn parse(read: io::Result<usize>, line: &[u8]) -> io::Result<Option<Report>> {
-    match read {
-        Ok(0) => Ok(None),
-        Ok(_) => Ok(Some(serde_json::from_slice(line)?)),
-        Err(e) if e.kind() == io::ErrorKind::ConnectionReset => Ok(None),
-        Err(e) => Err(e),
     }
 }

@@ -169,12 +169,12 @@ impl TaskRpc for Service {
     }
 
     async fn pause(&self, _: &TtrpcContext, r: PauseRequest) -> ttrpc::Result<Empty> {
-        self.task(&r.id)?.pause()?;
+        self.task(&r.id)?.pause().await?;
         Ok(Empty::new())
     }
 
     async fn resume(&self, _: &TtrpcContext, r: ResumeRequest) -> ttrpc::Result<Empty> {
-        self.task(&r.id)?.resume()?;
+        self.task(&r.id)?.resume().await?;
         Ok(Empty::new())
     }
 

@@ -248,8 +248,8 @@ async fn stdin_once_ends_with_its_first_client() {
     let node = Node::start().await;
     let image = node.base_image().await;
     let pod = node.run_pod(&node.pod("once")).await;
-    for (protocol, polite) in [(SPDY, true), (V5, true), (SPDY, false)] {
-        let script = "while read line; do echo \"got $line\"; done; echo over; exit 5";
+    for (protocol, polite) in [(SPDY, true), (V5, true), (SPDY, false), (V5, false)] {
+        let script = "while read line; do echo \"got $line\"; sleep 0.2; done; echo over; exit 5";
         let id = node.run_container(&pod, talker(&image, script, true)).await;
         let mut session = attach(&node, &id, protocol, INPUT).await;
         session.send(STDIN, b"one\n").await;
@@ -259,10 +259,14 @@ async fn stdin_once_ends_with_its_first_client() {
             let rest = session.rest().await;
             assert_eq!(text(&rest, STDOUT), "over\n", "{protocol:?}");
             assert_eq!(exit_code(&rest[&ERROR]), Ok(0), "an attach has no exit code of its own");
+        } else {
+            session.send(STDIN, b"last\nwords\n").await;
         }
         drop(session);
         let status = node.cri.wait_exited(&id, Duration::from_secs(10)).await.unwrap();
         assert_eq!((status.state(), status.exit_code), (ContainerState::ContainerExited, 5), "{protocol:?}");
+        let log = std::fs::read_to_string(&status.log_path).unwrap();
+        assert!(log.contains("got one") && (polite || log.contains("got words")), "{protocol:?}: {log}");
         node.cri.remove(&id).await.unwrap();
     }
     node.destroy(&pod).await;

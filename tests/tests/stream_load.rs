@@ -3,7 +3,7 @@
 //! The figures that it prints are worth comparing for release binaries alone.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -103,10 +103,22 @@ impl Scene {
     }
 
     async fn forward(&self) -> Session {
-        let request = PortForwardRequest { pod_sandbox_id: self.pod.id.clone(), port: vec![7000] };
+        let request = PortForwardRequest { pod_sandbox_id: self.pod.id.clone(), port: vec![7000, 7001] };
         let answer = self.node.cri.runtime.clone().port_forward(request).await.expect("PortForward failed");
         let url = answer.into_inner().url;
         Session::new(streams::spdy(&self.node.netns, &url, "portforward.k8s.io"))
+    }
+
+    /// The network of the pod, by the container's process.
+    fn network(&self) -> std::fs::File {
+        let mark = format!("/{}", self.node.mark());
+        let processes = std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
+        let ours = |path: &std::path::PathBuf| {
+            let read = |file: &str| std::fs::read_to_string(path.join(file)).unwrap_or_default();
+            read("cmdline").starts_with("nc\0-ll") && read("cgroup").contains(&mark)
+        };
+        let process = processes.into_iter().find(ours).expect("the container's process is not found");
+        std::fs::File::open(process.join("ns/net")).unwrap()
     }
 
     /// Runs `work` on a thread; fails if daemon or shim grow meanwhile. Not the first time, which warms both up.
@@ -207,7 +219,7 @@ fn zeroes(mut session: Session, bytes: usize) {
 }
 
 fn through_a_port(mut session: Session, bytes: usize) {
-    connect(&mut session, 0).unwrap();
+    connect(&mut session, 0, "7000").unwrap();
     let begun = Instant::now();
     let sent = send_noise(session.writer(), 3, bytes);
     let (mut digest, mut count) = (Sha256::new(), 0);
@@ -225,12 +237,37 @@ fn through_a_port(mut session: Session, bytes: usize) {
 }
 
 /// Opens both streams of connection `number`: the error stream is `4 * number + 1`, the data stream the next one.
-fn connect(session: &mut Session, number: u32) -> std::io::Result<()> {
+fn connect(session: &mut Session, number: u32, port: &str) -> std::io::Result<()> {
     let name = number.to_string();
     for (id, kind) in [(4 * number + 1, "error"), (4 * number + 3, "data")] {
-        session.open(id, &[("streamtype", kind), ("port", "7000"), ("requestid", &name)])?;
+        session.open(id, &[("streamtype", kind), ("port", port), ("requestid", &name)])?;
     }
     Ok(())
+}
+
+/// A server inside a pod's network that echoes and, other than busybox's nc, takes many connections at once. Its
+/// thread ends with `over`.
+fn echo(network: std::fs::File, over: Arc<AtomicBool>) -> std::thread::JoinHandle<()> {
+    let (ready, listening) = std::sync::mpsc::channel();
+    let server = std::thread::spawn(move || {
+        nix::sched::setns(network, nix::sched::CloneFlags::CLONE_NEWNET).expect("cannot enter the pod");
+        let listener = TcpListener::bind("127.0.0.1:7001").expect("the port is taken");
+        listener.set_nonblocking(true).unwrap();
+        ready.send(()).unwrap();
+        while !over.load(Ordering::Acquire) {
+            let Ok((mut stream, _)) = listener.accept() else {
+                std::thread::sleep(Duration::from_millis(2));
+                continue;
+            };
+            stream.set_nonblocking(false).unwrap();
+            std::thread::spawn(move || {
+                let mut words = Vec::new();
+                stream.read_to_end(&mut words).and_then(|_| stream.write_all(&words))
+            });
+        }
+    });
+    listening.recv().expect("the echo server does not listen");
+    server
 }
 
 #[tokio::test]
@@ -333,14 +370,16 @@ async fn many_connections_over_one_session_do_not_mix() {
     let many: u32 = if full() { 1000 } else { 150 };
     let scene = Scene::new("connections").await;
     let mut session = scene.forward().await;
+    let over = Arc::new(AtomicBool::new(false));
+    let server = echo(scene.network(), Arc::clone(&over));
     let begun = Instant::now();
     std::thread::spawn(move || {
         let mut got = vec![String::new(); many as usize];
         let (mut opened, mut ended) = (0, 0);
         while ended < many {
-            // Some dozens at a time: what is at the other end starts a process for each.
-            while opened < many && opened - ended < 50 {
-                connect(&mut session, opened).unwrap();
+            // Not more at a time than a listener's queue may hold.
+            while opened < many && opened - ended < 100 {
+                connect(&mut session, opened, "7001").unwrap();
                 session.send(4 * opened + 3, true, format!("I am {opened}").as_bytes()).unwrap();
                 opened += 1;
             }
@@ -359,6 +398,8 @@ async fn many_connections_over_one_session_do_not_mix() {
     .join()
     .unwrap();
     println!("{many} connections: {:?}", begun.elapsed());
+    over.store(true, Ordering::Release);
+    server.join().unwrap();
     scene.end().await;
 }
 
@@ -369,7 +410,7 @@ async fn clients_that_vanish_half_way_leave_nothing() {
     let mut clients = Vec::new();
     for _ in 0..8 {
         let mut sessions = vec![(scene.spdy_exec(&["cat"]).await, 3), (scene.forward().await, 3)];
-        connect(&mut sessions[1].0, 0).unwrap();
+        connect(&mut sessions[1].0, 0, "7000").unwrap();
         for (session, id) in sessions {
             let go = Arc::clone(&go);
             clients.push(std::thread::spawn(move || {

@@ -45,16 +45,43 @@ cri() { crictl --timeout 60s "$@"; }
 # As systemd starts it: in a cgroup of its own, so that no container's is made inside of the daemon's.
 start_daemon() {
     mounts_before=$(cut -d' ' -f2 /proc/mounts | sort)
-    # As systemd hands them down.
-    for folder in $cgroups $cgroups/system.slice; do
-        mkdir -p $folder
-        echo "+cpu +io +memory +pids" > $folder/cgroup.subtree_control
-    done
-    mkdir -p $service
-    sh -c "echo \$\$ > $service/cgroup.procs; exec cofferdam serve" > /run/daemon.log 2>&1 &
-    daemon=$!
+    if [ -e /systemd-mode ]; then
+        mkdir -p /etc/cofferdam
+        echo 'cgroup_driver = "systemd"' > /etc/cofferdam/config.toml
+        systemctl start cofferdam.service
+        daemon=$(systemctl show -P MainPID cofferdam.service)
+    else
+        # As systemd hands them down.
+        for folder in $cgroups $cgroups/system.slice; do
+            mkdir -p $folder
+            echo "+cpu +io +memory +pids" > $folder/cgroup.subtree_control
+        done
+        mkdir -p $service
+        sh -c "echo \$\$ > $service/cgroup.procs; exec cofferdam serve" > /run/daemon.log 2>&1 &
+        daemon=$!
+    fi
     if until_true 60 cofferdam info; then pass "the daemon is ready"; else fail "the daemon is ready" "$(cat /run/daemon.log)"; fi
 }
+
+stop_daemon() {
+    if [ -e /systemd-mode ]; then
+        systemctl stop cofferdam.service
+        [ "$(systemctl show -P Result cofferdam.service)" = success ]
+    else
+        kill -TERM $daemon
+        wait $daemon
+    fi
+}
+
+# systemd keeps cgroups of its own, and takes those of ended scopes away in its own time.
+left_cgroups() {
+    if [ -e /systemd-mode ]; then
+        find $cgroups -mindepth 1 -type d | grep -E '/(cri-|exec-|[0-9a-f]{64})'
+    else
+        find $cgroups -mindepth 1 -type d | grep -vE "/system.slice(/cofferdam.service)?$"
+    fi
+}
+no_cgroups() { [ -z "$(left_cgroups)" ]; }
 
 # Nothing may stay behind once all pods are removed and the daemon has ended.
 finish() {
@@ -62,13 +89,12 @@ finish() {
         [ -d "$pod" ] && cofferdam rm -f "$(basename "$pod")"
     done
     equal "no process of a pod is left" "" "$(ps -o args | grep -E 'shim-cofferdam|/pause' | grep -v grep)"
-    kill -TERM $daemon
-    wait $daemon
+    stop_daemon
     equal "the daemon ends well" 0 $?
-    left=$(find $cgroups -mindepth 1 -type d | grep -vE "/system.slice(/cofferdam.service)?$")
-    equal "no cgroup is left" "" "$left"
+    until_true 5 no_cgroups
+    equal "no cgroup is left" "" "$(left_cgroups)"
     equal "no mount is left" "$mounts_before" "$(cut -d' ' -f2 /proc/mounts | sort)"
-    equal "no link is left" "lo" "$(ls /sys/class/net | grep -v -E '^(bonding_masters)$' | tr '\n' ' ' | sed 's/ $//')"
+    equal "no link is left" "lo" "$(ls /sys/class/net | grep -v -E '^(bonding_masters|eth0)$' | tr '\n' ' ' | sed 's/ $//')"
     rules=$(nft list ruleset)
     case $rules in *dnat*|*10.*) fail "no rule of a pod is left" "$rules" ;; *) pass "no rule of a pod is left" ;; esac
     [ -z "$(grep -E 'WARN|ERROR' /run/daemon.log)" ] || { echo "the daemon's warnings:"; grep -E 'WARN|ERROR' /run/daemon.log; }

@@ -26,7 +26,7 @@ pub enum CgroupError {
     NoPath(String),
     #[error("cannot {what} {path:?}")]
     Io { what: &'static str, path: PathBuf, source: io::Error },
-    #[error("cannot empty the cgroup before it is removed")]
+    #[error("processes of the cgroup")]
     Kill(#[from] KillError),
     #[error("cgroup {0:?} is nested too deeply")]
     TooDeep(PathBuf),

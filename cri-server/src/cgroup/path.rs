@@ -24,6 +24,10 @@ pub fn cgroups_path(driver: Driver, parent: &str, id: &str) -> Result<String, &'
     let parent = parent.trim_end_matches('/');
     match driver {
         Driver::Cgroupfs => {
+            if parent.ends_with(".slice") {
+                return Err("a slice is systemd's, and this runtime makes cgroups itself: set cgroup_driver to \
+                     \"systemd\", or the kubelet's cgroupDriver to cgroupfs");
+            }
             let parent = if parent.is_empty() { DEFAULT_PARENT } else { parent };
             Ok(format!("/{}/{id}", parent.trim_start_matches('/')))
         }
@@ -38,6 +42,34 @@ pub fn cgroups_path(driver: Driver, parent: &str, id: &str) -> Result<String, &'
             Ok(format!("{slice}:{SCOPE_PREFIX}:{id}"))
         }
     }
+}
+
+/// How the `cgroupsPath` of a container or a pod's pause container is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// A folder; with systemd, one in the pod's delegated scope, of which our shim makes sure.
+    Folder,
+    /// With systemd, a unit of its own for each container, which the OCI runtime makes: for shims that know no pods.
+    Unit,
+}
+
+/// The `cgroupsPath` of container `id` of the sandbox `pod`, below the parent that the kubelet names.
+///
+/// # Errors
+/// Says why `parent` cannot be one.
+pub fn container_path(
+    driver: Driver,
+    form: Form,
+    parent: &str,
+    pod: &str,
+    id: &str,
+) -> Result<String, &'static str> {
+    if (driver, form) != (Driver::Systemd, Form::Folder) {
+        return cgroups_path(driver, parent, id);
+    }
+    let scope = cgroups_path(driver, parent, pod)?;
+    let scope = relative_path(&scope).ok_or("a slice's name is words between single dashes")?;
+    Ok(format!("{scope}/{id}"))
 }
 
 /// The folders of a slice from the root: `a-b.slice` lies in `a.slice`.
@@ -99,6 +131,7 @@ mod tests {
             (Driver::Cgroupfs, "/kubepods/pod7", Some("/kubepods/pod7/c1")),
             (Driver::Cgroupfs, "kubepods/pod7/", Some("/kubepods/pod7/c1")),
             (Driver::Cgroupfs, "/a/../b", None),
+            (Driver::Cgroupfs, "/kubepods.slice/kubepods-pod7.slice", None),
             (Driver::Systemd, "", Some("cofferdam.slice:cri-cofferdam:c1")),
             (
                 Driver::Systemd,
@@ -110,6 +143,21 @@ mod tests {
         for (driver, parent, expected) in table {
             assert_eq!(cgroups_path(driver, parent, "c1").ok().as_deref(), expected, "{driver:?} {parent:?}");
         }
+    }
+
+    #[test]
+    fn with_systemd_a_pod_has_one_scope() {
+        let parent = "/kubepods.slice/kubepods-pod7.slice";
+        let path = |driver, form, parent| container_path(driver, form, parent, "s1", "c1").ok();
+        let scoped = "/kubepods.slice/kubepods-pod7.slice/cri-cofferdam-s1.scope/c1";
+        assert_eq!(path(Driver::Systemd, Form::Folder, parent).as_deref(), Some(scoped));
+        let unit = "kubepods-pod7.slice:cri-cofferdam:c1";
+        assert_eq!(path(Driver::Systemd, Form::Unit, parent).as_deref(), Some(unit));
+        assert_eq!(path(Driver::Cgroupfs, Form::Folder, "/pods").as_deref(), Some("/pods/c1"));
+        let fallback = "/cofferdam.slice/cri-cofferdam-s1.scope/c1";
+        assert_eq!(path(Driver::Systemd, Form::Folder, "").as_deref(), Some(fallback));
+        assert_eq!(path(Driver::Systemd, Form::Folder, "/kubepods/pod7"), None);
+        assert_eq!(path(Driver::Systemd, Form::Folder, "a--b.slice"), None);
     }
 
     #[test]

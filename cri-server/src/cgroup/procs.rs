@@ -17,13 +17,15 @@ const TRIES: u32 = 200;
 const PAUSE: Duration = Duration::from_millis(5);
 const MAX_DEPTH: usize = 32;
 
-/// Why processes are left in a cgroup.
+/// Why the processes of a cgroup are not as they should be.
 #[derive(Debug, thiserror::Error)]
 pub enum KillError {
     #[error("{} processes of {folder:?} do not die, among them {:?}", pids.len(), pids.first())]
     Survivors { folder: PathBuf, pids: Vec<i32> },
     #[error("cannot read the processes of {folder:?}")]
     Io { folder: PathBuf, source: io::Error },
+    #[error("cannot write {file:?}")]
+    OomScore { file: PathBuf, source: io::Error },
 }
 
 fn is_gone(error: &io::Error) -> bool {
@@ -110,6 +112,31 @@ pub fn kill_all(paths: &CgroupPaths) -> Result<(), KillError> {
     }
     let folder = paths.folders().next().map(Path::to_path_buf).unwrap_or_default();
     Err(KillError::Survivors { folder, pids: left })
+}
+
+/// Gives the processes of a cgroup that have the OOM score adjustment `from` another one. What a program chose for
+/// itself stays, and so does what ends meanwhile.
+///
+/// # Errors
+/// When the kernel does not let this process do so.
+pub fn change_oom_score(paths: &CgroupPaths, from: i32, to: i32) -> Result<(), KillError> {
+    // What was forked in between had the old one.
+    for _ in 0..2 {
+        for pid in processes(paths)? {
+            let file = PathBuf::from(format!("/proc/{pid}/oom_score_adj"));
+            let now = fs::read_to_string(&file).ok().and_then(|text| text.trim().parse::<i32>().ok());
+            if now != Some(from) {
+                continue;
+            }
+            match fs::write(&file, to.to_string()) {
+                Err(error) if !is_gone(&error) && error.raw_os_error() != Some(libc::ESRCH) => {
+                    return Err(KillError::OomScore { file, source: error });
+                }
+                Ok(()) | Err(_) => {}
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The value of one line of `key value` lines.

@@ -7,7 +7,7 @@ use cofferdam_proto::cri;
 use super::client::Client;
 use super::error::CliError;
 use super::lookup;
-use super::remote::{self, Ended, Outcome, Target};
+use super::remote::{self, Ended, Outcome, Size, Target};
 use crate::streaming::Streams;
 
 /// Attaches to the container's first process: its output from now on; without -i, ^C leaves it running
@@ -41,7 +41,8 @@ impl Attach {
         let Streams { stdin, stdout, stderr, .. } = streams;
         let request = cri::AttachRequest { container_id: container.id.clone(), stdin, tty, stdout, stderr };
         let target = Target::of(client.runtime.attach(request).await?, |answer| answer.url);
-        match remote::run(&target, streams).await? {
+        let size = if self.interactive { Size::Ours } else { Size::Others };
+        match remote::run(&target, streams, size).await? {
             Ended::Outcome(Outcome::Exited(_)) => exit_code(client, &container.id).await,
             Ended::Outcome(Outcome::Failed(words)) => Err(CliError::Refused(words)),
             Ended::Signal(code) => Ok(ExitCode::from(code)),

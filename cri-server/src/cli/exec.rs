@@ -9,7 +9,7 @@ use tonic::Code;
 
 use super::client::Client;
 use super::error::{CliError, not_runnable};
-use super::remote::{self, Ended, Outcome, Target};
+use super::remote::{self, Ended, Outcome, Size, Target};
 use super::{lookup, output};
 use crate::streaming::Streams;
 
@@ -75,7 +75,7 @@ impl Exec {
         let Streams { stdout, stderr, .. } = streams;
         let request = cri::ExecRequest { container_id, cmd: self.command, tty, stdin, stdout, stderr };
         let target = Target::of(client.runtime.exec(request).await?, |answer| answer.url);
-        match remote::run(&target, streams).await? {
+        match remote::run(&target, streams, Size::Ours).await? {
             Ended::Outcome(Outcome::Exited(code)) | Ended::Signal(code) => Ok(ExitCode::from(code)),
             Ended::Outcome(Outcome::Failed(words)) => match not_runnable(&words) {
                 Some(code) => {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::client::Client;
 use super::error::CliError;
 use super::output::{self, Format, FormatOption};
-use super::text::{duration, short_id};
+use super::text::{duration, short_id, size};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Info {
@@ -53,13 +53,15 @@ fn text(version: &cri::VersionResponse, conditions: &[cri::RuntimeCondition], in
         "Cgroups",
         format!("{}, {}", word(&info["cgroupDriver"]).to_lowercase(), layout(&info["cgroupLayout"])),
     );
+    put("Metrics", metrics(&info["metrics"]));
     put("Pods", format!("{}, containers {}", number(&info["pods"]), number(&info["containers"])));
     put("Socket", word(&info["config"]["socket"]));
     put("Root", word(&info["config"]["root"]));
     put("State", word(&info["config"]["state"]));
     section(&mut text, "Runtime handlers", list(&info["handlers"]).map(handler));
     section(&mut text, "Preflight", list(&info["preflight"]).map(finding));
-    section(&mut text, "Under way", list(&info["operations"]).map(operation));
+    let under_way = list(&info["operations"]).map(operation).chain(list(&info["pulls"]).map(pull));
+    section(&mut text, "Under way", under_way);
     text
 }
 
@@ -94,6 +96,25 @@ fn network(network: &Value) -> String {
         (None, Some(file)) => format!("{} ({file})", word(&network["name"])),
         (None, None) => format!("{} (built in)", word(&network["name"])),
     }
+}
+
+fn metrics(metrics: &Value) -> String {
+    match (metrics["at"].as_str(), metrics["not"].as_str()) {
+        (Some(address), _) => format!("http://{address}/metrics"),
+        (None, Some(why)) => format!("not served: {why}"),
+        (None, None) => "off".to_owned(),
+    }
+}
+
+fn pull(pull: &Value) -> String {
+    let age = duration(Duration::from_secs(number(&pull["age"]["secs"])));
+    let image = word(&pull["image"]);
+    if number(&pull["layers"]) == 0 {
+        return format!("pull {image}: looking at the manifest, for {age}");
+    }
+    let [done, layers] = [&pull["layersDone"], &pull["layers"]].map(number);
+    let [received, total] = [&pull["receivedBytes"], &pull["totalBytes"]].map(|bytes| size(number(bytes)));
+    format!("pull {image}: {done} of {layers} layers, {received} of {total}, for {age}")
 }
 
 fn layout(value: &Value) -> String {

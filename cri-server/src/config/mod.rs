@@ -63,10 +63,11 @@ pub struct StreamingConfig {
     pub tls_key: String,
 }
 
-/// The daemon's own metrics; not served by this version.
+/// The daemon's own metrics, for Prometheus.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MetricsConfig {
+    /// An IP address and a port, 0 for any; empty turns them off.
     pub address: String,
 }
 
@@ -205,6 +206,10 @@ impl Config {
         let address = &self.streaming.address;
         if address.parse::<std::net::SocketAddr>().is_err() {
             wrong("streaming.address", format!("{address:?} is no IP address with a port"));
+        }
+        let address = &self.metrics.address;
+        if !address.is_empty() && address.parse::<std::net::SocketAddr>().is_err() {
+            wrong("metrics.address", format!("{address:?} is no IP address with a port; \"\" turns it off"));
         }
         if self.streaming.tls_cert.is_empty() != self.streaming.tls_key.is_empty() {
             wrong("streaming.tls_cert", "it and tls_key are given together or not at all".to_owned());

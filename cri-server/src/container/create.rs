@@ -112,11 +112,8 @@ impl Containers {
         let id = ContainerId::generate().map_err(failed("id from", Path::new("/dev/urandom")))?;
         let security = config.linux.as_ref().and_then(|l| l.security_context.clone()).unwrap_or_default();
         let user = resolve_user(ports, &security, image).await?;
-        let parent = sandbox.config().linux.as_ref().map_or("", |l| l.cgroup_parent.as_str());
         let record = ContainerRecord {
-            cgroups_path: spec::resources::cgroups_path(&ports.features, parent, id.as_str())?
-                .display()
-                .to_string(),
+            cgroups_path: sandbox.path_below(ports, id.as_str())?,
             stop_signal: spec::stop_signal(&config, &image.configuration())?,
             sandbox: sandbox.id().clone(),
             image_id: image.id.to_string(),
@@ -130,6 +127,7 @@ impl Containers {
                 gid: user.gid.into(),
                 supplemental_groups: user.additional_gids.iter().map(|g| i64::from(*g)).collect(),
             }),
+            resources: None,
             state: ContainerState::Creating,
             id,
             config,
@@ -224,6 +222,7 @@ impl Build {
             user: &self.user,
             rootfs: Path::new("rootfs"),
             hostname: &crate::sandbox::files::host_name(self.sandbox.config()),
+            cgroups_path: &self.container.made().cgroups_path,
             namespaces: &namespaces,
             target_pid_namespace: self.target.as_deref(),
             files: &files.for_spec(),
@@ -233,6 +232,8 @@ impl Build {
             features: &self.ports.features,
         })?;
         check_apparmor(spec.process().as_ref().and_then(|process| process.apparmor_profile().as_deref()))?;
+        // Stored with the state that follows.
+        self.container.resources.store(Some(Arc::new(spec::resources::in_effect(&spec))));
         spec.save(bundle.join("config.json")).map_err(ContainerError::SpecFile)
     }
 

@@ -66,6 +66,10 @@ pub enum ContainerError {
     Start(String),
     #[error("the container is {state}, not running")]
     NotRunning { state: &'static str },
+    #[error("the container is {state}: its resources cannot be changed")]
+    NotUpdatable { state: &'static str },
+    #[error("resources of the container")]
+    Update(#[source] RuntimeError),
     #[error("the container did not end within {after:?} of SIGKILL")]
     Unkillable { after: Duration },
     #[error(transparent)]

@@ -15,6 +15,7 @@ mod remove;
 mod start;
 mod stop;
 mod supervise;
+mod update;
 
 use std::sync::{Arc, OnceLock};
 
@@ -26,6 +27,7 @@ pub use error::ContainerError;
 pub use exec::{AttachTarget, ExecTarget};
 pub use record::{ContainerRecord, ContainerState, Exit, ExitCause};
 
+use crate::event::Phase;
 use crate::index::{Index, LookupError};
 use crate::model::{ContainerId, SandboxId};
 use crate::operation::{Operations, UnderWay};
@@ -45,6 +47,9 @@ pub struct Container {
     state: watch::Sender<ContainerState>,
     /// Held while a change is stored; nothing else waits for it.
     change: Mutex<()>,
+    resources: ArcSwapOption<cri::LinuxContainerResources>,
+    /// Held while its spec is changed, and while its task is made from it.
+    spec: Mutex<()>,
     shim: ArcSwapOption<Shim>,
     /// Where the cgroup is, if an NRI plugin moved it while the container was created.
     moved_cgroup: OnceLock<String>,
@@ -53,7 +58,15 @@ pub struct Container {
 impl Container {
     fn new(record: ContainerRecord) -> Arc<Self> {
         let (state, _) = watch::channel(record.state.clone());
-        Arc::new(Self { made: record, state, change: Mutex::new(()), shim: ArcSwapOption::empty(), moved_cgroup: OnceLock::new() })
+        Arc::new(Self {
+            resources: ArcSwapOption::from_pointee(record.resources.clone()),
+            made: record,
+            state,
+            change: Mutex::new(()),
+            spec: Mutex::new(()),
+            shim: ArcSwapOption::empty(),
+            moved_cgroup: OnceLock::new(),
+        })
     }
 
     #[must_use]
@@ -92,6 +105,12 @@ impl Container {
     #[must_use]
     pub fn state(&self) -> ContainerState {
         self.state.borrow().clone()
+    }
+
+    /// What its spec puts into force now.
+    #[must_use]
+    pub fn resources(&self) -> Option<cri::LinuxContainerResources> {
+        self.resources.load().as_deref().cloned()
     }
 
     #[must_use]
@@ -138,12 +157,39 @@ impl Container {
         let _one_at_a_time = self.change.lock().await;
         let state = next(&self.state())?;
         if state != *self.state.borrow() {
-            let cgroups_path = self.cgroups_path().to_owned();
-            let record = ContainerRecord { state: state.clone(), cgroups_path, ..self.made.clone() };
+            let record = ContainerRecord {
+                state: state.clone(),
+                resources: self.resources(),
+                cgroups_path: self.cgroups_path().to_owned(),
+                ..self.made.clone()
+            };
             ports.store.put(Table::Containers, self.made.id.as_str(), &record).await?;
             self.state.send_replace(state);
+            self.tell(ports, self.phase());
         }
         Ok(())
+    }
+
+    /// The step of its life that readers of events know it by.
+    fn phase(&self) -> Option<Phase> {
+        match *self.state.borrow() {
+            ContainerState::Created => Some(Phase::Created),
+            ContainerState::Running { .. } => Some(Phase::Started),
+            ContainerState::Exited { .. } => Some(Phase::Stopped),
+            ContainerState::Creating | ContainerState::Removing { .. } => None,
+        }
+    }
+
+    /// Whether the daemon is connected to its shim.
+    #[must_use]
+    pub fn has_shim(&self) -> bool {
+        self.shim.load().as_ref().is_some_and(|shim| !shim.is_closed())
+    }
+
+    fn tell(&self, ports: &Ports, phase: Option<Phase>) {
+        if let Some(phase) = phase {
+            ports.events.reached(self.made.id.as_str(), &self.made.sandbox, phase);
+        }
     }
 }
 

@@ -63,6 +63,7 @@ impl Containers {
         let shim = Arc::new(shim);
         stage.set("making the task");
         let made = async {
+            let _unchanged = container.spec.lock().await;
             let rootfs = self.ports.snapshots.mounts(&container.made.layers, container.id())?;
             let io = self.streams(container, handler, &bundle).await?;
             let streams = io.streams();
@@ -79,6 +80,8 @@ impl Containers {
                 io.abandon()?;
                 return Err(error.into());
             }
+            // From here on a start finds it, and so does an update.
+            container.shim.store(Some(Arc::clone(&shim)));
             Ok::<_, ContainerError>(())
         };
         if let Err(error) = made.await {
@@ -88,8 +91,6 @@ impl Containers {
             }
             return Err(error);
         }
-        // From here on a start finds it.
-        container.shim.store(Some(Arc::clone(&shim)));
         Ok(shim)
     }
 

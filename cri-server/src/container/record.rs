@@ -197,6 +197,9 @@ pub struct ContainerRecord {
     pub cgroups_path: String,
     /// The user that runs its first process.
     pub user: Option<cri::LinuxContainerUser>,
+    /// What its spec puts into force, known once the spec is built.
+    #[serde(default)]
+    pub resources: Option<cri::LinuxContainerResources>,
     pub state: ContainerState,
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use futures::future::join_all;
 
 use super::{Container, ContainerError, ContainerRecord, ContainerState, Containers, Exit, ExitCause};
+use crate::event::Phase;
 use crate::model::ContainerId;
 use crate::ports::now;
 use crate::runtime::{Launcher, TaskStatus};
@@ -22,6 +23,7 @@ impl Containers {
         let recoveries = records.into_iter().map(|(_, record)| {
             let container = Container::new(record);
             self.all.insert(container.id().as_str(), Arc::clone(&container));
+            self.recall(&container);
             self.recover_one(container)
         });
         join_all(recoveries).await;
@@ -32,6 +34,17 @@ impl Containers {
     #[must_use]
     pub fn ids(&self) -> Vec<ContainerId> {
         self.all().iter().map(|c| c.id().clone()).collect()
+    }
+
+    /// What was told of it before the restart is not told again.
+    fn recall(&self, container: &Container) {
+        let phase = match container.state().told() {
+            ContainerState::Creating | ContainerState::Removing { .. } => return,
+            ContainerState::Created => Phase::Created,
+            ContainerState::Running { .. } => Phase::Started,
+            ContainerState::Exited { .. } => Phase::Stopped,
+        };
+        self.ports.events.recovered(container.id().as_str(), phase);
     }
 
     async fn recover_one(self: &Arc<Self>, container: Arc<Container>) {

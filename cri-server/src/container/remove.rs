@@ -5,6 +5,7 @@ use std::sync::Arc;
 use nix::mount::MntFlags;
 
 use super::{Container, ContainerError, Containers, Shared};
+use crate::event::Phase;
 use crate::store::Table;
 
 impl Containers {
@@ -55,6 +56,7 @@ impl Containers {
         }
         self.ports.store.delete(Table::Containers, container.id().as_str()).await?;
         self.all.remove(container.id().as_str());
+        container.tell(&self.ports, Some(Phase::Deleted));
         Ok(())
     }
 }

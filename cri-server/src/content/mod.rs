@@ -2,11 +2,12 @@
 //!
 //! ```text
 //! <root>/content/blobs/<algorithm>/<hex>   whole, verified, on disk
-//! <root>/content/ingest/<number>           being written; emptied at start
+//! <root>/content/ingest/<number>           being written, or being removed; emptied at start
 //! ```
 //!
 //! Invariant: a file under `blobs` holds exactly the bytes its name promises; it appears there by one rename, after
-//! its digest and size were checked and its bytes synced.
+//! its digest and size were checked. After a power cut that is sure only of blobs that were there at the last
+//! [`Content::folder`] synced: whoever records a blob syncs first, and what has no record is removed at start.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -146,6 +147,12 @@ impl Content {
         Ok(Self { blobs, ingest, next: AtomicU64::new(0), sizes: Mutex::new(sizes) })
     }
 
+    /// The folder whose file system holds all blobs.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.blobs
+    }
+
     /// Where the blob is, if it is here.
     #[must_use]
     pub fn path(&self, digest: &Digest) -> PathBuf {
@@ -211,12 +218,9 @@ impl Content {
     /// When digest or size are wrong, or the kernel refuses; then nothing is kept.
     pub fn commit(&self, mut ingest: Ingest) -> Result<Digest, ContentError> {
         let digest = ingest.verify()?;
-        ingest.file.sync_data().map_err(failed("sync", &ingest.path))?;
         let target = self.path(&digest);
         fs::rename(&ingest.path, &target).map_err(failed("rename to", &target))?;
         ingest.committed = true;
-        let directory = target.parent().unwrap_or(&self.blobs);
-        File::open(directory).and_then(|d| d.sync_all()).map_err(failed("sync", directory))?;
         self.sizes().insert(digest.clone(), ingest.written);
         Ok(digest)
     }
@@ -250,6 +254,21 @@ impl Content {
         Ok(bytes)
     }
 
+    /// Takes a blob's name away, which is quick however large it is; absent means done.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn detach(&self, digest: &Digest) -> Result<Option<Doomed>, ContentError> {
+        let path = self.path(digest);
+        let doomed = self.ingest.join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
+        self.sizes().remove(digest);
+        match fs::rename(&path, &doomed) {
+            Ok(()) => Ok(Some(Doomed(doomed))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed("rename", &path)(error)),
+        }
+    }
+
     /// Removes a blob; absent means done.
     ///
     /// # Errors
@@ -261,6 +280,21 @@ impl Content {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &path)(error)),
             _ => Ok(()),
         }
+    }
+}
+
+/// A blob that has no name any more; what a crash leaves of it goes at the next start.
+#[derive(Debug)]
+#[must_use]
+pub struct Doomed(PathBuf);
+
+impl Doomed {
+    /// Removes the bytes. Blocks.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn remove(self) -> Result<(), ContentError> {
+        fs::remove_file(&self.0).map_err(failed("remove", &self.0))
     }
 }
 

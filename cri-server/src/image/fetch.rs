@@ -1,10 +1,12 @@
 //! Brings manifests, configurations and layers to this node: from a registry, or from blobs that an import stored.
 //!
 //! Invariant: a layer is fetched and unpacked at the same time, by one task, whoever else wants it; when one layer of
-//! an image fails, the others stop and have cleaned up before the failure is reported.
+//! an image fails, the others stop and have cleaned up before the failure is reported. That a blob holds the layer that
+//! an image says it holds is taken from nobody: where it has not been seen before, the blob is read.
 
+use std::collections::HashSet;
 use std::io::Read;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -17,8 +19,8 @@ use super::error::ImageError;
 use super::pull::{Board, LayerStage, blocking};
 use super::record::LayerRecord;
 use crate::content::{Content, ContentError};
-use crate::registry::{Credentials, Descriptor, Reference, RegistryError, Resolved};
-use crate::snapshot::SnapshotError;
+use crate::registry::{Credentials, Descriptor, Digest, Reference, RegistryError, Resolved};
+use crate::snapshot::{Layers, Limits, SnapshotError, Source};
 
 /// Pieces between the network and the first thread of the pipeline.
 const QUEUE: usize = 32;
@@ -82,6 +84,7 @@ impl ImageService {
                 Err(error) => return Err(error.into()),
             }
         }
+        self.disown_blob(&wanted.digest).await?;
         let Origin::Registry { reference, credentials } = origin else {
             return Err(missing(origin, wanted));
         };
@@ -158,7 +161,7 @@ impl ImageService {
         let _alone = lock.lock().await;
         let unpacked = self.snapshots.layers().get(&layer.diff_id).is_some();
         let stored = self.content.size(&layer.blob).is_some();
-        if unpacked && stored {
+        if unpacked && stored && self.pairs().contains(&layer.pair()) {
             board.set(index, LayerStage::Present, layer.size);
             return Ok(());
         }
@@ -169,8 +172,9 @@ impl ImageService {
         }
         if stored {
             board.set(index, LayerStage::Unpacking, layer.size);
-            match self.unpack_stored(layer).await {
+            match self.unpack_stored(layer, unpacked).await {
                 Ok(()) => {
+                    self.pairs().insert(layer.pair());
                     board.set(index, LayerStage::Done, layer.size);
                     return Ok(());
                 }
@@ -178,15 +182,25 @@ impl ImageService {
                     return Err(error);
                 }
                 // Perhaps the blob was damaged on disk: once more, from the registry.
-                Err(_) => self.content.remove(&layer.blob)?,
+                Err(_) => {
+                    self.content.remove(&layer.blob)?;
+                    self.disown_blob(&layer.blob).await?;
+                }
             }
         }
         self.download(origin, layer, index, board, cancel, unpacked).await?;
+        self.pairs().insert(layer.pair());
         board.set(index, LayerStage::Done, layer.size);
         Ok(())
     }
 
-    async fn unpack_stored(&self, layer: &LayerRecord) -> Result<(), ImageError> {
+    /// The pairs of blob and layer that are known to be true.
+    pub(super) fn pairs(&self) -> MutexGuard<'_, HashSet<(Digest, Digest)>> {
+        self.pairs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Unpacks a blob that is here; or only looks whether it is the layer, when that is there.
+    async fn unpack_stored(&self, layer: &LayerRecord, unpacked: bool) -> Result<(), ImageError> {
         let (content, snapshots, limits) =
             (self.content.clone(), self.snapshots.clone(), self.config.limits());
         let layer = layer.clone();
@@ -197,8 +211,8 @@ impl ImageService {
                 (&mut file).take(PIECE as u64).read_to_end(&mut piece)?;
                 Ok((!piece.is_empty()).then(|| Bytes::from(piece)))
             };
-            let unpacked = snapshots.layers().unpack(&layer.diff_id, &mut source, &limits);
-            unpacked.map(drop).map_err(|e| unpack_error(&layer, "", e))
+            take_in(snapshots.layers(), &layer.diff_id, &mut source, &limits, unpacked)
+                .map_err(|e| unpack_error(&layer, "", e))
         })
         .await?
     }
@@ -241,7 +255,7 @@ impl ImageService {
         tokio::join!(receive, self.store_and_unpack(layer, name, pieces_out, unpacked)).1
     }
 
-    /// Stores the blob while it is unpacked; or only stores it, when the layer is there.
+    /// Stores the blob while it is unpacked, or looked through when the layer is there.
     async fn store_and_unpack(
         &self,
         layer: &LayerRecord,
@@ -254,12 +268,8 @@ impl ImageService {
         let layer = layer.clone();
         blocking(move || {
             let mut source = storing(&content, &layer, pieces)?;
-            let result = if unpacked {
-                drain(&mut source)
-            } else {
-                snapshots.layers().unpack(&layer.diff_id, &mut source, &limits).map(drop)
-            };
-            result.map_err(|error| unpack_error(&layer, &reference, error))
+            take_in(snapshots.layers(), &layer.diff_id, &mut source, &limits, unpacked)
+                .map_err(|error| unpack_error(&layer, &reference, error))
         })
         .await?
     }
@@ -291,9 +301,17 @@ fn storing<'a>(
     })
 }
 
-fn drain(source: &mut impl FnMut() -> Result<Option<Bytes>, SourceError>) -> Result<(), SnapshotError> {
-    while source().map_err(SnapshotError::Source)?.is_some() {}
-    Ok(())
+fn take_in(
+    layers: &Layers,
+    diff_id: &Digest,
+    source: &mut Source<'_>,
+    limits: &Limits,
+    unpacked: bool,
+) -> Result<(), SnapshotError> {
+    if unpacked {
+        return layers.check(diff_id, source, limits);
+    }
+    layers.unpack(diff_id, source, limits).map(drop)
 }
 
 /// The registry's and the disk's own errors decide the answer to the caller, so they are not wrapped.

@@ -1,8 +1,8 @@
 //! Images of the node: pulled, imported, listed, removed.
 //!
-//! Invariants: a record is written last, when every layer is unpacked and on disk, so that an image is whole or absent; reads
-//! take no lock; compressed blobs are kept beside the unpacked layers, so that an export gives back the very bytes
-//! that were pulled.
+//! Invariants: a record is written last, when every part is unpacked and on disk (see `durable`), so that an image is whole or
+//! absent; reads take no lock; compressed blobs are kept beside the unpacked layers, so that an export gives back the very
+//! bytes that were pulled.
 //!
 //! ```text
 //! <root>/content   blobs, see `content`
@@ -11,6 +11,7 @@
 //! ```
 
 mod config;
+mod durable;
 mod error;
 mod export;
 mod fetch;
@@ -18,12 +19,13 @@ mod import;
 mod manifest;
 mod platform;
 mod pull;
+mod pull_counts;
 mod record;
 mod remove;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -36,7 +38,8 @@ use tokio_util::task::TaskTracker;
 pub use config::Config;
 pub use error::ImageError;
 pub use manifest::{Platform, RunConfig};
-pub use pull::{LayerProgress, LayerStage, Pull, PullResult};
+pub use pull::{LayerProgress, LayerStage, Pull, PullResult, PullUnderWay};
+pub use pull_counts::PullCounts;
 pub use record::{ImageRecord, ImageUser, LayerRecord};
 pub use remove::DiskUsage;
 
@@ -62,11 +65,15 @@ pub struct ImageService {
     /// Held by whoever changes the catalogue.
     changes: tokio::sync::Mutex<()>,
     flights: Mutex<Vec<pull::Flight>>,
+    pulls: PullCounts,
     /// Pulls belong to the service, not to their callers.
     tasks: TaskTracker,
     slots: Arc<Semaphore>,
     /// One unpacking for each layer, whoever wants it.
     layer_locks: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
+    /// Blobs that were read on this node, each with the diff id that it has: those of the records, and of pulls that have
+    /// no record yet. Another image's word for a pair counts for nothing.
+    pairs: Mutex<HashSet<(Digest, Digest)>>,
     /// Shared by pulls, whose blobs and layers no record names yet; exclusive for the sweep.
     garbage: RwLock<()>,
     sweep_wanted: AtomicBool,
@@ -95,9 +102,11 @@ impl ImageService {
             catalogue: ArcSwap::from_pointee(Catalogue::default()),
             changes: tokio::sync::Mutex::new(()),
             flights: Mutex::default(),
+            pulls: PullCounts::default(),
             tasks: TaskTracker::new(),
             slots,
             layer_locks: Mutex::default(),
+            pairs: Mutex::default(),
             garbage: RwLock::new(()),
             sweep_wanted: AtomicBool::new(true),
             config,
@@ -112,12 +121,13 @@ impl ImageService {
         let mut records: Vec<(String, ImageRecord)> = self.store.load(Table::Images)?;
         // A crash between two writes may leave a tag on two images: the later one has it.
         records.sort_by_key(|(_, record)| std::cmp::Reverse(record.pulled_at));
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
         let mut catalogue = Catalogue::default();
         for (_, mut record) in records {
             record.repo_tags.retain(|tag| seen.insert(tag.clone()));
             record.pinned = self.is_pinned(&record.repo_tags);
             let missing = self.missing_part(&record);
+            self.pairs().extend(record.layers.iter().map(LayerRecord::pair));
             let id = record.id.clone();
             match missing {
                 None => catalogue.images.insert(id, Arc::new(record)),
@@ -194,21 +204,32 @@ impl ImageService {
         image.pinned = self.is_pinned(&image.repo_tags);
         let image = Arc::new(image);
         self.store.put(Table::Images, image.id.as_str(), &*image).await?;
-        for others in [&mut catalogue.images, &mut catalogue.broken] {
-            for other in others.values_mut().filter(|other| other.id != image.id) {
-                if other.repo_tags.iter().any(|tag| image.repo_tags.contains(tag)) {
-                    let mut less = ImageRecord::clone(other);
-                    less.repo_tags.retain(|tag| !image.repo_tags.contains(tag));
-                    less.pinned = self.is_pinned(&less.repo_tags);
-                    self.store.put(Table::Images, less.id.as_str(), &less).await?;
-                    *other = Arc::new(less);
-                }
+        let without_tags = |other: &ImageRecord| {
+            let mut less = ImageRecord::clone(other);
+            less.repo_tags.retain(|tag| !image.repo_tags.contains(tag));
+            less.pinned = self.is_pinned(&less.repo_tags);
+            (less != *other).then(|| Arc::new(less))
+        };
+        for other in catalogue.images.values_mut().filter(|other| other.id != image.id) {
+            if let Some(less) = without_tags(other) {
+                self.store.put(Table::Images, less.id.as_str(), &*less).await?;
+                *other = less;
             }
+        }
+        // In memory only: the record of an image that is not whole may be gone so that its parts can come anew.
+        for other in catalogue.broken.values_mut().filter(|other| other.id != image.id) {
+            *other = without_tags(other).unwrap_or_else(|| Arc::clone(other));
         }
         catalogue.broken.remove(&image.id);
         catalogue.images.insert(image.id.clone(), image.clone());
         self.catalogue.store(Arc::new(catalogue));
         Ok(image)
+    }
+
+    /// What was pulled since the daemon's start.
+    #[must_use]
+    pub fn pulls(&self) -> &PullCounts {
+        &self.pulls
     }
 
     /// Waits for pulls under way; new ones are refused. For shutting down.

@@ -4,6 +4,7 @@
 //! on when they leave.
 
 use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
@@ -11,7 +12,7 @@ use super::error::ImageError;
 use super::fetch::Origin;
 use super::manifest::{self, Document, Manifest, RawDescriptor};
 use super::record::{ImageRecord, LayerRecord};
-use super::{ImageService, MAX_CONFIG, now_nanos, platform};
+use super::{ImageService, MAX_CONFIG, durable, now_nanos, platform};
 use crate::registry::{Credentials, Digest, Reference, Resolved};
 
 /// How far one layer is.
@@ -71,6 +72,7 @@ impl Pull {
 pub(super) struct Flight {
     reference: Reference,
     credentials: Credentials,
+    since: Instant,
     progress: watch::Receiver<Vec<LayerProgress>>,
     result: watch::Receiver<Option<PullResult>>,
 }
@@ -80,6 +82,15 @@ impl Flight {
     fn is_under_way(&self) -> bool {
         self.result.has_changed().is_ok()
     }
+}
+
+/// A pull under way, for a person to look at.
+#[derive(Clone, Debug)]
+pub struct PullUnderWay {
+    pub reference: String,
+    /// Empty until the manifest is known.
+    pub layers: Vec<LayerProgress>,
+    pub age: Duration,
 }
 
 /// Where a pull writes down how far it is.
@@ -100,6 +111,10 @@ impl Board {
             total: layer.size,
         };
         self.0.send_replace(layers.iter().map(waiting).collect());
+    }
+
+    fn layers(&self) -> Vec<LayerProgress> {
+        self.0.borrow().clone()
     }
 
     pub fn set(&self, index: usize, stage: LayerStage, received: u64) {
@@ -152,13 +167,16 @@ impl ImageService {
         flights.push(Flight {
             reference: reference.clone(),
             credentials: credentials.clone(),
+            since: Instant::now(),
             progress: progress.clone(),
             result: result.clone(),
         });
         drop(flights);
         let service = Arc::clone(self);
         self.tasks.spawn(async move {
+            let since = Instant::now();
             let outcome = service.run_pull(&reference, &credentials, &board).await;
+            service.pulls.count(outcome.is_ok(), since, &board.layers());
             if let Err(error) = &outcome {
                 tracing::warn!(image = %reference, error = %crate::registry::chain(error), "pull failed");
                 // What a broken connection left half done makes the next attempt shorter; anything else is garbage.
@@ -172,6 +190,18 @@ impl ImageService {
             service.forget_finished();
         });
         Ok(Pull { progress, result })
+    }
+
+    /// The pulls that run now.
+    #[must_use]
+    pub fn pulls_under_way(&self) -> Vec<PullUnderWay> {
+        let flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        let row = |flight: &Flight| PullUnderWay {
+            reference: flight.reference.to_string(),
+            layers: flight.progress.borrow().clone(),
+            age: flight.since.elapsed(),
+        };
+        flights.iter().filter(|flight| flight.is_under_way()).map(row).collect()
     }
 
     /// Logins are not kept longer than they are used.
@@ -248,6 +278,10 @@ impl ImageService {
             })
             .collect();
         board.begin(&layers);
+        self.disown_missing(&layers).await?;
+        if self.content.size(&digest).is_none() {
+            self.disown_blob(&digest).await?;
+        }
         self.fetch_layers(origin, &layers, board).await?;
         let (content, snapshots) = (self.content.clone(), self.snapshots.clone());
         let diff_ids = config.diff_ids.clone();
@@ -255,7 +289,7 @@ impl ImageService {
         blocking(move || -> Result<(), ImageError> {
             snapshots.settle(&diff_ids)?;
             content.put(&manifest_digest, &bytes)?;
-            Ok(())
+            durable::sync(&[content.folder(), &snapshots.layers().folder()])
         })
         .await??;
         let size =

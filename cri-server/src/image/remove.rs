@@ -7,14 +7,20 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::ImageService;
 use super::error::ImageError;
 use super::pull::blocking;
 use super::record::{Catalogue, Found};
+use crate::content::Doomed;
 use crate::registry::Digest;
 use crate::snapshot::{Garbage, Usage};
 use crate::store::Table;
+
+/// How long an answer waits for the bytes of what was removed. The kubelet looks at the disk when it has its answer, to
+/// see whether pods have to go as well; beyond this time it is better served with the answer.
+const BYTES: Duration = Duration::from_secs(2);
 
 /// What images and containers take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,11 +38,19 @@ impl ImageService {
     /// # Errors
     /// When it is pinned, the text fits several images, or the store fails.
     pub async fn remove(self: &Arc<Self>, text: &str) -> Result<(), ImageError> {
+        if self.forget(text).await? {
+            self.sweep_when_idle().await;
+        }
+        Ok(())
+    }
+
+    /// Removes the record; answers whether there was one.
+    pub(super) async fn forget(&self, text: &str) -> Result<bool, ImageError> {
         let changing = self.changes.lock().await;
         let mut catalogue = Catalogue::clone(&self.catalogue.load());
         let image = match catalogue.find(text) {
             Found::One(image) => image,
-            Found::None => return Ok(()),
+            Found::None => return Ok(false),
             Found::Several => return Err(ImageError::Ambiguous(text.to_owned())),
         };
         if image.pinned {
@@ -47,30 +61,38 @@ impl ImageService {
         self.catalogue.store(Arc::new(catalogue));
         drop(changing);
         self.want_sweep();
-        self.sweep_when_idle().await;
-        Ok(())
+        Ok(true)
     }
 
     /// Sweeps if that is wanted and possible now; otherwise the pull under way does it at its end.
     pub(super) async fn sweep_when_idle(self: &Arc<Self>) {
-        if self.sweep_wanted.load(Ordering::Acquire) {
-            let service = Arc::clone(self);
-            if let Err(error) = blocking(move || service.sweep_if_idle()).await {
-                tracing::warn!(%error, "sweep");
+        self.sweep_waiting(BYTES).await;
+    }
+
+    /// The same; names are gone when this returns, bytes go in a task of the service that is waited for so long.
+    pub(super) async fn sweep_waiting(self: &Arc<Self>, time: Duration) {
+        if !self.sweep_wanted.load(Ordering::Acquire) {
+            return;
+        }
+        let service = Arc::clone(self);
+        let detached = blocking(move || service.detach_unused()).await;
+        match detached {
+            Ok(Some(garbage)) => {
+                let removal = self.tasks.spawn_blocking(move || remove_bytes(garbage));
+                let _goes_on = tokio::time::timeout(time, removal).await;
             }
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%error, "sweep"),
         }
     }
 
     /// The same for callers that may block.
     pub(super) fn sweep_if_idle(&self) {
-        let garbage = self.detach_unused();
-        // Outside of the lock: pulls and containers need not wait until the disk has forgotten large layers.
-        for error in garbage.map(Garbage::remove).unwrap_or_default() {
-            tracing::warn!(error = %crate::report::chain(&error), "an unused layer could not be removed");
-        }
+        self.detach_unused().into_iter().for_each(remove_bytes);
     }
 
-    fn detach_unused(&self) -> Option<Garbage> {
+    /// Takes away the names of all that nobody uses. Quick, for pulls wait meanwhile; the bytes are the caller's to remove.
+    fn detach_unused(&self) -> Option<Unused> {
         let _alone = self.garbage.try_write().ok()?;
         if !self.sweep_wanted.swap(false, Ordering::AcqRel) {
             return None;
@@ -79,14 +101,17 @@ impl ImageService {
         let records: Vec<_> = catalogue.images.values().chain(catalogue.broken.values()).collect();
         let layers: HashSet<Digest> = records.iter().flat_map(|image| image.diff_ids()).collect();
         let blobs: HashSet<&Digest> = records.iter().flat_map(|image| image.blobs()).collect();
+        let mut unused = Unused { blobs: Vec::new(), layers: self.snapshots.sweep(&layers) };
         for (digest, _) in self.content.list() {
-            if !blobs.contains(&digest)
-                && let Err(error) = self.content.remove(&digest)
-            {
-                tracing::warn!(error = %crate::report::chain(&error), "an unused blob could not be removed");
+            if !blobs.contains(&digest) {
+                match self.content.detach(&digest) {
+                    Ok(blob) => unused.blobs.extend(blob),
+                    Err(error) => warn(&error),
+                }
             }
         }
-        Some(self.snapshots.sweep(&layers))
+        self.pairs().retain(|(blob, _)| blobs.contains(blob));
+        Some(unused)
     }
 
     /// How much is stored.
@@ -124,4 +149,20 @@ impl ImageService {
     pub fn root(&self) -> &Path {
         &self.root
     }
+}
+
+/// What has no name any more but still its bytes.
+struct Unused {
+    blobs: Vec<Doomed>,
+    layers: Garbage,
+}
+
+/// Blocks, for large layers long.
+fn remove_bytes(unused: Unused) {
+    unused.blobs.into_iter().filter_map(|blob| blob.remove().err()).for_each(|error| warn(&error));
+    unused.layers.remove().iter().for_each(|error| warn(error));
+}
+
+fn warn(error: &(dyn std::error::Error + 'static)) {
+    tracing::warn!(error = %crate::report::chain(error), "something unused could not be removed");
 }

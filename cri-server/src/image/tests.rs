@@ -198,6 +198,30 @@ async fn privileged_an_image_that_lost_a_layer_is_pulled_again() {
 }
 
 #[tokio::test]
+async fn privileged_no_record_on_disk_names_a_part_that_is_still_to_come() {
+    let registry = fixtures::registry_with(&["whiteouts", "zstd"]);
+    let mut node = Node::new(&registry, Config::default());
+    let image = node.pull("fixtures/whiteouts:1").await.unwrap();
+    let other = node.pull("fixtures/zstd:1").await.unwrap();
+    let stored = |node: &Node| -> Vec<String> {
+        node.store.load::<ImageRecord>(Table::Images).unwrap().into_iter().map(|(id, _)| id).collect()
+    };
+    assert_eq!(stored(&node).len(), 2);
+    let lost = image.layers.iter().find(|l| !other.diff_ids().contains(&l.diff_id)).unwrap();
+    std::fs::remove_dir_all(node.root.path().join("layers").join(lost.diff_id.hex())).unwrap();
+    node.reopen();
+    node.service.disown_missing(&image.layers).await.unwrap();
+    assert_eq!(
+        stored(&node),
+        [other.id.to_string()],
+        "a power cut now would leave a record of half an image"
+    );
+    let again = node.pull("fixtures/whiteouts:1").await.unwrap();
+    assert_eq!((&again.id, &again.repo_tags), (&image.id, &image.repo_tags));
+    assert_eq!(stored(&node).len(), 2);
+}
+
+#[tokio::test]
 async fn privileged_pinned_images_stay_and_tags_move() {
     let registry = fixtures::registry_with(&["config", "zstd"]);
     let pinned = vec!["docker.io/fixtures/config:1".to_owned()];
@@ -360,4 +384,44 @@ async fn privileged_a_full_disk_is_told_and_leaves_nothing() {
     let (error, left, images) = outcome;
     assert!(error.is_disk_full(), "{}", crate::registry::chain(&*error));
     assert_eq!((left, images), ([0, 0, 0], 0));
+}
+
+#[tokio::test]
+async fn privileged_an_image_cannot_pass_off_another_ones_layer_as_its_own() {
+    let registry = fixtures::registry_with(&["config", "zstd", "borrowed"]);
+    for honest_first in [true, false] {
+        let mut node = Node::new(&registry, Config::default());
+        let victim = node.pull("fixtures/zstd:1").await.unwrap();
+        if honest_first {
+            // Its blobs are the borrower's as well, so all parts are here, but not as pairs.
+            node.pull("fixtures/honest:1").await.unwrap();
+        }
+        let error = node.pull("fixtures/borrowed:1").await.unwrap_err();
+        let text = crate::registry::chain(&*error);
+        assert!(text.contains("diff id"), "{text}");
+        assert_eq!(node.service.list().len(), if honest_first { 2 } else { 1 });
+        assert!(node.read(&victim, "name").is_some() && !node.has_scratch());
+        // What was seen once is known after a restart as well.
+        node.reopen();
+        let pull = node.service.start_pull("fixtures/zstd:1", Credentials::anonymous()).unwrap();
+        let progress = pull.progress.clone();
+        pull.finish().await.unwrap();
+        assert!(progress.borrow().iter().all(|layer| layer.stage == LayerStage::Present));
+    }
+}
+
+#[tokio::test]
+async fn privileged_the_bytes_of_a_removed_image_go_while_nobody_waits() {
+    let registry = fixtures::registry_with(&["many-layers"]);
+    let node = Node::new(&registry, Config::default());
+    let image = node.pull("fixtures/many-layers:1").await.unwrap();
+    assert!(node.service.forget(image.id.as_str()).await.unwrap());
+    node.service.sweep_waiting(std::time::Duration::ZERO).await;
+    let names = std::fs::read_dir(node.root.path().join("layers")).unwrap();
+    assert!(names.flatten().all(|e| e.file_name().to_string_lossy().starts_with("tmp-")));
+    assert_eq!((node.count("l"), node.count("content/blobs/sha256")), (0, 0));
+    assert_eq!(node.service.disk_usage().await.unwrap().images, crate::snapshot::Usage::default());
+    node.service.close().await;
+    assert_eq!(node.count("layers"), 0);
+    assert!(!node.has_scratch());
 }

@@ -37,6 +37,7 @@ use tokio::sync::{Mutex, RwLock, RwLockReadGuard};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use collect::overlay;
 pub use config::Config;
 pub use error::NriError;
 use plugin::Plugin;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use tonic::{Code, Status};
 
 use crate::container::ContainerError;
+use crate::event::Lagged;
 use crate::image::ImageError;
 use crate::index::LookupError;
 use crate::network::NetworkError;
@@ -81,8 +82,16 @@ fn of_one(error: &(dyn Error + 'static)) -> Option<Code> {
             SpecErrorKind::Host => Code::Internal,
         });
     }
-    if let Some(NetworkError::Port { .. }) = error.downcast_ref::<NetworkError>() {
+    if let Some(error) = error.downcast_ref::<NriError>() {
+        return of_nri(error);
+    }
+    if let Some(NetworkError::Port { .. } | NetworkError::PodCidr { .. }) =
+        error.downcast_ref::<NetworkError>()
+    {
         return Some(Code::InvalidArgument);
+    }
+    if error.is::<Lagged>() {
+        return Some(Code::DataLoss);
     }
     if let Some(error) = error.downcast_ref::<RuntimeError>() {
         return of_runtime(error);
@@ -94,7 +103,7 @@ fn of_sandbox(error: &SandboxError) -> Option<Code> {
     match error {
         SandboxError::Invalid(_) | SandboxError::Handler(_) => Some(Code::InvalidArgument),
         SandboxError::Exists { .. } => Some(Code::AlreadyExists),
-        SandboxError::Refused(_) => Some(Code::FailedPrecondition),
+        SandboxError::Refused(_) | SandboxError::NotUpdatable { .. } => Some(Code::FailedPrecondition),
         SandboxError::Nri(error) => of_nri(error),
         _ => None,
     }
@@ -109,6 +118,7 @@ fn of_container(error: &ContainerError) -> Option<Code> {
         ContainerError::NoImage { .. } => Some(Code::NotFound),
         ContainerError::Refused(_)
         | ContainerError::NotRunning { .. }
+        | ContainerError::NotUpdatable { .. }
         | ContainerError::SandboxNotReady { .. } => Some(Code::FailedPrecondition),
         ContainerError::Nri(error) => of_nri(error),
         ContainerError::Unkillable { .. } | ContainerError::Exec(ExecError::DeadlineExceeded { .. }) => {
@@ -133,6 +143,7 @@ fn of_runtime(error: &RuntimeError) -> Option<Code> {
         RuntimeError::FailedPrecondition { .. } | RuntimeError::ShimMissing { .. } => {
             Some(Code::FailedPrecondition)
         }
+        RuntimeError::Shim { code: ttrpc::Code::INVALID_ARGUMENT, .. } => Some(Code::InvalidArgument),
         RuntimeError::Unimplemented { .. } => Some(Code::Unimplemented),
         RuntimeError::Unavailable { .. } | RuntimeError::ConnectionLost { .. } => Some(Code::Unavailable),
         RuntimeError::Timeout { .. } | RuntimeError::ShimHangs { .. } => Some(Code::DeadlineExceeded),

@@ -68,6 +68,20 @@ pub(super) async fn remove_container(
     Ok(cri::RemoveContainerResponse {})
 }
 
+pub(super) async fn update_container_resources(
+    daemon: &Daemon,
+    request: cri::UpdateContainerResourcesRequest,
+) -> Result<cri::UpdateContainerResourcesResponse, Status> {
+    if request.windows.is_some() {
+        return Err(Status::invalid_argument("windows resources are not for a Linux node"));
+    }
+    let linux = request.linux.ok_or_else(|| Status::invalid_argument("linux resources are missing"))?;
+    let container = find(daemon, &request.container_id)?;
+    let updated = daemon.containers.update(&container, linux, request.annotations).await;
+    updated.map_err(|e| status(&*e))?;
+    Ok(cri::UpdateContainerResourcesResponse {})
+}
+
 pub(super) async fn reopen_container_log(
     daemon: &Daemon,
     request: cri::ReopenContainerLogRequest,
@@ -120,10 +134,8 @@ pub(super) fn status_of(container: &Container) -> cri::ContainerStatus {
         annotations: config.annotations.clone(),
         mounts: config.mounts.clone(),
         log_path: made.log_path.as_ref().map(|p| p.display().to_string()).unwrap_or_default(),
-        resources: config
-            .linux
-            .as_ref()
-            .and_then(|l| l.resources.clone())
+        resources: container
+            .resources()
             .map(|linux| cri::ContainerResources { linux: Some(linux), windows: None }),
         image_id: made.image_id.clone(),
         user: made.user.clone().map(|linux| cri::ContainerUser { linux: Some(linux) }),
@@ -181,7 +193,12 @@ pub(super) async fn list_containers(
     daemon: &Daemon,
     request: cri::ListContainersRequest,
 ) -> Result<cri::ListContainersResponse, Status> {
-    let filter = request.filter.unwrap_or_default();
+    Ok(cri::ListContainersResponse { containers: selected(daemon, request.filter) })
+}
+
+/// The containers that a list with this filter holds.
+pub(super) fn selected(daemon: &Daemon, filter: Option<cri::ContainerFilter>) -> Vec<cri::Container> {
+    let filter = filter.unwrap_or_default();
     let containers = daemon.containers.all().into_iter().filter_map(|container| {
         let state = container.state();
         // What is still being made is nobody's container yet: its maker gets an id or an error.
@@ -206,5 +223,5 @@ pub(super) async fn list_containers(
             image_id: made.image_id.clone(),
         })
     });
-    Ok(cri::ListContainersResponse { containers: containers.collect() })
+    containers.collect()
 }

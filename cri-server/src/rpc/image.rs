@@ -9,6 +9,7 @@ use std::sync::Arc;
 use cofferdam_proto::cri;
 use tonic::{Request, Response, Status};
 
+use super::chunk::{Chunks, in_chunks};
 use crate::image::{ImageError, ImageRecord, ImageService, ImageUser};
 use crate::registry::{AuthFields, Credentials, RegistryError, chain};
 use crate::snapshot::Usage;
@@ -118,27 +119,23 @@ fn credentials(auth: Option<&cri::AuthConfig>) -> Result<Credentials, Status> {
 
 #[tonic::async_trait]
 impl cri::image_service_server::ImageService for ImageRpc {
-    type StreamImagesStream = tokio_stream::Empty<Result<cri::StreamImagesResponse, Status>>;
+    type StreamImagesStream = Chunks<cri::StreamImagesResponse>;
 
     async fn list_images(
         &self,
         request: Request<cri::ListImagesRequest>,
     ) -> Result<Response<cri::ListImagesResponse>, Status> {
-        let wanted = request.into_inner().filter.and_then(|filter| filter.image).map(|image| image.image);
-        let images = match wanted.filter(|name| !name.is_empty()) {
-            None => self.images.list(),
-            // A filter that fits nothing is no error.
-            Some(name) => self.images.find(&name).into_iter().collect(),
-        };
+        let images = self.selected(request.into_inner().filter);
         let images = images.iter().map(|image| encode(image)).collect();
         Ok(Response::new(cri::ListImagesResponse { images }))
     }
 
     async fn stream_images(
         &self,
-        _: Request<cri::StreamImagesRequest>,
+        request: Request<cri::StreamImagesRequest>,
     ) -> Result<Response<Self::StreamImagesStream>, Status> {
-        Err(Status::unimplemented("StreamImages is not served yet; use ListImages"))
+        let images = self.selected(request.into_inner().filter).into_iter().map(|image| encode(&image));
+        Ok(Response::new(in_chunks(images, |images| cri::StreamImagesResponse { images })))
     }
 
     async fn image_status(
@@ -194,6 +191,16 @@ impl cri::image_service_server::ImageService for ImageRpc {
 }
 
 impl ImageRpc {
+    /// The images that a list with this filter holds.
+    fn selected(&self, filter: Option<cri::ImageFilter>) -> Vec<Arc<ImageRecord>> {
+        let wanted = filter.and_then(|filter| filter.image).map(|image| image.image);
+        match wanted.filter(|name| !name.is_empty()) {
+            None => self.images.list(),
+            // A filter that fits nothing is no error.
+            Some(name) => self.images.find(&name).into_iter().collect(),
+        }
+    }
+
     /// What crictl shows beyond the CRI's fields: the publisher's configuration and how the image is stored.
     async fn verbose(&self, image: &Arc<ImageRecord>) -> Result<String, Status> {
         let (images, record) = (self.images.clone(), image.clone());

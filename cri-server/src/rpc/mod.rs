@@ -1,20 +1,25 @@
 //! The edge to the kubelet: decodes requests, calls the domain, encodes answers. One file per resource.
 
 mod admin;
+mod chunk;
 pub mod code;
 mod container;
+mod events;
 mod filter;
 mod image;
+mod metrics;
 mod node;
 mod runtime;
 mod sandbox;
 mod stats;
+mod stream_lists;
 mod streaming;
 mod usage;
 
 use std::sync::Arc;
 
 pub use admin::AdminRpc;
+pub use events::painter;
 pub use image::ImageRpc;
 pub use runtime::Runtime;
 pub use streaming::FINGERPRINT as STREAMING_FINGERPRINT;
@@ -36,6 +41,8 @@ pub struct Daemon {
     pub rates: Arc<CpuRates>,
     /// Where clients of exec, attach and port-forward are sent.
     pub streaming: crate::streaming::Streaming,
+    /// Where the daemon's own metrics are served.
+    pub metrics: crate::metrics::Served,
     /// The configuration in force, for a person to look at.
     pub config: Arc<crate::config::Config>,
 }

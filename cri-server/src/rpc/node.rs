@@ -8,6 +8,7 @@ use tonic::Status;
 use super::Daemon;
 use super::code::status;
 use crate::cgroup::Driver;
+use crate::image::{LayerStage, PullUnderWay};
 use crate::node::{Severity, preflight};
 use crate::report::chain;
 
@@ -41,11 +42,17 @@ pub(super) async fn status_call(
         recursive_read_only_mounts: daemon.ports.features.recursive_readonly,
         user_namespaces: false,
     });
-    let names = std::iter::once(String::new()).chain(daemon.ports.handlers.iter().map(|h| h.name.clone()));
+    let handler = |name: &str, isolation: &str| cri::RuntimeHandler {
+        name: name.to_owned(),
+        // No pod runs in a machine of its own yet, so none has any of this there.
+        features: if isolation.is_empty() { features } else { Some(cri::RuntimeHandlerFeatures::default()) },
+    };
+    let default = daemon.ports.handlers.handler("").map_or("", |h| h.isolation.as_str());
+    let named = daemon.ports.handlers.iter().map(|h| handler(&h.name, &h.isolation));
     Ok(cri::StatusResponse {
         status: Some(cri::RuntimeStatus { conditions }),
         info,
-        runtime_handlers: names.map(|name| cri::RuntimeHandler { name, features }).collect(),
+        runtime_handlers: std::iter::once(handler("", default)).chain(named).collect(),
         features: Some(cri::RuntimeFeatures {
             supplemental_groups_policy: true,
             user_namespaces_host_network: false,
@@ -110,10 +117,25 @@ async fn verbose(daemon: &Daemon) -> HashMap<String, String> {
         "handlers": handlers,
         "network": network,
         "operations": under_way,
+        "pulls": daemon.ports.images.pulls_under_way().iter().map(pull).collect::<Vec<_>>(),
+        "metrics": daemon.metrics,
         "pods": daemon.sandboxes.all().len(),
         "containers": daemon.containers.all().len(),
     });
     HashMap::from([("info".to_owned(), info.to_string())])
+}
+
+/// A pull with its progress; layers that were here already do not count.
+fn pull(pull: &PullUnderWay) -> serde_json::Value {
+    let wanted = || pull.layers.iter().filter(|layer| layer.stage != LayerStage::Present);
+    serde_json::json!({
+        "image": pull.reference,
+        "age": pull.age,
+        "layers": wanted().count(),
+        "layersDone": wanted().filter(|layer| layer.stage == LayerStage::Done).count(),
+        "receivedBytes": wanted().map(|layer| layer.received).sum::<u64>(),
+        "totalBytes": wanted().map(|layer| layer.total).sum::<u64>(),
+    })
 }
 
 fn driver(daemon: &Daemon) -> cri::CgroupDriver {

@@ -7,13 +7,11 @@ use cofferdam_proto::cri;
 use cofferdam_proto::cri::runtime_service_server::RuntimeService;
 use tonic::{Request, Response, Status};
 
-use super::{Daemon, container, node, sandbox, streaming, usage};
+use super::chunk::Chunks;
+use super::{Daemon, container, events, metrics, node, sandbox, stream_lists, streaming, usage};
 
 /// The RuntimeService of a daemon.
 pub struct Runtime(pub Arc<Daemon>);
-
-/// The stream of a call that is not served.
-type NoStream<T> = tokio_stream::Empty<Result<T, Status>>;
 
 fn unserved<T>(call: &str) -> Result<Response<T>, Status> {
     Err(Status::unimplemented(format!("{call} is not served by this version of cofferdam")))
@@ -63,13 +61,13 @@ impl RuntimeService for Runtime {
         sandbox::list_pod_sandbox(&self.0, request.into_inner()).await.map(Response::new)
     }
 
-    type StreamPodSandboxesStream = NoStream<cri::StreamPodSandboxesResponse>;
+    type StreamPodSandboxesStream = Chunks<cri::StreamPodSandboxesResponse>;
 
     async fn stream_pod_sandboxes(
         &self,
-        _: Request<cri::StreamPodSandboxesRequest>,
+        request: Request<cri::StreamPodSandboxesRequest>,
     ) -> Result<Response<Self::StreamPodSandboxesStream>, Status> {
-        unserved("StreamPodSandboxes")
+        Ok(Response::new(stream_lists::pod_sandboxes(&self.0, request.into_inner().filter)))
     }
 
     async fn create_container(
@@ -107,13 +105,13 @@ impl RuntimeService for Runtime {
         container::list_containers(&self.0, request.into_inner()).await.map(Response::new)
     }
 
-    type StreamContainersStream = NoStream<cri::StreamContainersResponse>;
+    type StreamContainersStream = Chunks<cri::StreamContainersResponse>;
 
     async fn stream_containers(
         &self,
-        _: Request<cri::StreamContainersRequest>,
+        request: Request<cri::StreamContainersRequest>,
     ) -> Result<Response<Self::StreamContainersStream>, Status> {
-        unserved("StreamContainers")
+        Ok(Response::new(stream_lists::containers(&self.0, request.into_inner().filter)))
     }
 
     async fn container_status(
@@ -125,9 +123,9 @@ impl RuntimeService for Runtime {
 
     async fn update_container_resources(
         &self,
-        _: Request<cri::UpdateContainerResourcesRequest>,
+        request: Request<cri::UpdateContainerResourcesRequest>,
     ) -> Result<Response<cri::UpdateContainerResourcesResponse>, Status> {
-        unserved("UpdateContainerResources")
+        container::update_container_resources(&self.0, request.into_inner()).await.map(Response::new)
     }
 
     async fn reopen_container_log(
@@ -176,13 +174,13 @@ impl RuntimeService for Runtime {
         usage::list_container_stats(&self.0, request.into_inner()).await.map(Response::new)
     }
 
-    type StreamContainerStatsStream = NoStream<cri::StreamContainerStatsResponse>;
+    type StreamContainerStatsStream = Chunks<cri::StreamContainerStatsResponse>;
 
     async fn stream_container_stats(
         &self,
-        _: Request<cri::StreamContainerStatsRequest>,
+        request: Request<cri::StreamContainerStatsRequest>,
     ) -> Result<Response<Self::StreamContainerStatsStream>, Status> {
-        unserved("StreamContainerStats")
+        Ok(Response::new(stream_lists::container_stats(&self.0, request.into_inner().filter)))
     }
 
     async fn pod_sandbox_stats(
@@ -199,13 +197,13 @@ impl RuntimeService for Runtime {
         usage::list_pod_sandbox_stats(&self.0, request.into_inner()).await.map(Response::new)
     }
 
-    type StreamPodSandboxStatsStream = NoStream<cri::StreamPodSandboxStatsResponse>;
+    type StreamPodSandboxStatsStream = Chunks<cri::StreamPodSandboxStatsResponse>;
 
     async fn stream_pod_sandbox_stats(
         &self,
-        _: Request<cri::StreamPodSandboxStatsRequest>,
+        request: Request<cri::StreamPodSandboxStatsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxStatsStream>, Status> {
-        unserved("StreamPodSandboxStats")
+        Ok(Response::new(stream_lists::pod_sandbox_stats(&self.0, request.into_inner().filter)))
     }
 
     async fn update_runtime_config(
@@ -229,36 +227,36 @@ impl RuntimeService for Runtime {
         unserved("CheckpointContainer")
     }
 
-    type GetContainerEventsStream = NoStream<cri::ContainerEventResponse>;
+    type GetContainerEventsStream = events::EventStream;
 
     async fn get_container_events(
         &self,
         _: Request<cri::GetEventsRequest>,
     ) -> Result<Response<Self::GetContainerEventsStream>, Status> {
-        unserved("GetContainerEvents")
+        Ok(Response::new(events::get_container_events(&self.0)))
     }
 
     async fn list_metric_descriptors(
         &self,
         _: Request<cri::ListMetricDescriptorsRequest>,
     ) -> Result<Response<cri::ListMetricDescriptorsResponse>, Status> {
-        unserved("ListMetricDescriptors")
+        Ok(Response::new(metrics::list_metric_descriptors()))
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<cri::ListPodSandboxMetricsRequest>,
     ) -> Result<Response<cri::ListPodSandboxMetricsResponse>, Status> {
-        unserved("ListPodSandboxMetrics")
+        metrics::list_pod_sandbox_metrics(&self.0).await.map(Response::new)
     }
 
-    type StreamPodSandboxMetricsStream = NoStream<cri::StreamPodSandboxMetricsResponse>;
+    type StreamPodSandboxMetricsStream = Chunks<cri::StreamPodSandboxMetricsResponse>;
 
     async fn stream_pod_sandbox_metrics(
         &self,
         _: Request<cri::StreamPodSandboxMetricsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxMetricsStream>, Status> {
-        unserved("StreamPodSandboxMetrics")
+        Ok(Response::new(metrics::stream_pod_sandbox_metrics(&self.0)))
     }
 
     async fn runtime_config(
@@ -270,8 +268,8 @@ impl RuntimeService for Runtime {
 
     async fn update_pod_sandbox_resources(
         &self,
-        _: Request<cri::UpdatePodSandboxResourcesRequest>,
+        request: Request<cri::UpdatePodSandboxResourcesRequest>,
     ) -> Result<Response<cri::UpdatePodSandboxResourcesResponse>, Status> {
-        unserved("UpdatePodSandboxResources")
+        sandbox::update_pod_sandbox_resources(&self.0, request.into_inner()).await.map(Response::new)
     }
 }

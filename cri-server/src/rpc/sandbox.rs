@@ -11,7 +11,7 @@ use super::filter::{id_matches, labels_match};
 use super::{Daemon, container};
 use crate::index::LookupError;
 use crate::ports::now;
-use crate::sandbox::{Sandbox, SandboxState};
+use crate::sandbox::{PodResources, Sandbox, SandboxState};
 
 pub(super) async fn run_pod_sandbox(
     daemon: &Daemon,
@@ -52,6 +52,16 @@ pub(super) async fn remove_pod_sandbox(
     Ok(cri::RemovePodSandboxResponse {})
 }
 
+pub(super) async fn update_pod_sandbox_resources(
+    daemon: &Daemon,
+    request: cri::UpdatePodSandboxResourcesRequest,
+) -> Result<cri::UpdatePodSandboxResourcesResponse, Status> {
+    let sandbox = daemon.sandboxes.find(&request.pod_sandbox_id).map_err(|e| status(&e))?;
+    let size = PodResources { resources: request.resources, overhead: request.overhead };
+    daemon.sandboxes.update(&sandbox, size).await.map_err(|e| status(&*e))?;
+    Ok(cri::UpdatePodSandboxResourcesResponse {})
+}
+
 pub(super) async fn pod_sandbox_status(
     daemon: &Daemon,
     request: cri::PodSandboxStatusRequest,
@@ -67,7 +77,7 @@ pub(super) async fn pod_sandbox_status(
     })
 }
 
-fn sandbox_status(sandbox: &Sandbox) -> cri::PodSandboxStatus {
+pub(super) fn sandbox_status(sandbox: &Sandbox) -> cri::PodSandboxStatus {
     let config = sandbox.config();
     let status = sandbox.status();
     let ips: Vec<String> = status.ips.iter().map(ToString::to_string).collect();
@@ -110,6 +120,8 @@ async fn verbose(daemon: &Daemon, sandbox: &Sandbox) -> HashMap<String, String> 
         "runtimeHandler": sandbox.made().handler,
         "image": "built in",
         "config": sandbox.config(),
+        "resources": sandbox.resources().resources,
+        "overhead": sandbox.resources().overhead,
         "runtimeSpec": spec,
     });
     HashMap::from([("info".to_owned(), info.to_string())])
@@ -119,7 +131,12 @@ pub(super) async fn list_pod_sandbox(
     daemon: &Daemon,
     request: cri::ListPodSandboxRequest,
 ) -> Result<cri::ListPodSandboxResponse, Status> {
-    let filter = request.filter.unwrap_or_default();
+    Ok(cri::ListPodSandboxResponse { items: selected(daemon, request.filter) })
+}
+
+/// The sandboxes that a list with this filter holds.
+pub(super) fn selected(daemon: &Daemon, filter: Option<cri::PodSandboxFilter>) -> Vec<cri::PodSandbox> {
+    let filter = filter.unwrap_or_default();
     let items = daemon.sandboxes.all().into_iter().filter_map(|sandbox| {
         let status = sandbox.status();
         // What is still being made is nobody's pod yet: its maker gets an id or an error.
@@ -140,5 +157,5 @@ pub(super) async fn list_pod_sandbox(
             runtime_handler: sandbox.made().requested_handler.clone(),
         })
     });
-    Ok(cri::ListPodSandboxResponse { items: items.collect() })
+    items.collect()
 }

@@ -30,17 +30,25 @@ pub(super) async fn list_container_stats(
     daemon: &Daemon,
     request: cri::ListContainerStatsRequest,
 ) -> Result<cri::ListContainerStatsResponse, Status> {
-    let filter = request.filter.unwrap_or_default();
+    let selected = selected_containers(daemon, request.filter);
+    let stats =
+        blocking(daemon, move |daemon| selected.iter().map(|c| of_container(daemon, c)).collect()).await?;
+    Ok(cri::ListContainerStatsResponse { stats })
+}
+
+/// The containers whose stats a list with this filter holds.
+pub(super) fn selected_containers(
+    daemon: &Daemon,
+    filter: Option<cri::ContainerStatsFilter>,
+) -> Vec<Arc<Container>> {
+    let filter = filter.unwrap_or_default();
     let selected = daemon.containers.all().into_iter().filter(|c| {
         c.is_running()
             && id_matches(&filter.id, c.id().as_str())
             && id_matches(&filter.pod_sandbox_id, c.sandbox().as_str())
             && labels_match(&filter.label_selector, &c.config().labels)
     });
-    let selected: Vec<_> = selected.collect();
-    let stats =
-        blocking(daemon, move |daemon| selected.iter().map(|c| of_container(daemon, c)).collect()).await?;
-    Ok(cri::ListContainerStatsResponse { stats })
+    selected.collect()
 }
 
 pub(super) async fn pod_sandbox_stats(
@@ -60,19 +68,27 @@ pub(super) async fn list_pod_sandbox_stats(
     daemon: &Daemon,
     request: cri::ListPodSandboxStatsRequest,
 ) -> Result<cri::ListPodSandboxStatsResponse, Status> {
-    let filter = request.filter.unwrap_or_default();
+    let selected = selected_pods(daemon, request.filter);
+    let stats = blocking(daemon, move |daemon| selected.iter().map(|s| of_pod(daemon, s)).collect()).await?;
+    Ok(cri::ListPodSandboxStatsResponse { stats })
+}
+
+/// The pods whose stats a list with this filter holds.
+pub(super) fn selected_pods(
+    daemon: &Daemon,
+    filter: Option<cri::PodSandboxStatsFilter>,
+) -> Vec<Arc<Sandbox>> {
+    let filter = filter.unwrap_or_default();
     let selected = daemon.sandboxes.all().into_iter().filter(|s| {
         s.is_ready()
             && id_matches(&filter.id, s.id().as_str())
             && labels_match(&filter.label_selector, &s.config().labels)
     });
-    let selected: Vec<_> = selected.collect();
-    let stats = blocking(daemon, move |daemon| selected.iter().map(|s| of_pod(daemon, s)).collect()).await?;
-    Ok(cri::ListPodSandboxStatsResponse { stats })
+    selected.collect()
 }
 
 /// Runs `work` where reading many small files may block.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     daemon: &Daemon,
     work: impl FnOnce(&Daemon) -> T + Send + 'static,
 ) -> Result<T, Status> {
@@ -86,7 +102,7 @@ fn sample_of(daemon: &Daemon, cgroups_path: &str) -> Sample {
     sample(&paths)
 }
 
-fn of_container(daemon: &Daemon, container: &Arc<Container>) -> cri::ContainerStats {
+pub(super) fn of_container(daemon: &Daemon, container: &Arc<Container>) -> cri::ContainerStats {
     let (made, config) = (container.made(), container.config());
     let sample = sample_of(daemon, container.cgroups_path());
     let nano_cores = daemon.rates.observe(made.id.as_str(), sample.at, sample.cpu.usage_nanos);
@@ -111,7 +127,7 @@ fn writable_layer(daemon: &Daemon, container: &Container) -> Option<cri::Filesys
     })
 }
 
-fn of_pod(daemon: &Daemon, sandbox: &Arc<Sandbox>) -> cri::PodSandboxStats {
+pub(super) fn of_pod(daemon: &Daemon, sandbox: &Arc<Sandbox>) -> cri::PodSandboxStats {
     let containers = daemon.containers.of_sandbox(sandbox.id());
     let running = containers.iter().filter(|c| c.is_running());
     let container_stats: Vec<_> = running.clone().map(|c| of_container(daemon, c)).collect();

@@ -22,6 +22,8 @@ pub enum SandboxError {
     Invalid(String),
     #[error("sandbox {id} of the same pod and attempt is {state}: remove it first")]
     Exists { id: SandboxId, state: &'static str },
+    #[error("pod sandbox is {state}: its resources cannot be changed")]
+    NotUpdatable { state: &'static str },
     #[error(transparent)]
     Lookup(#[from] LookupError),
     #[error(transparent)]

@@ -12,6 +12,7 @@ mod remove;
 mod run;
 mod stop;
 mod supervise;
+mod update;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,15 +23,17 @@ use tokio::sync::{Mutex, watch};
 
 pub use error::SandboxError;
 pub use files::SandboxFiles;
-pub use record::{SandboxRecord, SandboxState, SandboxStatus};
+pub use record::{PodResources, SandboxRecord, SandboxState, SandboxStatus};
 
+use crate::cgroup::Form;
+use crate::event::Phase;
 use crate::index::{Index, LookupError};
 use crate::model::SandboxId;
 use crate::network::PodAttachment;
 use crate::operation::{Operations, UnderWay};
 use crate::ports::Ports;
-use crate::runtime::Shim;
-use crate::spec::SandboxNamespaces;
+use crate::runtime::{Shim, ShimKind};
+use crate::spec::{SandboxNamespaces, SpecError, resources};
 use crate::store::{StoreError, Table};
 
 /// A result that several callers wait for.
@@ -43,13 +46,21 @@ pub struct Sandbox {
     status: watch::Sender<SandboxStatus>,
     /// Held while a change is stored; nothing else waits for it.
     change: Mutex<()>,
+    /// Held while the pause container's spec is changed.
+    spec: Mutex<()>,
     shim: ArcSwapOption<Shim>,
 }
 
 impl Sandbox {
     fn new(record: SandboxRecord) -> Arc<Self> {
         let (status, _) = watch::channel(record.status.clone());
-        Arc::new(Self { made: record, status, change: Mutex::new(()), shim: ArcSwapOption::empty() })
+        Arc::new(Self {
+            made: record,
+            status,
+            change: Mutex::new(()),
+            spec: Mutex::new(()),
+            shim: ArcSwapOption::empty(),
+        })
     }
 
     #[must_use]
@@ -76,6 +87,16 @@ impl Sandbox {
     #[must_use]
     pub fn is_ready(&self) -> bool {
         matches!(self.status.borrow().state, SandboxState::Ready { .. })
+    }
+
+    /// The size of the pod, as the kubelet has told it last.
+    #[must_use]
+    pub fn resources(&self) -> PodResources {
+        let linux = self.made.config.linux.as_ref();
+        self.status.borrow().resized.clone().unwrap_or_else(|| PodResources {
+            resources: linux.and_then(|linux| linux.resources.clone()),
+            overhead: linux.and_then(|linux| linux.overhead.clone()),
+        })
     }
 
     /// The pause process of a ready sandbox.
@@ -106,10 +127,20 @@ impl Sandbox {
     ///
     /// # Errors
     /// When the kubelet's parent is none.
-    pub fn cgroups_path(&self, ports: &Ports) -> Result<String, SandboxError> {
+    pub fn cgroups_path(&self, ports: &Ports) -> Result<String, SpecError> {
+        // Records of before have it not.
+        self.made.cgroups_path.clone().map_or_else(|| self.path_below(ports, self.id().as_str()), Ok)
+    }
+
+    /// Where the cgroup of a container of this pod is, as its spec names it.
+    ///
+    /// # Errors
+    /// When the kubelet's parent is none.
+    pub fn path_below(&self, ports: &Ports, container: &str) -> Result<String, SpecError> {
         let parent = self.made.config.linux.as_ref().map_or("", |l| l.cgroup_parent.as_str());
-        let path = crate::spec::resources::cgroups_path(&ports.features, parent, self.made.id.as_str())?;
-        Ok(path.display().to_string())
+        let kind = ports.handlers.handler(&self.made.handler).map_or(ShimKind::Own, |handler| handler.kind);
+        let form = if kind == ShimKind::Own { Form::Folder } else { Form::Unit };
+        resources::cgroups_path(&ports.features, form, parent, self.id().as_str(), container)
     }
 
     /// Where containers of a ready sandbox join its namespaces.
@@ -136,8 +167,30 @@ impl Sandbox {
             let record = SandboxRecord { status: status.clone(), ..self.made.clone() };
             ports.store.put(Table::Sandboxes, self.made.id.as_str(), &record).await?;
             self.status.send_replace(status);
+            self.tell(ports, self.phase());
         }
         Ok(())
+    }
+
+    /// The step of its life that readers of events know it by.
+    fn phase(&self) -> Option<Phase> {
+        match self.status.borrow().state {
+            SandboxState::Ready { .. } => Some(Phase::Started),
+            SandboxState::NotReady => Some(Phase::Stopped),
+            SandboxState::Creating | SandboxState::Removing => None,
+        }
+    }
+
+    /// Whether the daemon is connected to its shim.
+    #[must_use]
+    pub fn has_shim(&self) -> bool {
+        self.shim.load().as_ref().is_some_and(|shim| !shim.is_closed())
+    }
+
+    fn tell(&self, ports: &Ports, phase: Option<Phase>) {
+        if let Some(phase) = phase {
+            ports.events.reached(self.made.id.as_str(), &self.made.id, phase);
+        }
     }
 
     fn attachment(&self, ports: &Ports) -> PodAttachment {

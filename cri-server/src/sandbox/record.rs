@@ -92,17 +92,32 @@ pub struct SandboxRecord {
     pub created_at: i64,
     /// Whether the pod has a network namespace of its own.
     pub own_network: bool,
+    /// Of the pause container, as its spec names it.
+    #[serde(default)]
+    pub cgroups_path: Option<String>,
     pub status: SandboxStatus,
 }
 
 /// The part of a sandbox that changes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SandboxStatus {
     pub state: SandboxState,
     /// The primary address first.
     pub ips: Vec<IpAddr>,
     /// Whether a network may be attached: set before ADD, unset after DEL.
     pub attached: bool,
+    /// What the kubelet has said of the pod's size since; none while its first request stands.
+    #[serde(default)]
+    pub resized: Option<PodResources>,
+}
+
+/// The size of a pod.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PodResources {
+    /// The sum of its containers'.
+    pub resources: Option<cri::LinuxContainerResources>,
+    /// What the pod itself takes.
+    pub overhead: Option<cri::LinuxContainerResources>,
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use futures::future::join_all;
 
 use super::record::{SandboxRecord, SandboxState};
 use super::{Sandbox, SandboxError, Sandboxes};
+use crate::event::Phase;
 use crate::runtime::Launcher;
 use crate::store::Table;
 
@@ -19,10 +20,21 @@ impl Sandboxes {
         let recoveries = records.into_iter().map(|(_, record)| {
             let sandbox = Sandbox::new(record);
             self.all.insert(sandbox.id().as_str(), Arc::clone(&sandbox));
+            self.recall(&sandbox);
             self.recover_one(sandbox)
         });
         join_all(recoveries).await;
         Ok(())
+    }
+
+    /// What was told of it before the restart is not told again.
+    fn recall(&self, sandbox: &Sandbox) {
+        let phase = match sandbox.status().state {
+            SandboxState::Creating => return,
+            SandboxState::Ready { .. } => Phase::Started,
+            SandboxState::NotReady | SandboxState::Removing => Phase::Stopped,
+        };
+        self.ports.events.recovered(sandbox.id().as_str(), phase);
     }
 
     async fn recover_one(self: &Arc<Self>, sandbox: Arc<Sandbox>) {

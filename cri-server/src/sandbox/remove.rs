@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::record::{SandboxState, SandboxStatus};
 use super::{Sandbox, SandboxError, Sandboxes, Shared, files};
+use crate::event::Phase;
 use crate::store::Table;
 
 impl Sandboxes {
@@ -28,6 +29,8 @@ impl Sandboxes {
         self.plugins_remove(sandbox).await;
         files::remove(&self.ports, sandbox)?;
         self.ports.store.delete(Table::Sandboxes, sandbox.id().as_str()).await?;
+        // While it can still be found: the event holds its last status.
+        sandbox.tell(&self.ports, Some(Phase::Deleted));
         self.all.remove(sandbox.id().as_str());
         Ok(())
     }

@@ -50,7 +50,7 @@ impl Sandboxes {
         let security = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
         let options = security.and_then(|s| s.namespace_options.as_ref());
         let namespaces = PodNamespaces::of(options)?;
-        let record = SandboxRecord {
+        let mut record = SandboxRecord {
             id: SandboxId::generate().map_err(|source| SandboxError::File {
                 operation: "id from",
                 path: "/dev/urandom".into(),
@@ -61,12 +61,16 @@ impl Sandboxes {
             requested_handler,
             created_at: now(),
             own_network: namespaces.network,
+            cgroups_path: None,
             status: SandboxStatus {
                 state: SandboxState::Creating,
                 ips: Vec::new(),
                 attached: namespaces.network,
+                resized: None,
             },
         };
+        let path = Sandbox::new(record.clone()).cgroups_path(&self.ports)?;
+        record.cgroups_path = Some(path);
         stage.set("recording");
         self.ports.store.put(Table::Sandboxes, record.id.as_str(), &record).await?;
         let sandbox = Sandbox::new(record);
@@ -128,7 +132,7 @@ impl Sandboxes {
         self.plugins_run(sandbox, pid, &ips).await?;
         stage.set("recording");
         let built = |s: &SandboxStatus| {
-            Ok::<_, SandboxError>(SandboxStatus { state: s.state.built(pid)?, ips, attached: s.attached })
+            Ok::<_, SandboxError>(SandboxStatus { state: s.state.built(pid)?, ips, ..s.clone() })
         };
         sandbox.change(ports, built).await?;
         self.supervise(sandbox, shim);
@@ -157,6 +161,7 @@ impl Sandboxes {
             .transpose()?;
         let spec = sandbox_spec(&SandboxInput {
             id: sandbox.id(),
+            cgroups_path: &sandbox.cgroups_path(ports)?,
             config: sandbox.config(),
             pause_binary: &ports.pause.check()?,
             network_namespace: netns.as_deref(),

@@ -72,6 +72,7 @@ impl Sandboxes {
     pub(super) async fn end_pause(&self, sandbox: &Sandbox) -> Result<(), SandboxError> {
         let pause = self.ending(sandbox)?;
         task::end(&self.ports, pause.ending()).await?;
+        self.ports.cgroups.remove_around(&pause.cgroups_path);
         sandbox.shim.store(None);
         Ok(())
     }

@@ -5,6 +5,7 @@
 
 mod deadline;
 mod events;
+mod measure;
 mod socket;
 
 use std::path::{Path, PathBuf};
@@ -23,13 +24,14 @@ use crate::config::Config;
 use crate::container::{ContainerError, Containers};
 use crate::image::{ImageError, ImageService};
 use crate::lsm::apparmor;
+use crate::metrics::{Measured, RpcSeconds};
 use crate::network::Network;
-use crate::nri::{self, Nri, NriError};
 use crate::node::{Features, Severity, preflight};
+use crate::nri::{self, Nri, NriError};
 use crate::places::Places;
 use crate::pod::Pods;
 use crate::ports::Ports;
-use crate::rpc::{AdminRpc, Daemon, ImageRpc, Runtime};
+use crate::rpc::{AdminRpc, Daemon, ImageRpc, Runtime, painter};
 use crate::runtime::events::Sink;
 use crate::runtime::{
     ExecRunner, Handler, HandlerError, HandlerTable, Launcher, OWN_TYPE, RuntimeConfig, RuntimeError,
@@ -69,6 +71,8 @@ pub enum ServeError {
     Containers(#[from] ContainerError),
     #[error(transparent)]
     Streaming(#[from] ListenError),
+    #[error(transparent)]
+    Metrics(#[from] crate::metrics::ListenError),
     #[error("NRI plugins")]
     Nri(#[from] NriError),
     #[error("the server failed")]
@@ -101,6 +105,7 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
     ports.tracker.spawn(events::drain(received));
     let sandboxes = Sandboxes::new(Arc::clone(&ports));
     let containers = Containers::new(Arc::clone(&ports), Arc::clone(&sandboxes));
+    ports.events.paint_with(painter(&sandboxes, &containers));
     sandboxes.recover().await?;
     containers.recover().await?;
     if ports.store.is_incomplete() {
@@ -111,7 +116,15 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
         sweep(&ports, &sandboxes, &containers).await;
     }
     let parts = Parts { ports: Arc::clone(&ports), containers: Arc::clone(&containers) };
+    let rpc = RpcSeconds::default();
+    let measured = Measured {
+        ports: Arc::clone(&ports),
+        sandboxes: Arc::clone(&sandboxes),
+        containers: Arc::clone(&containers),
+        rpc: rpc.clone(),
+    };
     let daemon = Arc::new(Daemon {
+        metrics: crate::metrics::serve(&config.metrics, measured).await?,
         streaming: Streaming::serve(&config.streaming, parts).await?,
         ports: Arc::clone(&ports),
         pods: Pods { sandboxes: Arc::clone(&sandboxes), containers: Arc::clone(&containers) },
@@ -129,6 +142,7 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
     let admin = AdminServer::new(AdminRpc::new(Arc::clone(&ports.images)));
     let serving = Server::builder()
         .trace_fn(|request| tracing::debug_span!("rpc", call = request.uri().path()))
+        .layer(measure::MeasureLayer(rpc))
         .layer(deadline::DeadlineLayer)
         .add_service(runtime)
         .add_service(image.max_decoding_message_size(MAX_MESSAGE))
@@ -136,6 +150,8 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
         .serve_with_incoming_shutdown(listener, stop.cancelled());
     let overdue = async {
         stop.cancelled().await;
+        // Their readers would be waited for.
+        ports.events.close();
         tokio::time::sleep(DRAIN).await;
     };
     tokio::select! {
@@ -174,6 +190,7 @@ async fn open(
         snapshots,
         spec_defaults: defaults(&features).await,
         features,
+        events: Arc::default(),
         tracker: TaskTracker::new(),
         stopping: CancellationToken::new(),
     }))

@@ -7,10 +7,12 @@
 //! <root>/l/<short>                         symbolic link to ../layers/<hex>/fs, because mount options are limited
 //! ```
 //!
-//! Invariant: a directory named by a diff id holds exactly that layer, synced; it appears by one rename.
+//! Invariant: a directory named by a diff id holds exactly that layer; it appears by one rename. After a power cut that
+//! is sure only of what was there when [`Layers::folder`] was last synced: whoever records a layer syncs first, and what
+//! has no record is removed at start.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
@@ -19,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use super::error::SnapshotError;
@@ -31,6 +33,10 @@ use crate::registry::Digest;
 /// Shortest alias of a layer, in hexadecimal digits.
 const SHORT: usize = 8;
 
+/// A layer with more content is written to the disk while others are still on their way; the sync of the whole image then
+/// finds less to do.
+const LARGE: u64 = 64 << 20;
+
 /// What is known about an unpacked layer.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Layer {
@@ -38,13 +44,20 @@ pub struct Layer {
     pub bytes: u64,
     /// Inodes.
     pub inodes: u64,
-    /// Directories whose attributes the archive does not tell. Names that are not UTF-8 are missing here; such
-    /// directories keep the attributes they were made with.
+    /// Directories whose attributes the archive does not tell: see [`super::implied`]. Names that are not UTF-8 are missing
+    /// here; such directories keep the attributes they were made with.
     implied: Vec<String>,
     /// Nothing below this layer is visible.
     pub(super) opaque_root: bool,
     /// The alias under `l/`.
     pub(super) short: String,
+}
+
+impl Layer {
+    /// Directories that the archive uses without describing them; the empty path is the root.
+    pub(super) fn implied(&self) -> impl Iterator<Item = &str> {
+        self.implied.iter().map(String::as_str)
+    }
 }
 
 /// All layers of the node.
@@ -143,7 +156,7 @@ impl Layers {
         self.known().iter().map(|(digest, layer)| (digest.clone(), layer.clone())).collect()
     }
 
-    /// Unpacks a layer that is not there yet; blocks. Afterwards it is on disk, whole.
+    /// Unpacks a layer that is not there yet; blocks. Afterwards it is there, whole.
     ///
     /// # Errors
     /// When the stream, its content or the node are not as they should be; then nothing is left.
@@ -164,6 +177,19 @@ impl Layers {
         result
     }
 
+    /// Reads a layer that is unpacked already, and looks whether it is the one that `diff_id` names; blocks.
+    ///
+    /// # Errors
+    /// When it is another one, or cannot be read.
+    pub fn check(
+        &self,
+        diff_id: &Digest,
+        source: &mut Source<'_>,
+        limits: &Limits,
+    ) -> Result<(), SnapshotError> {
+        is_diff_id(diff_id, &pipeline::diff_id(source, diff_id.algorithm(), limits)?)
+    }
+
     fn unpack_into(
         &self,
         scratch: &Path,
@@ -176,9 +202,7 @@ impl Layers {
         rustix::fs::chmodat(CWD, &target, Mode::from_raw_mode(0o755), AtFlags::empty())
             .map_err(|e| SnapshotError::io("set the mode of", &target)(e.into()))?;
         let (made, actual) = pipeline::run(source, &target, diff_id.algorithm(), limits)?;
-        if actual != *diff_id {
-            return Err(SnapshotError::DiffId { expected: diff_id.to_string(), actual: actual.to_string() });
-        }
+        is_diff_id(diff_id, &actual)?;
         let mut layer = Layer {
             bytes: made.bytes,
             inodes: made.inodes,
@@ -196,16 +220,22 @@ impl Layers {
         let description = scratch.join("layer.json");
         let text = serde_json::to_vec(layer).map_err(|e| SnapshotError::io("describe", scratch)(e.into()))?;
         fs::write(&description, text).map_err(SnapshotError::io("write", &description))?;
-        let handle = File::open(scratch).map_err(SnapshotError::io("open", scratch))?;
-        rustix::fs::syncfs(&handle).map_err(|e| SnapshotError::io("sync", scratch)(e.into()))?;
+        if layer.bytes > LARGE {
+            let handle = fs::File::open(scratch).map_err(SnapshotError::io("open", scratch))?;
+            rustix::fs::syncfs(&handle).map_err(|e| SnapshotError::io("sync", scratch)(e.into()))?;
+        }
         let target = self.directory(diff_id);
         if target.exists() {
             // Known layers are not unpacked again, so this is one that lost its description.
             self.discard(&target)?;
         }
-        fs::rename(scratch, &target).map_err(SnapshotError::io("rename to", &target))?;
-        let parent = self.root.join("layers");
-        File::open(&parent).and_then(|d| d.sync_all()).map_err(SnapshotError::io("sync", &parent))
+        fs::rename(scratch, &target).map_err(SnapshotError::io("rename to", &target))
+    }
+
+    /// The folder whose file system holds all layers.
+    #[must_use]
+    pub fn folder(&self) -> PathBuf {
+        self.root.join("layers")
     }
 
     /// The shortest alias not taken by another layer.
@@ -253,43 +283,13 @@ impl Layers {
     fn discard(&self, path: &Path) -> Result<(), SnapshotError> {
         discard(path)
     }
+}
 
-    /// Gives directories that a layer uses without describing the attributes that lower layers give them, which is
-    /// what unpacking the layers onto each other would have left. Blocks.
-    pub(super) fn settle(&self, layers: &[Digest]) -> Result<(), SnapshotError> {
-        for (height, digest) in layers.iter().enumerate() {
-            let layer = self.get(digest).ok_or_else(|| SnapshotError::MissingLayer(digest.to_string()))?;
-            if layer.opaque_root {
-                continue;
-            }
-            for path in &layer.implied {
-                for lower in layers[..height].iter().rev() {
-                    if self.copy_attributes(lower, digest, path)? {
-                        break;
-                    }
-                }
-            }
-        }
-        Ok(())
+fn is_diff_id(expected: &Digest, actual: &Digest) -> Result<(), SnapshotError> {
+    if actual == expected {
+        return Ok(());
     }
-
-    /// Answers whether the search ends at `lower`.
-    fn copy_attributes(&self, lower: &Digest, upper: &Digest, path: &str) -> Result<bool, SnapshotError> {
-        let open = |digest: &Digest| {
-            let root = self.directory(digest).join("fs");
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let directory = rustix::fs::openat(CWD, &root, flags, Mode::empty())?;
-            tree::resolve(directory.as_fd(), path.as_bytes(), flags, ResolveFlags::NO_SYMLINKS)
-        };
-        let Ok(from) = open(lower) else { return Ok(false) };
-        let failed = || SnapshotError::entry_io("copy attributes of", path.as_bytes());
-        let to = open(upper).map_err(failed())?;
-        let stat = rustix::fs::fstat(&from).map_err(failed())?;
-        rustix::fs::fchown(&to, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))
-            .map_err(failed())?;
-        rustix::fs::fchmod(&to, Mode::from_raw_mode(stat.st_mode & 0o7777)).map_err(failed())?;
-        Ok(true)
-    }
+    Err(SnapshotError::DiffId { expected: expected.to_string(), actual: actual.to_string() })
 }
 
 fn alias_target(digest: &Digest) -> PathBuf {

@@ -13,6 +13,7 @@ pub(crate) mod archive;
 mod decompress;
 mod error;
 mod extract;
+mod implied;
 mod layer;
 mod limits;
 mod pipeline;
@@ -39,6 +40,7 @@ pub use view::read_in_root;
 
 use crate::model::ContainerId;
 use crate::registry::Digest;
+use implied::{Corrections, Seen};
 
 /// What the kernel takes as mount options, less its own bookkeeping.
 const MAX_OPTIONS: usize = 4095;
@@ -64,6 +66,8 @@ pub struct Snapshots {
     /// that a layer cannot vanish between the two.
     containers: Mutex<HashMap<ContainerId, Vec<Digest>>>,
     measured: Mutex<HashMap<ContainerId, (Instant, Usage)>>,
+    /// By the layers of an image, bottom first; looked up once, for layers do not change.
+    corrections: Mutex<HashMap<Vec<Digest>, Arc<Corrections>>>,
 }
 
 impl Snapshots {
@@ -91,6 +95,7 @@ impl Snapshots {
             layers,
             containers: Mutex::new(containers),
             measured: Mutex::new(HashMap::new()),
+            corrections: Mutex::default(),
         }))
     }
 
@@ -116,13 +121,15 @@ impl Snapshots {
     /// # Errors
     /// When a layer is missing, there are too many, or directories cannot be made; then nothing is left.
     pub fn mounts(&self, layers: &[Digest], id: &ContainerId) -> Result<Vec<Mount>, SnapshotError> {
+        // Before the lock: this may read many directories.
+        let corrections = self.corrections(layers)?;
         let mut containers = self.containers();
         let lower = self.lower(layers)?;
         let home = self.container(id);
         let options = overlay_options(&lower, &home)?;
         if containers.get(id).map(Vec::as_slice) != Some(layers) {
             let top = lower.first().map(PathBuf::as_path);
-            if let Err(error) = prepare(&home, layers, top) {
+            if let Err(error) = prepare(&home, layers, top, &corrections) {
                 if let Err(error) = layer::discard(&home) {
                     tracing::warn!(container = %id, %error, "a half-made writable layer stays");
                 }
@@ -195,12 +202,28 @@ impl Snapshots {
         view::stack(&self.lower(layers)?, &self.root.join("view"))
     }
 
-    /// Makes the layers fit each other; see [`Layers`]. Blocks.
+    /// Looks how the layers, bottom first, fit each other, so that their first container need not. Blocks.
     ///
     /// # Errors
-    /// When a layer is missing or cannot be changed.
+    /// When a layer is missing or cannot be read, or the layers ask for too much.
     pub fn settle(&self, layers: &[Digest]) -> Result<(), SnapshotError> {
-        self.layers.settle(layers)
+        self.corrections(layers).map(drop)
+    }
+
+    fn corrections(&self, layers: &[Digest]) -> Result<Arc<Corrections>, SnapshotError> {
+        let known = || self.corrections.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(corrections) = known().get(layers) {
+            return Ok(Arc::clone(corrections));
+        }
+        let seen = |digest: &Digest| {
+            let layer =
+                self.layers.get(digest).ok_or_else(|| SnapshotError::MissingLayer(digest.to_string()))?;
+            Ok(Seen { fs: self.layers.directory(digest).join("fs"), layer })
+        };
+        let seen = layers.iter().rev().map(seen).collect::<Result<Vec<_>, SnapshotError>>()?;
+        let corrections = Arc::new(Corrections::of(&seen)?);
+        known().insert(layers.to_vec(), Arc::clone(&corrections));
+        Ok(corrections)
     }
 
     /// Takes every layer out of use that neither `keep` nor a container wants; goes on after failures. Quick: the
@@ -218,6 +241,8 @@ impl Snapshots {
                 }
             }
         }
+        let mut corrections = self.corrections.lock().unwrap_or_else(PoisonError::into_inner);
+        corrections.retain(|layers, _| layers.iter().all(|digest| used.contains(digest)));
         garbage
     }
 }
@@ -254,7 +279,12 @@ fn overlay_options(lower: &[PathBuf], home: &Path) -> Result<Vec<String>, Snapsh
 }
 
 /// The root directory that a container sees is the upper one, so it takes the attributes of the image's.
-fn prepare(home: &Path, layers: &[Digest], top: Option<&Path>) -> Result<(), SnapshotError> {
+fn prepare(
+    home: &Path,
+    layers: &[Digest],
+    top: Option<&Path>,
+    corrections: &Corrections,
+) -> Result<(), SnapshotError> {
     use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
     for (name, mode) in [("upper", 0o755), ("work", 0o700)] {
         let path = home.join(name);
@@ -272,6 +302,7 @@ fn prepare(home: &Path, layers: &[Digest], top: Option<&Path>) -> Result<(), Sna
         fs::set_permissions(&upper, fs::Permissions::from_mode(like.mode() & 0o7777))
             .map_err(SnapshotError::io("set the mode of", &upper))?;
     }
+    corrections.make(&home.join("upper"))?;
     let path = home.join("layers.json");
     let text = serde_json::to_vec(layers).map_err(|e| SnapshotError::io("describe", &path)(e.into()))?;
     fs::write(&path, text).map_err(SnapshotError::io("write", &path))

@@ -35,6 +35,26 @@ pub(crate) fn run(
     algorithm: Algorithm,
     limits: &Limits,
 ) -> Result<(Extracted, Digest), SnapshotError> {
+    through(source, algorithm, limits, |plain| extract(plain, target, limits))
+}
+
+/// The diff id of the layer from `source`, of which nothing is kept.
+pub(crate) fn diff_id(
+    source: &mut Source<'_>,
+    algorithm: Algorithm,
+    limits: &Limits,
+) -> Result<Digest, SnapshotError> {
+    let skip = |mut plain: Pieces| io::copy(&mut plain, &mut io::sink()).map_err(SnapshotError::Stream);
+    through(source, algorithm, limits, skip).map(|(_, digest)| digest)
+}
+
+/// Gives the decompressed layer to `take`; returns what that made, and the diff id.
+fn through<T>(
+    source: &mut Source<'_>,
+    algorithm: Algorithm,
+    limits: &Limits,
+    take: impl FnOnce(Pieces) -> Result<T, SnapshotError>,
+) -> Result<(T, Digest), SnapshotError> {
     let received = AtomicU64::new(0);
     let (compressed_in, compressed_out) = sync_channel(QUEUE);
     let (hash_in, hash_out) = sync_channel::<Bytes>(QUEUE);
@@ -50,15 +70,15 @@ pub(crate) fn run(
             hash_out.iter().for_each(|piece| hasher.update(&piece));
             hasher.finish()
         })?;
-        let extracted = extract(Pieces::new(plain_out), target, limits);
+        let taken = take(Pieces::new(plain_out));
         let complete = join(feeder, "receive")??;
         join(inflater, "decompress")??;
         let diff_id = join(digester, "digest")?;
-        let extracted = extracted?;
+        let taken = taken?;
         if !complete {
             return Err(SnapshotError::Archive("bytes follow the end of the compressed stream".to_owned()));
         }
-        Ok((extracted, diff_id))
+        Ok((taken, diff_id))
     })
 }
 

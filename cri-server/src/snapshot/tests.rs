@@ -529,7 +529,8 @@ fn privileged_mounts_stack_layers_and_views_read_them_safely() {
     rustix::mount::unmount(&target, rustix::mount::UnmountFlags::empty()).unwrap();
     assert_eq!((tmp_mode, has_old), (0o1777, false));
     let usage = node.snapshots.usage(&id).unwrap();
-    assert!(usage.bytes >= 8192 && usage.inodes == 2, "{usage:?}");
+    // The root, what was written, and /tmp, which the second layer implies.
+    assert!(usage.bytes >= 8192 && usage.inodes == 3, "{usage:?}");
 
     assert!(node.snapshots.sweep(&HashSet::new()).remove().is_empty());
     assert_eq!(node.snapshots.layers().list().len(), 3, "a container stands on them");
@@ -537,6 +538,63 @@ fn privileged_mounts_stack_layers_and_views_read_them_safely() {
     node.snapshots.remove(&id).unwrap();
     assert!(node.snapshots.sweep(&HashSet::new()).remove().is_empty());
     assert!(node.snapshots.layers().list().is_empty() && !home.exists());
+}
+
+/// Modes that a container sees of `paths` when it stands on `layers`.
+fn modes(node: &Node, id: &str, layers: &[Digest], paths: &[&str]) -> Vec<Option<u32>> {
+    let mounts = node.snapshots.mounts(layers, &ContainerId::parse(id).unwrap()).unwrap();
+    let target = node.root.path().join("rootfs");
+    fs::create_dir_all(&target).unwrap();
+    let options = std::ffi::CString::new(mounts[0].options.join(",")).unwrap();
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("overlay", &target, "overlay", flags, options.as_c_str()).unwrap();
+    let mode = |path: &&str| fs::metadata(target.join(path)).ok().map(|m| m.mode() & 0o7777);
+    let modes = paths.iter().map(mode).collect();
+    rustix::mount::unmount(&target, rustix::mount::UnmountFlags::empty()).unwrap();
+    modes
+}
+
+#[test]
+fn privileged_a_shared_layer_imposes_no_modes_and_gets_none() {
+    let node = Node::new();
+    let base = |tmp: u32, deep: u32| {
+        Tar::default().dir("./", 0o700 | tmp & 0o77).dir("tmp", tmp).dir("var", 0o711).dir("var/deep", deep)
+    };
+    let bases = [base(0o1777, 0o750), base(0o755, 0o2770)].map(|tar| tar.file("var/deep/low", b"1").done());
+    let shared = Tar::default().file("tmp/x", b"1").file("var/deep/er/y", b"1").done();
+    let above = Tar::default().file("tmp/z", b"1").done();
+    let hides = Tar::default().file("tmp", b"a file").file("var/.wh.deep", b"").done();
+    let fresh = Tar::default().file("var/deep/.wh..wh..opq", b"").file("var/deep/new", b"1").done();
+    let digest = |tar: &Vec<u8>| Digest::sha256(tar);
+    let [one, two] = bases.each_ref().map(digest);
+    let [shared_id, above_id, hides_id, fresh_id] = [&shared, &above, &hides, &fresh].map(digest);
+    let [first, second] = bases;
+    for tar in [first, second, above, hides, fresh] {
+        node.unpack(tar).unwrap();
+    }
+    let layer = node.unpack(shared).unwrap();
+    let before = fs::metadata(layer.join("tmp")).unwrap().mode();
+    for layers in [[&one, &shared_id], [&two, &shared_id]] {
+        node.snapshots.settle(&layers.map(Digest::clone)).unwrap();
+    }
+    assert_eq!(fs::metadata(layer.join("tmp")).unwrap().mode(), before, "other images use it too");
+
+    let paths = ["", "tmp", "var", "var/deep", "var/deep/er", "var/deep/low"];
+    let seen = |id: &str, layers: &[&Digest]| {
+        let layers: Vec<Digest> = layers.iter().map(|d| (*d).clone()).collect();
+        modes(&node, id, &layers, &paths)
+    };
+    let file = Some(0o644);
+    let (plain, of_one) = (Some(0o755), [Some(0o777), Some(0o1777), Some(0o711), Some(0o750)]);
+    assert_eq!(seen("c1", &[&one, &shared_id]), [&of_one[..], &[plain, file]].concat());
+    let of_two = [Some(0o755), Some(0o755), Some(0o711), Some(0o2770), plain, file];
+    assert_eq!(seen("c2", &[&two, &shared_id]), of_two);
+    assert_eq!(seen("c3", &[&one, &shared_id, &above_id]), [&of_one[..], &[plain, file]].concat());
+    // What an upper layer hides stays hidden.
+    let hidden = [Some(0o777), file, Some(0o711), None, None, None];
+    assert_eq!(seen("c4", &[&one, &shared_id, &hides_id]), hidden);
+    let opaque = [Some(0o777), Some(0o1777), Some(0o711), plain, None, None];
+    assert_eq!(seen("c5", &[&one, &shared_id, &fresh_id]), opaque);
 }
 
 #[test]

@@ -47,17 +47,21 @@ pub fn for_sandbox(id: &str, config: &cri::PodSandboxConfig) -> HashMap<String, 
     of_pod(&mut out, id, config);
     out.insert(CONTAINER_TYPE.to_owned(), "sandbox".to_owned());
     out.insert(SANDBOX_LOG_DIRECTORY.to_owned(), config.log_directory.clone());
-    // A VM's shim sizes the machine by these.
-    if let Some(resources) = config.linux.as_ref().and_then(|linux| linux.resources.as_ref()) {
-        let sizes = [
-            (SANDBOX_CPU_PERIOD, resources.cpu_period),
-            (SANDBOX_CPU_QUOTA, resources.cpu_quota),
-            (SANDBOX_CPU_SHARES, resources.cpu_shares),
-            (SANDBOX_MEMORY, resources.memory_limit_in_bytes),
-        ];
-        out.extend(sizes.map(|(key, value)| (key.to_owned(), value.to_string())));
-    }
+    out.extend(sizes(config.linux.as_ref().and_then(|linux| linux.resources.as_ref())));
     out
+}
+
+/// The size of a pod: a VM's shim sizes the machine by these.
+#[must_use]
+pub fn sizes(resources: Option<&cri::LinuxContainerResources>) -> HashMap<String, String> {
+    let Some(resources) = resources else { return HashMap::new() };
+    let sizes = [
+        (SANDBOX_CPU_PERIOD, resources.cpu_period),
+        (SANDBOX_CPU_QUOTA, resources.cpu_quota),
+        (SANDBOX_CPU_SHARES, resources.cpu_shares),
+        (SANDBOX_MEMORY, resources.memory_limit_in_bytes),
+    ];
+    sizes.into_iter().map(|(key, value)| (key.to_owned(), value.to_string())).collect()
 }
 
 /// The annotations of a container of the pod `sandbox_id`.

@@ -37,6 +37,8 @@ pub struct ContainerInput<'a> {
     pub rootfs: &'a Path,
     /// The name that programs see: the pod's, or the node's for a pod in the host's network.
     pub hostname: &'a str,
+    /// From [`resources::cgroups_path`].
+    pub cgroups_path: &'a str,
     pub namespaces: &'a SandboxNamespaces,
     /// The pid namespace of the container that TARGET mode names.
     pub target_pid_namespace: Option<&'a Path>,
@@ -174,12 +176,11 @@ fn build_linux(
         input.features,
     )?;
     let (masked, readonly) = security::guarded_paths(security, input.defaults);
-    let parent = input.sandbox_config.linux.as_ref().map_or("", |linux| linux.cgroup_parent.as_str());
     let mut linux = Linux::default();
     linux.set_namespaces(Some(namespaces));
     linux.set_devices(Some(nodes));
     linux.set_resources(Some(resources));
-    linux.set_cgroups_path(Some(resources::cgroups_path(input.features, parent, input.id.as_str())?));
+    linux.set_cgroups_path(Some(input.cgroups_path.into()));
     linux.set_seccomp(seccomp);
     linux.set_masked_paths(Some(masked));
     linux.set_readonly_paths(Some(readonly));

@@ -58,6 +58,7 @@ impl Request {
             },
             rootfs: Path::new("rootfs"),
             hostname: "web-0",
+            cgroups_path: "/cofferdam/c1",
             namespaces: &SandboxNamespaces::of_process(7),
             target_pid_namespace: None,
             files: &SandboxFiles { shm: Some("/s/shm".into()), ..SandboxFiles::default() },

@@ -136,6 +136,7 @@ fn run(bundle: &Bundle, config: &cri::ContainerConfig, image: &ImageConfiguratio
         user: &user,
         rootfs: Path::new("rootfs"),
         hostname: "web-0",
+        cgroups_path: &format!("/{}/c1", bundle.id),
         // Joining this process's own stands in for joining a pause process's.
         namespaces: &SandboxNamespaces::of_process(std::process::id()),
         target_pid_namespace: None,
@@ -227,6 +228,7 @@ fn privileged_the_pause_container_runs_from_an_empty_root() {
         config: &config,
         pause_binary: &program,
         network_namespace: None,
+        cgroups_path: &format!("/{}/s1", bundle.id),
         shm: None,
         resolv_conf: None,
         localhost_seccomp: None,

@@ -1,15 +1,19 @@
 //! The resources of a container, and the path of its cgroup.
 //!
-//! Invariant: zero in the CRI means "not given" and writes nothing. What the node cannot enforce is left out with a
-//! warning, as a pod that runs with fewer limits serves its user better than one that never starts; what contradicts
-//! itself is refused.
+//! Invariant: zero in the CRI means "not given" and writes nothing. Limits of swap and huge pages that the node cannot
+//! count are left out with a warning, as a pod that runs with fewer limits serves its user better than one that never
+//! starts, and the kubelet names both on every node. What contradicts itself, or names what the node does not have,
+//! is refused.
 
-use std::path::PathBuf;
+use std::collections::HashMap;
 
 use cofferdam_proto::cri;
-use oci_spec::runtime::{LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxPids, LinuxResources};
+use oci_spec::runtime::{
+    LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxPids, LinuxResources, Process, Spec,
+};
 
 use super::error::SpecError;
+use crate::cgroup::Form;
 use crate::node::Features;
 
 fn positive(field: &'static str, value: i64) -> Result<Option<u64>, SpecError> {
@@ -32,32 +36,80 @@ fn cpu(request: &cri::LinuxContainerResources) -> Result<LinuxCpu, SpecError> {
     cpu.set_shares(positive("cpu_shares", request.cpu_shares)?);
     cpu.set_period(positive("cpu_period", request.cpu_period)?);
     // Negative means "no quota" to the kernel, and the kubelet may say so.
-    cpu.set_quota((request.cpu_quota != 0).then_some(request.cpu_quota));
+    cpu.set_quota((request.cpu_quota != 0).then_some(request.cpu_quota.max(-1)));
     cpu.set_cpus(text(&request.cpuset_cpus));
     cpu.set_mems(text(&request.cpuset_mems));
     Ok(cpu)
 }
 
 fn memory(request: &cri::LinuxContainerResources, features: &Features) -> Result<LinuxMemory, SpecError> {
-    let limit = request.memory_limit_in_bytes;
-    let swap = request.memory_swap_limit_in_bytes;
-    positive("memory_limit_in_bytes", limit)?;
+    let limit = amount("memory_limit_in_bytes", request.memory_limit_in_bytes)?;
+    let swap = amount("memory_swap_limit_in_bytes", request.memory_swap_limit_in_bytes)?;
     let mut memory = LinuxMemory::default();
-    memory.set_limit((limit != 0).then_some(limit));
-    if swap > 0 && (limit == 0 || swap < limit) {
-        return Err(SpecError::Invalid {
-            field: "memory_swap_limit_in_bytes",
-            value: swap.to_string(),
-            why: "it counts memory and swap together and cannot be below the memory limit",
-        });
-    }
+    memory.set_limit(limit);
     if features.swap_accounting {
         // Equal to the limit means: no swap. Without it a limited container would swap at will.
-        memory.set_swap(if swap != 0 { Some(swap) } else { (limit != 0).then_some(limit) });
-    } else if swap != 0 {
+        memory.set_swap(swap.or(limit));
+    } else if let Some(swap) = swap {
         tracing::warn!(swap, "the node does not account for swap: the limit is left out");
     }
     Ok(memory)
+}
+
+/// A number of bytes; none for zero, -1 for "without a limit".
+fn amount(field: &'static str, value: i64) -> Result<Option<i64>, SpecError> {
+    if value < -1 {
+        let why = "expected a number of bytes, or -1 for no limit";
+        return Err(SpecError::Invalid { field, value: value.to_string(), why });
+    }
+    Ok((value != 0).then_some(value))
+}
+
+fn check_swap(memory: &LinuxMemory) -> Result<(), SpecError> {
+    let limit = memory.limit().map_or(i64::MAX, |limit| if limit < 0 { i64::MAX } else { limit });
+    match memory.swap().filter(|swap| *swap >= 0 && *swap < limit) {
+        None => Ok(()),
+        Some(swap) => Err(SpecError::Invalid {
+            field: "memory_swap_limit_in_bytes",
+            value: swap.to_string(),
+            why: "it counts memory and swap together and cannot be below the memory limit",
+        }),
+    }
+}
+
+/// Files of a cgroup that move or end processes, or change how the cgroup is built: no limits.
+const NOT_LIMITS: [&str; 6] = [
+    "cgroup.procs",
+    "cgroup.threads",
+    "cgroup.kill",
+    "cgroup.freeze",
+    "cgroup.type",
+    "cgroup.subtree_control",
+];
+
+fn unified(
+    request: &cri::LinuxContainerResources,
+    features: &Features,
+) -> Result<Option<HashMap<String, String>>, SpecError> {
+    let Some(some) = request.unified.keys().next() else { return Ok(None) };
+    if !features.layout.is_unified() {
+        return Err(SpecError::Unavailable {
+            what: "unified resource",
+            value: some.clone(),
+            why: "it needs cgroup v2, and the node has v1",
+        });
+    }
+    let is_limit = |key: &str| {
+        !key.contains(['/', '\0']) && key.contains('.') && !key.starts_with('.') && !NOT_LIMITS.contains(&key)
+    };
+    if let Some(bad) = request.unified.keys().find(|key| !is_limit(key)) {
+        return Err(SpecError::Invalid {
+            field: "unified resource",
+            value: bad.clone(),
+            why: "it is not the name of a limit of cgroup v2",
+        });
+    }
+    Ok(Some(request.unified.clone()))
 }
 
 fn hugepages(
@@ -91,8 +143,19 @@ fn hugepages(
 /// The resources of a container, without its devices.
 ///
 /// # Errors
-/// When a number contradicts itself or another.
+/// When a number contradicts itself or another, or the node does not have what is named.
 pub fn build(
+    request: &cri::LinuxContainerResources,
+    pids_limit: Option<i64>,
+    features: &Features,
+) -> Result<LinuxResources, SpecError> {
+    let resources = given(request, pids_limit, features)?;
+    resources.memory().as_ref().map_or(Ok(()), check_swap)?;
+    Ok(resources)
+}
+
+/// What a request gives, each by itself.
+fn given(
     request: &cri::LinuxContainerResources,
     pids_limit: Option<i64>,
     features: &Features,
@@ -106,31 +169,21 @@ pub fn build(
         pids.set_limit(limit);
         resources.set_pids(Some(pids));
     }
-    if features.layout.is_unified() && !request.unified.is_empty() {
-        if let Some(bad) = request.unified.keys().find(|key| key.is_empty() || key.contains(['/', '\0'])) {
-            return Err(SpecError::Invalid {
-                field: "unified resource",
-                value: bad.clone(),
-                why: "it is not the name of a file of a cgroup",
-            });
-        }
-        resources.set_unified(Some(request.unified.clone()));
-    } else if !request.unified.is_empty() {
-        tracing::warn!("unified resources need cgroup v2: they are left out");
-    }
+    resources.set_unified(unified(request, features)?);
     Ok(resources)
 }
 
-/// The resources after an update: what the request gives takes the place of what was, the rest stays.
+/// The resources after an update: what the request gives takes the place of what was, the rest stays. As at creation, a
+/// limit of memory without one of swap means no swap.
 ///
 /// # Errors
-/// When a number contradicts itself or another.
+/// When a number contradicts itself or another, or the node does not have what is named.
 pub fn updated(
     before: &LinuxResources,
     request: &cri::LinuxContainerResources,
     features: &Features,
 ) -> Result<LinuxResources, SpecError> {
-    let asked = build(request, None, features)?;
+    let asked = given(request, None, features)?;
     let mut after = before.clone();
     let mut cpu = before.cpu().clone().unwrap_or_default();
     if let Some(new) = asked.cpu() {
@@ -146,9 +199,13 @@ pub fn updated(
         memory.set_limit(new.limit().or(memory.limit()));
         memory.set_swap(new.swap().or(memory.swap()));
     }
+    check_swap(&memory)?;
     after.set_memory(Some(memory));
     if let Some(limits) = asked.hugepage_limits() {
-        after.set_hugepage_limits(Some(limits.clone()));
+        let mut all = before.hugepage_limits().clone().unwrap_or_default();
+        all.retain(|old| limits.iter().all(|new| new.page_size() != old.page_size()));
+        all.extend(limits.iter().cloned());
+        after.set_hugepage_limits(Some(all));
     }
     if let Some(new) = asked.unified() {
         let mut unified = before.unified().clone().unwrap_or_default();
@@ -156,6 +213,31 @@ pub fn updated(
         after.set_unified(Some(unified));
     }
     Ok(after)
+}
+
+/// What a spec puts into force, in the words of the CRI: for a container's status.
+#[must_use]
+pub fn in_effect(spec: &Spec) -> cri::LinuxContainerResources {
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().clone()).unwrap_or_default();
+    let cpu = resources.cpu().clone().unwrap_or_default();
+    let memory = resources.memory().unwrap_or_default();
+    let number = |value: Option<u64>| value.and_then(|n| i64::try_from(n).ok()).unwrap_or(0);
+    let huge = |limit: &LinuxHugepageLimit| cri::HugepageLimit {
+        page_size: limit.page_size().clone(),
+        limit: u64::try_from(limit.limit()).unwrap_or(u64::MAX),
+    };
+    cri::LinuxContainerResources {
+        cpu_period: number(cpu.period()),
+        cpu_quota: cpu.quota().unwrap_or(0),
+        cpu_shares: number(cpu.shares()),
+        memory_limit_in_bytes: memory.limit().unwrap_or(0),
+        oom_score_adj: spec.process().as_ref().and_then(Process::oom_score_adj).unwrap_or(0).into(),
+        cpuset_cpus: cpu.cpus().clone().unwrap_or_default(),
+        cpuset_mems: cpu.mems().clone().unwrap_or_default(),
+        hugepage_limits: resources.hugepage_limits().iter().flatten().map(huge).collect(),
+        unified: resources.unified().clone().unwrap_or_default(),
+        memory_swap_limit_in_bytes: memory.swap().unwrap_or(0),
+    }
 }
 
 /// The OOM score adjustment, raised to what this daemon may give.
@@ -181,124 +263,21 @@ pub fn oom_score_adj(requested: i64, features: &Features) -> Result<i32, SpecErr
     Ok(score.max(features.min_oom_score_adj))
 }
 
-/// The `cgroupsPath` of a container or sandbox below the pod's cgroup.
+/// The `cgroupsPath` of container `id` of the sandbox `pod`; a pause container bears its sandbox's id.
 ///
 /// # Errors
-/// When the parent climbs, or is no slice while systemd keeps the cgroups.
-pub fn cgroups_path(features: &Features, parent: &str, id: &str) -> Result<PathBuf, SpecError> {
-    crate::cgroup::cgroups_path(features.driver, parent, id)
-        .map(PathBuf::from)
+/// When the parent climbs, or belongs to the other driver.
+pub fn cgroups_path(
+    features: &Features,
+    form: Form,
+    parent: &str,
+    pod: &str,
+    id: &str,
+) -> Result<String, SpecError> {
+    crate::cgroup::container_path(features.driver, form, parent, pod, id)
         .map_err(|why| SpecError::Invalid { field: "cgroup_parent", value: parent.to_owned(), why })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::cgroup::Layout;
-
-    fn request() -> cri::LinuxContainerResources {
-        cri::LinuxContainerResources::default()
-    }
-
-    #[test]
-    fn zero_writes_nothing() {
-        let built = build(&request(), None, &Features::default()).unwrap();
-        assert_eq!(built.cpu(), &Some(LinuxCpu::default()));
-        assert_eq!(built.memory(), &Some(LinuxMemory::default()));
-        assert_eq!((built.pids(), built.hugepage_limits(), built.unified()), (&None, &None, &None));
-    }
-
-    #[test]
-    fn cpu_goes_through() {
-        let request = cri::LinuxContainerResources {
-            cpu_shares: 512,
-            cpu_quota: -1,
-            cpu_period: 100_000,
-            cpuset_cpus: "0-1".to_owned(),
-            cpuset_mems: "0".to_owned(),
-            ..request()
-        };
-        let built = build(&request, Some(77), &Features::default()).unwrap();
-        let cpu = built.cpu().as_ref().unwrap();
-        assert_eq!((cpu.shares(), cpu.quota(), cpu.period()), (Some(512), Some(-1), Some(100_000)));
-        assert_eq!((cpu.cpus().as_deref(), cpu.mems().as_deref()), (Some("0-1"), Some("0")));
-        assert_eq!(built.pids().unwrap().limit(), 77);
-        assert!(
-            build(&cri::LinuxContainerResources { cpu_shares: -5, ..request }, None, &Features::default())
-                .is_err()
-        );
-    }
-
-    #[test]
-    fn a_memory_limit_forbids_swap_unless_swap_is_given() {
-        let table = [
-            (100, 0, true, Ok((Some(100), Some(100)))),
-            (100, 300, true, Ok((Some(100), Some(300)))),
-            (100, -1, true, Ok((Some(100), Some(-1)))),
-            (100, 0, false, Ok((Some(100), None))),
-            (100, 300, false, Ok((Some(100), None))),
-            (0, 0, true, Ok((None, None))),
-            (100, 50, true, Err(())),
-            (0, 50, true, Err(())),
-            (-1, 0, true, Err(())),
-        ];
-        for (limit, swap, swap_accounting, expected) in table {
-            let request = cri::LinuxContainerResources {
-                memory_limit_in_bytes: limit,
-                memory_swap_limit_in_bytes: swap,
-                ..request()
-            };
-            let features = Features { swap_accounting, ..Features::default() };
-            let built = build(&request, None, &features).map_err(|_| ());
-            let memory = built.map(|built| (built.memory().unwrap().limit(), built.memory().unwrap().swap()));
-            assert_eq!(memory, expected, "limit {limit}, swap {swap}");
-        }
-    }
-
-    #[test]
-    fn an_update_changes_only_what_it_names() {
-        let features = Features { swap_accounting: true, ..Features::default() };
-        let first = cri::LinuxContainerResources {
-            cpu_shares: 512,
-            cpu_quota: 1000,
-            memory_limit_in_bytes: 100,
-            cpuset_cpus: "0".to_owned(),
-            ..request()
-        };
-        let before = build(&first, Some(7), &features).unwrap();
-        let second = cri::LinuxContainerResources { cpu_quota: -1, memory_limit_in_bytes: 200, ..request() };
-        let after = updated(&before, &second, &features).unwrap();
-        let cpu = after.cpu().as_ref().unwrap();
-        assert_eq!((cpu.shares(), cpu.quota(), cpu.cpus().as_deref()), (Some(512), Some(-1), Some("0")));
-        let memory = after.memory().unwrap();
-        assert_eq!((memory.limit(), memory.swap()), (Some(200), Some(200)));
-        assert_eq!(after.pids().unwrap().limit(), 7);
-        assert_eq!(updated(&before, &request(), &features).unwrap(), before);
-    }
-
-    #[test]
-    fn huge_pages_and_unified_depend_on_the_node() {
-        let mut request = request();
-        request.hugepage_limits = vec![cri::HugepageLimit { page_size: "2MB".to_owned(), limit: 4 << 20 }];
-        request.unified.insert("memory.high".to_owned(), "1000".to_owned());
-        let bare = Features { hugetlb: false, layout: Layout::Legacy, ..Features::default() };
-        let built = build(&request, None, &bare).unwrap();
-        assert_eq!((built.hugepage_limits(), built.unified()), (&None, &None));
-        let rich = Features { hugetlb: true, layout: Layout::Unified, ..Features::default() };
-        let built = build(&request, None, &rich).unwrap();
-        assert_eq!(built.hugepage_limits().as_ref().unwrap()[0].page_size(), "2MB");
-        assert_eq!(built.unified().as_ref().unwrap()["memory.high"], "1000");
-        request.unified.insert("../x".to_owned(), "1".to_owned());
-        assert!(build(&request, None, &rich).is_err());
-    }
-
-    #[test]
-    fn the_oom_score_is_raised_to_what_the_node_allows() {
-        let weak = Features { min_oom_score_adj: 0, ..Features::default() };
-        let strong = Features { min_oom_score_adj: -1000, ..Features::default() };
-        assert_eq!(oom_score_adj(-998, &weak).unwrap(), 0);
-        assert_eq!(oom_score_adj(-998, &strong).unwrap(), -998);
-        assert_eq!(oom_score_adj(500, &weak).unwrap(), 500);
-        assert!(oom_score_adj(1001, &weak).is_err() && oom_score_adj(-1001, &weak).is_err());
-    }
-}
+#[path = "resources_tests.rs"]
+mod tests;

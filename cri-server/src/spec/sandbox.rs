@@ -33,6 +33,8 @@ pub struct SandboxInput<'a> {
     /// Where the pod's network namespace is pinned; unused by a pod in the host's network. Without it the runtime
     /// makes one.
     pub network_namespace: Option<&'a Path>,
+    /// From [`resources::cgroups_path`].
+    pub cgroups_path: &'a str,
     /// The pod's shared memory; without it the pause container gets a tmpfs that nobody shares.
     pub shm: Option<&'a Path>,
     /// The pod's resolv.conf, for the pause process of a shim that looks names up.
@@ -124,8 +126,7 @@ fn linux(input: &SandboxInput<'_>, labels: &security::SelinuxLabels) -> Result<L
         input.defaults,
     )?));
     linux.set_resources(Some(resources));
-    let parent = asked.map_or("", |linux| linux.cgroup_parent.as_str());
-    linux.set_cgroups_path(Some(resources::cgroups_path(input.features, parent, input.id.as_str())?));
+    linux.set_cgroups_path(Some(input.cgroups_path.into()));
     let owned = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect();
     linux.set_masked_paths(Some(owned(&security::MASKED_PATHS)));
     linux.set_readonly_paths(Some(owned(&security::READONLY_PATHS)));

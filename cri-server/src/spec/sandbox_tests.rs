@@ -27,6 +27,7 @@ fn build(config: &cri::PodSandboxConfig, features: &Features) -> Result<Spec, Sp
         config,
         pause_binary: Path::new("/opt/shim"),
         network_namespace: Some(Path::new("/run/netns/s1")),
+        cgroups_path: "/kubepods/podu1/s1",
         shm: Some(Path::new("/run/s1/shm")),
         resolv_conf: None,
         localhost_seccomp: None,

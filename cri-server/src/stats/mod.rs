@@ -6,15 +6,23 @@
 //!
 //! See `admin-guide/cgroup-v2.rst`, `admin-guide/cgroup-v1/memory.rst` and `accounting/psi.rst` of the kernel.
 
+mod catalogue;
+mod detail;
+mod families;
 mod network;
 mod parse;
+mod processes;
 mod rate;
 mod sample;
 
 #[cfg(test)]
 mod privileged;
 
+pub use catalogue::{DiskUsage, Family, Kind, Seen};
+pub use detail::{Detail, detail, device_name};
+pub use families::{CONTAINER, POD};
 pub use network::{InterfaceCounters, NetworkSample, network_of_process};
 pub use parse::{Pressure, PressureLine};
+pub use processes::{Processes, processes_of};
 pub use rate::CpuRates;
 pub use sample::{Cpu, Io, Memory, Sample, Swap, sample};

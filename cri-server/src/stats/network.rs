@@ -8,9 +8,13 @@ use std::io;
 pub struct InterfaceCounters {
     pub name: String,
     pub rx_bytes: u64,
+    pub rx_packets: u64,
     pub rx_errors: u64,
+    pub rx_dropped: u64,
     pub tx_bytes: u64,
+    pub tx_packets: u64,
     pub tx_errors: u64,
+    pub tx_dropped: u64,
 }
 
 /// The interfaces of a pod, without its loopback.
@@ -31,12 +35,22 @@ impl NetworkSample {
             let (name, counters) = line.split_once(':')?;
             let counters: Vec<u64> =
                 counters.split_whitespace().map_while(|field| field.parse().ok()).collect();
-            // Receiving: bytes, packets, errors, and five more; then the same for sending.
-            let [rx_bytes, _, rx_errors, _, _, _, _, _, tx_bytes, _, tx_errors, ..] = counters[..] else {
-                return None;
-            };
+            // Receiving: bytes, packets, errors, dropped, and four more; then the same for sending.
+            let (received, sent) = counters.split_at_checked(8)?;
+            let &[rx_bytes, rx_packets, rx_errors, rx_dropped, ..] = received else { return None };
+            let &[tx_bytes, tx_packets, tx_errors, tx_dropped, ..] = sent else { return None };
             let name = name.trim().to_owned();
-            (name != "lo").then_some(InterfaceCounters { name, rx_bytes, rx_errors, tx_bytes, tx_errors })
+            (name != "lo").then_some(InterfaceCounters {
+                name,
+                rx_bytes,
+                rx_packets,
+                rx_errors,
+                rx_dropped,
+                tx_bytes,
+                tx_packets,
+                tx_errors,
+                tx_dropped,
+            })
         };
         Self(text.lines().filter_map(one).collect())
     }
@@ -57,7 +71,7 @@ mod tests {
     const DEV: &str = "Inter-|   Receive                                                |  Transmit\n \
         face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed\n    \
         lo:     100       1    0    0    0     0          0         0      100       1    0    0    0     0       0          0\n  \
-        net1: 5 1 0 0 0 0 0 0 6 1 0 0 0 0 0 0\n  eth0:    2000      20    3    0    0     0          0         0     4000      40    5    0    0     0       0          0\nbad: 1 2\n";
+        net1: 5 1 0 0 0 0 0 0 6 1 0 0 0 0 0 0\n  eth0:    2000      20    3    1    0     0          0         0     4000      40    5    2    0     0       0          0\nbad: 1 2\n";
 
     #[test]
     fn interfaces_are_read_without_loopback() {
@@ -66,6 +80,7 @@ mod tests {
         assert_eq!(names, ["net1", "eth0"]);
         let eth0 = read.default_interface().unwrap();
         assert_eq!((eth0.rx_bytes, eth0.rx_errors, eth0.tx_bytes, eth0.tx_errors), (2000, 3, 4000, 5));
+        assert_eq!((eth0.rx_packets, eth0.rx_dropped, eth0.tx_packets, eth0.tx_dropped), (20, 1, 40, 2));
         assert_eq!(NetworkSample::parse("").default_interface(), None);
         assert!(network_of_process(std::process::id()).is_ok());
     }

@@ -20,6 +20,7 @@ use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+pub use writer::Commits;
 use writer::{Change, Writer};
 
 /// The version this daemon writes.
@@ -118,6 +119,12 @@ impl Store {
     #[must_use]
     pub fn is_incomplete(&self) -> bool {
         self.incomplete.load(Ordering::Relaxed)
+    }
+
+    /// What was committed since the daemon's start.
+    #[must_use]
+    pub fn commits(&self) -> &Commits {
+        &self.writer.commits
     }
 
     /// Writes a record; it is on disk when this returns.

@@ -15,9 +15,13 @@ use super::session::{self, Outputs, finish, follow_size};
 use crate::container::{AttachTarget, Container, ContainerError, Containers};
 use crate::io::{SessionFifos, Wanted, open_input};
 use crate::report::chain;
+use crate::runtime::Shim;
 
 /// The exit of a container is recorded a little after its streams' end.
 const EXIT_FOLLOWS: Duration = Duration::from_secs(5);
+
+/// How long a container may take to read what a client said that is gone.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// What the client asked for.
 pub struct Request {
@@ -42,8 +46,10 @@ pub(super) async fn serve(
     if request.streams.tty {
         inputs.spawn(follow_size(Arc::clone(&target.shim), String::new(), resize));
     }
+    let mut words = JoinSet::new();
+    let shim = Arc::clone(&target.shim);
     if let Some(client) = stdin {
-        inputs.spawn(feed(Arc::clone(&request.container), target, client));
+        words.spawn(feed(Arc::clone(&request.container), target, client));
     }
     let gone = status.gone();
     let listens = !outputs.is_empty();
@@ -60,7 +66,17 @@ pub(super) async fn serve(
         End::Outputs | End::Client | End::Daemon => drop(outputs),
     }
     inputs.shutdown().await;
+    if matches!(end, End::Daemon) {
+        // Clients come back to the next daemon; this is not the end of stdin.
+        words.shutdown().await;
+    }
     finish(status, outcome).await;
+    // What the client said before it left still reaches the container, and then it is the end of what it says.
+    let heard = async { while words.join_next().await.is_some() {} };
+    if tokio::time::timeout(LAST_WORDS, heard).await.is_err() {
+        words.shutdown().await;
+        end_input(&request.container, &shim).await;
+    }
 }
 
 /// What ended the session.
@@ -113,11 +129,16 @@ async fn feed(container: Arc<Container>, target: AttachTarget, client: BoxRead) 
         // It has no stdin, or an earlier client's end was its end.
         None | Some(Err(_)) => copy::discard(client).await,
     };
+    end_input(&container, &target.shim).await;
+}
+
+/// The end of a client's words, which is the end of stdin where the container was made so.
+async fn end_input(container: &Container, shim: &Shim) {
     let config = container.config();
     // A terminal stays for whoever comes next, as kubectl's users know it.
     if config.stdin_once
         && !config.tty
-        && let Err(error) = target.shim.close_io("").await
+        && let Err(error) = shim.close_io("").await
         && !error.is_shim_lost()
         && !error.is_not_found()
     {

@@ -52,7 +52,7 @@ impl Subscriber for ErrorLog {
     fn event(&self, event: &Event<'_>) {
         let mut line = Line::default();
         event.record(&mut line);
-        self.0.send(&Report::Detail(line.0));
+        self.0.send(&Report::Detail(super::clip(line.0)));
     }
 
     fn enter(&self, _: &Id) {}

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use super::{Failure, FailureKind, OciRuntime, Reporter, spec};
 use crate::bundle::Bundle;
 use crate::cgroup::CgroupPaths;
+use crate::cgroup::systemd::Visit;
 use crate::wire::{CreateOrder, Created, ExecOrder, TaskOrder};
 
 pub struct Binary {
@@ -34,6 +35,7 @@ impl Binary {
 
     fn command(&self, bundle: &Bundle) -> Command {
         let mut command = Command::new(&self.path);
+        crate::sys::die_together(&mut command);
         command.arg("--root").arg(bundle.runtime_root());
         command.arg("--log").arg(bundle.join("oci-runtime.log")).args(["--log-format", "json"]);
         if self.systemd_cgroup {
@@ -82,7 +84,7 @@ fn kind_of(message: &str) -> FailureKind {
 }
 
 impl OciRuntime for Binary {
-    fn create(&self, order: &CreateOrder, fitted: &Path) -> Result<Created, Failure> {
+    fn create(&self, order: &CreateOrder, fitted: &Path, visit: &Visit) -> Result<Created, Failure> {
         let bundle = Bundle::new(&order.bundle);
         let pid_file = bundle.join("oci.pid");
         fs::create_dir_all(bundle.runtime_root())
@@ -94,6 +96,7 @@ impl OciRuntime for Binary {
         }
         command.arg(&order.id);
         self.run(&bundle, command, "create the container")?;
+        visit.end().map_err(Failure::because(FailureKind::Runtime, "leave the pod's scope"))?;
         let pid = Self::read_pid(&pid_file)?;
         let cgroups = CgroupPaths::of(pid)
             .map_err(Failure::because(FailureKind::Runtime, "find the container's cgroups"))?;

@@ -12,10 +12,12 @@ use std::path::Path;
 
 use libcontainer::capabilities::{drop_privileges, reset_effective};
 use libcontainer::syscall::syscall::create_syscall;
+use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
-use nix::unistd::{Gid, Uid, chdir, setgroups, setresgid, setresuid, setsid};
+use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid, setsid};
 use oci_spec::runtime::{LinuxSeccomp, Process, Spec};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 
 use super::{Failure, FailureKind, Reporter, connect_in_folder, executable, spec};
 use crate::sys::{self, Forked};
@@ -33,6 +35,9 @@ const NAMESPACES: [(&str, CloneFlags); 8] = [
     ("time", CloneFlags::from_bits_retain(libc::CLONE_NEWTIME)),
     ("mnt", CloneFlags::CLONE_NEWNS),
 ];
+
+/// The device number of ptmx. pts(4)
+const MULTIPLEXER: (u32, u32) = (5, 2);
 
 fn runtime<E: std::error::Error>(doing: &str) -> impl FnOnce(E) -> Failure + use<'_, E> {
     Failure::because(FailureKind::Runtime, doing)
@@ -57,6 +62,7 @@ pub fn exec(order: &ExecOrder, reporter: Reporter) -> Result<i32, Failure> {
     for (name, fd, flag) in &namespaces {
         setns(fd, *flag).map_err(runtime(&format!("enter the container's {name} namespace")))?;
     }
+    drop(namespaces);
     match sys::fork().map_err(runtime("fork into the container"))? {
         Forked::Parent(pid) => Ok(pid.as_raw()),
         Forked::Child => {
@@ -170,12 +176,14 @@ fn enter(
     if let Some(profile) = process.apparmor_profile() {
         libcontainer::apparmor::apply_profile(profile).map_err(runtime("apply the AppArmor profile"))?;
     }
-    let cwd = process.cwd();
-    let early = chdir(cwd);
+    let early = enter_folder(process.cwd());
     take_identity(process)?;
+    // A change of the user id may have lifted it.
+    sys::forbid_looking_in().map_err(runtime("hide from the container"))?;
     if early.is_err() {
         // A folder that only the user may enter (a mounted home), or none at all.
-        chdir(cwd).map_err(runtime(&format!("change to the folder {}", cwd.display())))?;
+        enter_folder(process.cwd())
+            .map_err(runtime(&format!("change to the folder {}", process.cwd().display())))?;
     }
     let confined = process.no_new_privileges() == Some(true);
     if confined {
@@ -191,15 +199,26 @@ fn enter(
     Ok(())
 }
 
+/// Changes to a folder that lies in the container: the links of /proc to open files and to other processes' folders
+/// could lead out of it, and so could a folder that was moved away.
+fn enter_folder(path: &Path) -> std::io::Result<()> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let folder = openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS)?;
+    rustix::process::fchdir(folder)?;
+    // Fails where the folder cannot be reached from the root.
+    std::env::current_dir().map(drop)
+}
+
 fn take_identity(process: &Process) -> Result<(), Failure> {
     let user = process.user();
     if let Some(umask) = user.umask() {
         nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(umask));
     }
     let groups: Vec<Gid> = user.additional_gids().iter().flatten().map(|gid| Gid::from_raw(*gid)).collect();
-    let denied = fs::read_to_string("/proc/self/setgroups").is_ok_and(|word| word.trim() == "deny");
-    if !(denied && groups.is_empty()) {
-        setgroups(&groups).map_err(runtime("set the supplementary groups"))?;
+    match setgroups(&groups) {
+        // A user namespace can forbid it, and then there is nothing to give up.
+        Err(Errno::EPERM) if groups.is_empty() => {}
+        set => set.map_err(runtime("set the supplementary groups"))?,
     }
     sys::keep_capabilities(true).map_err(runtime("keep capabilities"))?;
     let (uid, gid) = (Uid::from_raw(user.uid()), Gid::from_raw(user.gid()));
@@ -221,17 +240,27 @@ fn load_seccomp(profile: Option<&LinuxSeccomp>) -> Result<(), Failure> {
     libcontainer::seccomp::initialize_seccomp(profile).map(drop).map_err(runtime("load the seccomp filter"))
 }
 
+/// Whether this is the device that makes terminals: the container may have replaced it, and what the shim reads from
+/// later must be nothing else (CVE-2025-52565).
+fn is_multiplexer(file: &OwnedFd) -> rustix::io::Result<bool> {
+    let stat = rustix::fs::fstat(file)?;
+    let device = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
+    let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
+    Ok(kind == rustix::fs::FileType::CharacterDevice && device == MULTIPLEXER)
+}
+
 /// Opens a pseudoterminal of the container's own devpts and sends its other side to the shim.
 fn open_terminal(process: &Process, console: &UnixStream) -> Result<(), Failure> {
-    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-    let master: OwnedFd = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
-        .map_err(runtime("open /dev/ptmx in the container"))?;
-    grantpt(&master).map_err(runtime("grant the terminal"))?;
+    use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let master: OwnedFd = openpt(flags).map_err(runtime("open /dev/ptmx in the container"))?;
+    if !is_multiplexer(&master).map_err(runtime("look at /dev/ptmx in the container"))? {
+        let words = "the container's /dev/ptmx is not the kernel's; it makes no terminals";
+        return Err(Failure::new(FailureKind::Runtime, words));
+    }
     unlockpt(&master).map_err(runtime("unlock the terminal"))?;
-    let name = ptsname(&master, Vec::new()).map_err(runtime("name the terminal"))?;
-    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY | rustix::fs::OFlags::CLOEXEC;
-    let slave = rustix::fs::open(name.as_c_str(), flags, rustix::fs::Mode::empty())
-        .map_err(runtime("open the terminal"))?;
+    // By descriptor: the container may have put anything at the path.
+    let slave = ioctl_tiocgptpeer(&master, flags).map_err(runtime("open the terminal"))?;
     rustix::fs::fchown(&slave, Some(rustix::fs::Uid::from_raw(process.user().uid())), None)
         .map_err(runtime("give the terminal to the user"))?;
     if let Some(size) = process.console_size() {

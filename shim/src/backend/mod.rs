@@ -24,15 +24,21 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use nix::sys::signal::SigSet;
+use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 
 pub use console::{bind_in_folder, connect_in_folder};
 
+use crate::cgroup::systemd::{self, Visit};
+use crate::options::Options;
 use crate::sys::{self, SharedFd};
 use crate::wire::{CreateOrder, Created, ExecOrder, Order, Report, TaskOrder};
 
 /// The first argument of the re-executed shim that makes it the child.
 pub const CHILD_COMMAND: &str = "runtime-child";
+
+/// No message of a report is longer.
+const LONGEST_MESSAGE: usize = 4096;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FailureKind {
@@ -67,7 +73,7 @@ pub struct Failure {
 
 impl Failure {
     pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
-        Failure { kind, message: message.into() }
+        Failure { kind, message: clip(message.into()) }
     }
 
     /// For `map_err`: what was being done, and every cause below.
@@ -80,6 +86,16 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
     }
+}
+
+/// Messages repeat what the user wrote, however long that was.
+fn clip(mut text: String) -> String {
+    if text.len() > LONGEST_MESSAGE {
+        let end = (0..=LONGEST_MESSAGE).rev().find(|at| text.is_char_boundary(*at));
+        text.truncate(end.unwrap_or_default());
+        text.push('…');
+    }
+    text
 }
 
 /// An error and its causes in one line, without saying the same twice.
@@ -110,22 +126,27 @@ impl Reporter {
     }
 
     pub fn warn(self, text: impl Into<String>) {
-        self.send(&Report::Warning(text.into()));
+        self.send(&Report::Warning(clip(text.into())));
     }
 }
 
 /// One way of making containers.
 pub trait OciRuntime {
-    fn create(&self, order: &CreateOrder, bundle: &Path) -> Result<Created, Failure>;
+    /// `visit` ends as soon as the container's first process is there.
+    fn create(&self, order: &CreateOrder, bundle: &Path, visit: &Visit) -> Result<Created, Failure>;
     fn start(&self, order: &TaskOrder) -> Result<(), Failure>;
     fn exec(&self, order: &ExecOrder) -> Result<i32, Failure>;
     fn delete(&self, order: &TaskOrder) -> Result<(), Failure>;
 }
 
-fn runtime_for(options: &crate::options::Options, reporter: Reporter) -> Box<dyn OciRuntime> {
+fn runtime_for(options: &Options, bundle: &Path, reporter: Reporter) -> Box<dyn OciRuntime> {
+    let spec = || Spec::load(bundle.join("config.json")).ok();
+    // Only the external ones do as they are told; ours goes by the path.
+    let systemd = options.systemd_cgroup
+        && (options.binary.is_none() || spec().is_none_or(|spec| plain_path(&spec).is_none()));
     match &options.binary {
-        Some(binary) => Box::new(external::Binary::new(binary, options.systemd_cgroup, reporter)),
-        None => Box::new(oci::Libcontainer::new(options.systemd_cgroup, reporter)),
+        Some(binary) => Box::new(external::Binary::new(binary, systemd, reporter)),
+        None => Box::new(oci::Libcontainer::new(systemd, reporter)),
     }
 }
 
@@ -133,11 +154,12 @@ fn runtime_for(options: &crate::options::Options, reporter: Reporter) -> Box<dyn
 pub fn child_main(argv: &[String]) -> ExitCode {
     // The container must not inherit a signal mask, whoever started this process.
     let _ = SigSet::all().thread_unblock();
-    let Some(socket) = argv.first().and_then(|n| n.parse().ok()).and_then(|n| sys::adopt(n).ok()) else {
+    let number = |at: usize| argv.get(at).and_then(|n| n.parse().ok());
+    let (Some(Ok(socket)), Some(shim)) = (number(0).map(sys::adopt), number(1)) else {
         eprintln!("this command is for the shim's own use");
         return ExitCode::FAILURE;
     };
-    let (reporter, order) = match take_order(socket) {
+    let (reporter, order) = match keep_apart(shim).and_then(|()| take_order(socket)) {
         Ok(taken) => taken,
         Err(error) => {
             eprintln!("read the order: {error}");
@@ -157,8 +179,15 @@ pub fn child_main(argv: &[String]) -> ExitCode {
     }
 }
 
+/// Before anything else: nothing this process starts gets its descriptors, nobody whose namespaces it enters may look
+/// into it, and it does not go on making a container for a shim that is dead.
+fn keep_apart(shim: i32) -> std::io::Result<()> {
+    sys::die_with(shim)?;
+    sys::forbid_looking_in()?;
+    sys::close_on_exec_from(3)
+}
+
 fn take_order(socket: OwnedFd) -> std::io::Result<(Reporter, Order)> {
-    rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::CLOEXEC)?;
     let mut line = Vec::new();
     let reading = std::fs::File::from(socket.try_clone()?);
     BufReader::new(reading).read_until(b'\n', &mut line)?;
@@ -172,14 +201,16 @@ fn take_order(socket: OwnedFd) -> std::io::Result<(Reporter, Order)> {
 fn carry_out(order: &Order, reporter: Reporter) -> Result<Report, Failure> {
     match order {
         Order::Create(order) => {
-            let runtime = runtime_for(&order.options, reporter);
+            let runtime = runtime_for(&order.options, &order.bundle, reporter);
             let mut prepared = spec::prepare(&order.bundle, reporter)?;
             if order.options.binary.is_none() {
-                prepared.fit_libcontainer()?;
+                let unit = order.options.systemd_cgroup && plain_path(&prepared.spec).is_none();
+                prepared.fit_libcontainer(unit)?;
             }
+            let visit = join_scope(order, &prepared.spec)?;
             let on_host = rootfs::mount(order, &prepared.spec)?;
-            let made = spec::finish(prepared, &order.bundle, reporter)
-                .and_then(|bundle| runtime.create(order, &bundle));
+            let made = spec::finish(prepared, &order.bundle)
+                .and_then(|bundle| runtime.create(order, &bundle, &visit));
             match made {
                 Ok(created) => Ok(Report::Created(Created { mounted_on_host: on_host, ..created })),
                 Err(failure) => {
@@ -190,10 +221,33 @@ fn carry_out(order: &Order, reporter: Reporter) -> Result<Report, Failure> {
                 }
             }
         }
-        Order::Start(order) => runtime_for(&order.options, reporter).start(order).map(|()| Report::Done),
-        Order::Exec(order) => runtime_for(&order.options, reporter).exec(order).map(Report::Executed),
-        Order::Delete(order) => runtime_for(&order.options, reporter).delete(order).map(|()| Report::Done),
+        Order::Start(order) => runtime_for(&order.options, &order.bundle, reporter).start(order).map(|()| Report::Done),
+        Order::Exec(order) => runtime_for(&order.options, &order.bundle, reporter).exec(order).map(Report::Executed),
+        Order::Delete(order) => runtime_for(&order.options, &order.bundle, reporter).delete(order).map(|()| Report::Done),
     }
+}
+
+/// Where systemd keeps the cgroups, a container is made inside of its pod's scope. A path in systemd's own form is for
+/// the OCI runtime to understand, which then makes a scope for each container.
+fn join_scope(order: &CreateOrder, spec: &Spec) -> Result<Visit, Failure> {
+    if !order.options.systemd_cgroup {
+        return Ok(Visit::default());
+    }
+    if let Some(path) = plain_path(spec) {
+        return systemd::enter(path)
+            .map_err(Failure::because(FailureKind::Runtime, "join the pod's scope"));
+    }
+    if order.options.binary.is_none() && !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        let words = "a scope for each container needs cgroup v2: give a plain path below a scope, or a binary";
+        return Err(Failure::new(FailureKind::Spec, words));
+    }
+    Ok(Visit::default())
+}
+
+/// The container's cgroup, when it is named by its path and not as a unit of systemd's.
+fn plain_path(spec: &Spec) -> Option<&Path> {
+    let path = spec.linux().as_ref()?.cgroups_path().as_ref()?;
+    path.is_absolute().then_some(path.as_path())
 }
 
 pub use oci::notify_start;

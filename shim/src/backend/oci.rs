@@ -17,6 +17,7 @@ use super::{
 };
 use crate::bundle::Bundle;
 use crate::cgroup::limits::{self, place};
+use crate::cgroup::systemd::Visit;
 use crate::cgroup::{CgroupPaths, kill};
 use crate::wire::{CreateOrder, Created, ExecOrder, Report, TaskOrder};
 
@@ -49,7 +50,7 @@ impl Libcontainer {
 }
 
 impl OciRuntime for Libcontainer {
-    fn create(&self, order: &CreateOrder, bundle: &Path) -> Result<Created, Failure> {
+    fn create(&self, order: &CreateOrder, bundle: &Path, visit: &Visit) -> Result<Created, Failure> {
         let pid = self.build(order, bundle).map_err(|error| {
             let kind = match error {
                 LibcontainerError::InvalidSpec(_)
@@ -58,10 +59,13 @@ impl OciRuntime for Libcontainer {
                 | LibcontainerError::Spec(_) => FailureKind::Spec,
                 _ => FailureKind::Runtime,
             };
-            Failure::new(kind, format!("create the container: {}{}", chain(&error), unknown_sysctls(bundle)))
+            let causes = chain(&error);
+            let more = if causes.contains("unix syscall") { folder(bundle) } else { unknown_sysctls(bundle) };
+            Failure::new(kind, format!("create the container: {causes}{more}"))
         })?;
         let spec = load_spec(&order.bundle)?;
-        let placed = place(&spec, pid);
+        let home = visit.end().map_err(Failure::because(FailureKind::Runtime, "leave the pod's scope"));
+        let placed = home.and_then(|()| place(&spec, pid));
         let cgroups = CgroupPaths::of(pid)
             .map_err(Failure::because(FailureKind::Runtime, "find the container's cgroups"))?;
         // The first process still waits, so nothing of the user's has run without filter, limits and masks.
@@ -103,6 +107,14 @@ impl OciRuntime for Libcontainer {
         run_hooks(hooks.poststop().as_ref(), Some(&container.state), None, None, None)
             .map_err(Failure::because(FailureKind::Runtime, "run the poststop hooks"))
     }
+}
+
+/// The working directory, for libcontainer's errors do not name it: entering it is the one bare system call that fails
+/// for what the user wrote.
+fn folder(bundle: &Path) -> String {
+    let spec = load_spec(bundle).ok();
+    let cwd = spec.as_ref().and_then(|s| Some(s.process().as_ref()?.cwd()));
+    cwd.map_or_else(String::new, |cwd| format!(" (is the working directory {} there?)", cwd.display()))
 }
 
 fn resources(spec: &Spec) -> Option<&LinuxResources> {

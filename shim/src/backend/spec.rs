@@ -6,11 +6,12 @@
 
 use std::fs::{self, File};
 use std::io::Read;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use nix::sys::resource::{Resource, getrlimit};
 use oci_spec::runtime::{PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, Spec};
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use super::{Failure, FailureKind, Reporter, cgroup_mount, guard, workdir};
 
@@ -24,8 +25,9 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Says the same in the way that libcontainer can carry out.
-    pub fn fit_libcontainer(&mut self) -> Result<(), Failure> {
+    /// Says the same in the way that libcontainer can carry out. Limits stay in it for a container that is a unit of
+    /// systemd's, which would take away what it does not know of.
+    pub fn fit_libcontainer(&mut self, is_unit: bool) -> Result<(), Failure> {
         // libcontainer does not look at labels, and a container must not get less than it asked for unseen.
         let process = self.spec.process().as_ref();
         if process.is_some_and(|p| p.selinux_label().as_ref().is_some_and(|label| !label.is_empty())) {
@@ -33,7 +35,9 @@ impl Prepared {
             return Err(Failure::new(FailureKind::Spec, words));
         }
         self.name_propagation();
-        self.leave_limits_out();
+        if !is_unit {
+            self.leave_limits_out();
+        }
         let table = fs::read_to_string("/proc/self/mountinfo");
         let table = table.map_err(Failure::because(FailureKind::Spec, "read /proc/self/mountinfo"))?;
         self.changed |= cgroup_mount::replace(&mut self.spec, &table);
@@ -78,16 +82,13 @@ pub fn prepare(bundle: &Path, reporter: Reporter) -> Result<Prepared, Failure> {
 }
 
 /// Completes the specification once the root filesystem is there, and says in which folder it lies.
-pub fn finish(mut prepared: Prepared, bundle: &Path, reporter: Reporter) -> Result<PathBuf, Failure> {
+pub fn finish(mut prepared: Prepared, bundle: &Path) -> Result<PathBuf, Failure> {
     let root = prepared.spec.root().as_ref().map(|r| bundle.join(r.path()));
     if let Some(root) = &root {
         guard::before(&prepared.spec, root)?;
-    }
-    if let Some(root) = &root
-        && let Err(error) = workdir::make(&prepared.spec, root)
-    {
-        // Entering it fails next, and that is the container's error.
-        reporter.warn(format!("make the working directory: {error}"));
+        let cwd = prepared.spec.process().as_ref().map(|p| p.cwd().display().to_string()).unwrap_or_default();
+        let doing = format!("make the working directory {cwd}");
+        workdir::make(&prepared.spec, root).map_err(Failure::because(FailureKind::Rootfs, &doing))?;
     }
     if let (Some(process), Some(root)) = (prepared.spec.process_mut(), &root) {
         prepared.changed |= give_home(process, root);
@@ -189,19 +190,16 @@ fn give_home(process: &mut Process, root: &Path) -> bool {
 }
 
 fn read_passwd(root: &Path) -> Option<String> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::DIRECTORY;
-    let root = rustix::fs::openat(CWD, root, flags, Mode::empty()).ok()?;
-    let file = rustix::fs::openat2(
-        root,
-        "etc/passwd",
-        OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK,
-        Mode::empty(),
-        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
-    );
-    let file = File::from(file.ok()?);
-    if !file.metadata().ok()?.is_file() {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let root = rustix::fs::open(root, flags | OFlags::DIRECTORY, Mode::empty()).ok()?;
+    let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let found = rustix::fs::openat2(root, "etc/passwd", flags, Mode::empty(), inside).ok()?;
+    // Merely opening a device can set something off on the node, so it is looked at first.
+    let kind = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&found).ok()?.st_mode);
+    if kind != rustix::fs::FileType::RegularFile {
         return None;
     }
+    let file = File::open(format!("/proc/self/fd/{}", found.as_raw_fd())).ok()?;
     let mut text = String::new();
     file.take(PASSWD_LIMIT).read_to_string(&mut text).ok()?;
     Some(text)
@@ -219,6 +217,27 @@ fn home_of(passwd: &str, uid: u32) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn accounts_are_read_from_a_file_of_the_image_and_nothing_else() {
+        let root = tempfile::tempdir().unwrap();
+        let passwd = root.path().join("etc/passwd");
+        std::fs::create_dir(root.path().join("etc")).unwrap();
+        assert_eq!(read_passwd(root.path()), None);
+        nix::unistd::mkfifo(&passwd, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        // A writer that waits would be let go by a reader.
+        let path = passwd.clone();
+        let writer = std::thread::spawn(move || std::fs::write(path, "evil").is_ok());
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        assert_eq!(read_passwd(root.path()), None);
+        assert!(!writer.is_finished(), "the FIFO was opened");
+        assert_eq!(std::fs::read_to_string(&passwd).unwrap(), "evil");
+        assert!(writer.join().unwrap());
+        std::fs::remove_file(&passwd).unwrap();
+        std::os::unix::fs::symlink("/etc/real", &passwd).unwrap();
+        std::fs::write(root.path().join("etc/real"), "own").unwrap();
+        assert_eq!(read_passwd(root.path()).as_deref(), Some("own"));
+    }
 
     #[test]
     fn the_home_folder_is_the_sixth_field() {

@@ -12,6 +12,9 @@ use nix::unistd::Pid;
 
 use super::{CgroupPaths, children, freeze, processes};
 
+/// How often what forked away is looked for at one go. Whoever removes the cgroup kills again as long as it takes.
+const ROUNDS: u32 = 16;
+
 /// Sends `signal` to every process of the container.
 pub fn signal_all(paths: &CgroupPaths, signal: i32) -> io::Result<()> {
     match paths.primary() {
@@ -55,7 +58,7 @@ fn thaw_what_was_paused(folder: &Path, v2: bool) {
     let frozen =
         fs::read_to_string(folder.join("freezer.self_freezing")).is_ok_and(|word| word.trim() == "1");
     if frozen || v2 {
-        drop(freeze::set_folder(folder, v2, false));
+        drop(freeze::ask(folder, v2, false));
     }
 }
 
@@ -71,18 +74,19 @@ fn kill_folder(folder: &Path, v2: bool) -> io::Result<()> {
         return Ok(());
     }
     let freezer = folder.join("freezer.state").exists() || v2;
-    let frozen = freezer && freeze::set_folder(folder, v2, true).is_ok();
-    for pid in processes(folder) {
-        deliver(pid, Signal::SIGKILL);
+    if freezer {
+        // Not waited for: what is being frozen forks no more once it has been reached, and each round takes what
+        // came before.
+        drop(freeze::ask(folder, v2, true));
+    }
+    for _ in 0..ROUNDS {
+        if kill_listed(folder) {
+            break;
+        }
     }
     if freezer {
-        // Also when freezing failed half way, and when the container had been paused: a frozen process does not die.
-        drop(freeze::set_folder(folder, v2, false));
-    }
-    if !frozen {
-        for pid in processes(folder) {
-            deliver(pid, Signal::SIGKILL);
-        }
+        // Also when the container had been paused: a frozen process does not die.
+        drop(freeze::ask(folder, v2, false));
     }
     Ok(())
 }

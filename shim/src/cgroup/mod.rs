@@ -9,11 +9,12 @@ pub mod kill;
 pub mod limits;
 pub mod oom;
 pub mod stats;
+pub mod systemd;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +40,17 @@ impl CgroupPaths {
         let theirs = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
         let own = fs::read_to_string("/proc/self/cgroup")?;
         Ok(resolve(&mounts, &theirs, &own))
+    }
+
+    /// Where the cgroup that a specification names lies, as far as its folders are there: for a container of which
+    /// nothing else is known.
+    pub fn named(path: &Path) -> io::Result<Self> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+        let own = fs::read_to_string("/proc/self/cgroup")?;
+        let mut paths = by_name(&mounts, &own, path);
+        paths.v1.retain(|_, folder| folder.is_dir());
+        paths.unified = paths.unified.filter(|folder| folder.is_dir());
+        Ok(paths)
     }
 
     pub fn is_v2(&self) -> bool {
@@ -91,6 +103,49 @@ fn resolve(mounts: &str, theirs: &str, own: &str) -> CgroupPaths {
         }
     }
     paths
+}
+
+fn by_name(mounts: &str, own: &str, path: &Path) -> CgroupPaths {
+    let path = expand(path);
+    // A name that stands for the whole node, or for what holds this process, is none of a container.
+    let holds_us = own
+        .lines()
+        .filter_map(|line| line.splitn(3, ':').nth(2))
+        .any(|own| Path::new(own).starts_with(&path));
+    let plain = path.components().skip(1).all(|part| matches!(part, Component::Normal(_)));
+    let mut paths = CgroupPaths::default();
+    if holds_us || !plain || path.components().count() < 2 {
+        return paths;
+    }
+    let name = path.to_string_lossy();
+    for mount in mounts.lines().filter_map(parse_mount) {
+        let Some(folder) = place(&mount, &name) else { continue };
+        if mount.unified {
+            paths.unified.get_or_insert(folder);
+            continue;
+        }
+        for controller in &mount.controllers {
+            let key = controller.trim_start_matches("name=").to_owned();
+            paths.v1.entry(key).or_insert_with(|| folder.clone());
+        }
+    }
+    paths
+}
+
+/// `a-b.slice:prefix:name`, as it is written for systemd, is `/a.slice/a-b.slice/prefix-name.scope`.
+fn expand(path: &Path) -> PathBuf {
+    let text = path.to_string_lossy();
+    let mut parts = text.split(':');
+    let (Some(slice), Some(prefix), Some(name), None) =
+        (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
+        return Path::new("/").join(path);
+    };
+    let stem = slice.strip_suffix(".slice").unwrap_or(slice);
+    let ends = stem.match_indices('-').map(|(at, _)| at).chain([stem.len()]);
+    let mut full = PathBuf::from("/");
+    full.extend(ends.filter(|at| *at > 0).map(|at| format!("{}.slice", &stem[..at])));
+    full.join(if prefix.is_empty() { format!("{name}.scope") } else { format!("{prefix}-{name}.scope") })
 }
 
 /// The folder of a cgroup below the mount that shows it.
@@ -164,6 +219,21 @@ mod tests {
         let paths = resolve(mounts, "0::/kubepods/a\n", "0::/system.slice/x\n");
         assert!(paths.is_v2());
         assert_eq!(paths.exec("e1"), Some("/sys/fs/cgroup/kubepods/a/exec-e1".into()));
+    }
+
+    #[test]
+    fn a_name_leads_to_the_folders_unless_it_is_the_nodes() {
+        let own = "0::/\n4:memory:/system.slice/daemon\n";
+        let paths = by_name(HYBRID, own, Path::new("/pods/a"));
+        assert_eq!(paths.controller("memory"), Some(Path::new("/sys/fs/cgroup/memory/pods/a")));
+        assert_eq!(paths.controller("cpu"), None, "that hierarchy shows another part");
+        assert_eq!(paths.unified, Some("/sys/fs/cgroup/unified/pods/a".into()));
+        for whole in ["/", "", "/system.slice", "/system.slice/daemon", "/pods/../system.slice", "/.."] {
+            assert_eq!(by_name(HYBRID, own, Path::new(whole)), CgroupPaths::default(), "{whole:?}");
+        }
+        let systemd = by_name(HYBRID, own, Path::new("kube-pod1.slice:cri:ab"));
+        let folder = "/sys/fs/cgroup/memory/kube.slice/kube-pod1.slice/cri-ab.scope";
+        assert_eq!(systemd.controller("memory"), Some(Path::new(folder)));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 pub mod bpf;
+pub mod program;
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -139,5 +140,43 @@ pub fn default_signals() {
         unsafe {
             libc::signal(number, libc::SIG_DFL);
         }
+    }
+}
+
+/// Ends this process when `parent` does, also when that has happened already. See PR_SET_PDEATHSIG in prctl(2).
+pub fn die_with(parent: i32) -> io::Result<()> {
+    // SAFETY: the call takes plain integers and only sets an attribute of the calling process.
+    if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if nix::unistd::getppid().as_raw() == parent { Ok(()) } else { Err(Errno::ESRCH.into()) }
+}
+
+/// Lets no process look into this one, not even its equals, until it runs another program. See PR_SET_DUMPABLE in
+/// prctl(2).
+pub fn forbid_looking_in() -> io::Result<()> {
+    // SAFETY: the call takes plain integers and only sets an attribute of the calling process.
+    match unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Keeps the descriptors from `first` on from whatever program this process runs. See close_range(2).
+pub fn close_on_exec_from(first: u32) -> io::Result<()> {
+    // SAFETY: the call takes plain integers and only marks descriptors; none is closed.
+    match unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Makes the program that `command` starts die with this process. See PR_SET_PDEATHSIG in prctl(2).
+pub fn die_together(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt;
+    let parent = std::process::id().cast_signed();
+    // SAFETY: what runs between fork and exec are two system calls; nothing is allocated and no lock is taken.
+    unsafe {
+        command.pre_exec(move || die_with(parent));
     }
 }

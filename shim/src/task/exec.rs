@@ -18,6 +18,9 @@ use crate::launch;
 use crate::publish::to_timestamp;
 use crate::wire::{ExecOrder, Order};
 
+/// The exit status of an exec that could not be started.
+const NEVER_RAN: u32 = 128;
+
 impl Task {
     /// The first process for an empty id, else the exec.
     pub fn process(&self, exec_id: &str) -> Result<ProcessRef<'_>, ShimError> {
@@ -74,6 +77,22 @@ impl Task {
         let Lifecycle::Running { pid: init_pid } = init else {
             return Err(self.init.refuse("exec", init.name()));
         };
+        let launched = self.launch_exec(exec_id, &exec, init_pid).await;
+        if launched.is_err() && matches!(exec.state(), Lifecycle::Added) {
+            // It is over: whoever waits for it or wants it dead must not wait for more.
+            let exit = Exit { pid: 0, status: NEVER_RAN, at: super::log::now() };
+            exec.mark_stopped(exit);
+            exec.announce(exit);
+        }
+        launched
+    }
+
+    async fn launch_exec(
+        self: &Arc<Self>,
+        exec_id: &str,
+        exec: &Arc<Process>,
+        init_pid: i32,
+    ) -> Result<i32, ShimError> {
         let (opened, ends) = io::open(&exec.stdio, &self.bundle, exec_id, self.options.log_max_line)?;
         let order = Order::Exec(ExecOrder {
             id: self.id.clone(),
@@ -102,7 +121,7 @@ impl Task {
         }
         exec.transit("start", |state| state.started(pid))?;
         let running = exec.streams.run(opened, &self.bundle).await;
-        exit::watch_exec(self, exec_id.to_owned(), &exec, pid, exited);
+        exit::watch_exec(self, exec_id.to_owned(), exec, pid, exited);
         if let Err(error) = running {
             drop(self.kill(exec_id, libc::SIGKILL.cast_unsigned(), true));
             return Err(error);

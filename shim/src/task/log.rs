@@ -1,7 +1,8 @@
 //! The container's log in the CRI format: `<time> <stream> <tag> <text>`, one record a line.
 //!
 //! A record ends a line (`F`) or is a piece of one that was too long or never ended (`P`). Invariant: records are
-//! appended whole, and after [`LogFile::reopen`] returned every later record is in the new file.
+//! appended whole, also when the disk fills up in the middle of one, and after [`LogFile::reopen`] returned every later
+//! record is in the new file.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -28,7 +29,50 @@ impl StreamName {
 pub struct LogFile {
     path: PathBuf,
     max_line: usize,
-    file: Mutex<File>,
+    file: Mutex<Whole>,
+}
+
+/// A file that ends with a whole record, or knows where the last one ended.
+struct Whole {
+    file: File,
+    torn_at: Option<u64>,
+}
+
+impl Whole {
+    /// Appends the records, or as many as there is room for.
+    fn append(&mut self, records: &[u8]) -> io::Result<()> {
+        self.mend()?;
+        let mut written = 0;
+        while written < records.len() {
+            match self.file.write(&records[written..]) {
+                Ok(0) => return Err(self.torn(&records[..written], io::ErrorKind::WriteZero.into())),
+                Ok(n) => written += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(self.torn(&records[..written], e)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes that only `written` got into the file, and takes the beginning of a record at its end away.
+    fn torn(&mut self, written: &[u8], error: io::Error) -> io::Error {
+        let whole = written.iter().rposition(|b| *b == b'\n').map_or(0, |end| end + 1);
+        let excess = (written.len() - whole) as u64;
+        // What is no regular file (a FIFO, a terminal) has no end to go back to.
+        let data = self.file.metadata().ok().filter(|data| data.is_file() && excess > 0);
+        self.torn_at = data.map(|data| data.len().saturating_sub(excess));
+        // Tried again before the next record, should it fail.
+        drop(self.mend());
+        error
+    }
+
+    fn mend(&mut self) -> io::Result<()> {
+        if let Some(end) = self.torn_at {
+            self.file.set_len(end)?;
+            self.torn_at = None;
+        }
+        Ok(())
+    }
 }
 
 impl LogFile {
@@ -50,12 +94,13 @@ impl LogFile {
         if records.is_empty() {
             return Ok(());
         }
-        self.file.lock().unwrap_or_else(PoisonError::into_inner).write_all(records)
+        self.file.lock().unwrap_or_else(PoisonError::into_inner).append(records)
     }
 }
 
-fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).mode(0o640).open(path)
+fn open(path: &Path) -> io::Result<Whole> {
+    let file = OpenOptions::new().append(true).create(true).mode(0o640).open(path)?;
+    Ok(Whole { file, torn_at: None })
 }
 
 /// Cuts one stream into records.

@@ -207,14 +207,14 @@ impl Task {
         }
         if number == libc::SIGKILL && matches!(self.init.state(), Lifecycle::Paused { .. }) {
             // A frozen process receives its death only when it thaws.
-            freeze::set_frozen(&self.created.cgroups, false).map_err(ShimError::io("thaw the container"))?;
+            freeze::thaw(&self.created.cgroups).map_err(ShimError::io("thaw the container"))?;
         }
         Ok(())
     }
 
-    pub fn pause(&self) -> Result<(), ShimError> {
+    pub async fn pause(&self) -> Result<(), ShimError> {
         self.init.transit("pause", Lifecycle::paused)?;
-        if let Err(error) = freeze::set_frozen(&self.created.cgroups, true) {
+        if let Err(error) = freeze::reach(&self.created.cgroups, true).await {
             drop(self.init.transit("resume", Lifecycle::resumed));
             return Err(ShimError::io("freeze the container")(error));
         }
@@ -224,11 +224,11 @@ impl Task {
         Ok(())
     }
 
-    pub fn resume(&self) -> Result<(), ShimError> {
+    pub async fn resume(&self) -> Result<(), ShimError> {
         let Lifecycle::Paused { .. } = self.init.state() else {
             return Err(self.init.refuse("resume", self.init.state().name()));
         };
-        freeze::set_frozen(&self.created.cgroups, false).map_err(ShimError::io("thaw the container"))?;
+        freeze::reach(&self.created.cgroups, false).await.map_err(ShimError::io("thaw the container"))?;
         self.init.transit("resume", Lifecycle::resumed)?;
         let mut event = events::TaskResumed::new();
         event.container_id.clone_from(&self.id);

@@ -157,24 +157,27 @@ pub struct Output {
 pub async fn copy_output(source: Arc<Stream>, output: Output, bundle: Bundle) {
     let Output { stream, sink, taps } = output;
     let mut writer = Writer::new(sink, stream);
-    let mut failing = false;
-    let mut note = |outcome: io::Result<()>| match outcome {
-        Ok(()) => failing = false,
+    let mut lost = 0;
+    let mut note = |outcome: io::Result<()>, size: usize| match outcome {
+        Ok(()) if lost == 0 => {}
+        Ok(()) => bundle
+            .warn(&format!("output is written again; up to {} bytes were lost", std::mem::take(&mut lost))),
         Err(error) => {
             // Once per spell of trouble: a full disk must not be filled further with complaints.
-            if !std::mem::replace(&mut failing, true) {
+            if lost == 0 {
                 bundle.warn(&format!("output is being lost: {error}"));
             }
+            lost += size.max(1);
         }
     };
     let mut buffer = Vec::new();
     while let Ok(1..) = source.read_into(&mut buffer).await {
-        note(writer.write(&buffer).await);
+        note(writer.write(&buffer).await, buffer.len());
         taps.write(&buffer);
         // Given back rather than kept: a container that is silent costs no buffer.
         buffer = Vec::new();
     }
-    note(writer.finish());
+    note(writer.finish(), 0);
     taps.end();
 }
 

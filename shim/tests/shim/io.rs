@@ -31,7 +31,11 @@ async fn privileged_an_exec_has_its_own_output_and_exit_code() {
     let (code, message) = status_of(node.exec("e2", &["nosuch"]).await.unwrap_err());
     assert_eq!(code, ttrpc::Code::INVALID_ARGUMENT);
     assert_eq!(message, "exec: \"nosuch\": executable file not found in $PATH");
-    node.delete("e2").await.unwrap();
+    // It has ended: a kill finds nothing to wait for.
+    assert_eq!(node.wait("e2").await, 128);
+    let (code, _) = status_of(node.kill("e2", 9, true).await.unwrap_err());
+    assert_eq!(code, ttrpc::Code::NOT_FOUND);
+    assert_eq!(node.delete("e2").await.unwrap(), 128);
     let (code, _) = status_of(node.delete("e2").await.unwrap_err());
     assert_eq!(code, ttrpc::Code::NOT_FOUND);
     end(node).await;

@@ -5,3 +5,4 @@ mod daemon;
 mod io;
 mod more;
 mod task;
+mod trouble;

@@ -117,8 +117,7 @@ impl Node {
             std::fs::write(dir.join("net.d").join(name), text).expect("cannot write the CNI configuration");
         }
         let text = config(&dir, &builder.sections).replace("@DIR@", &dir.display().to_string());
-        std::fs::write(dir.join("config.toml"), text)
-            .expect("cannot write config.toml");
+        std::fs::write(dir.join("config.toml"), text).expect("cannot write config.toml");
         let cri = Cri::new(&dir.join("run.sock").display().to_string());
         let mut node = Self::assemble(Netns::create(), cri, folder, dir.join("certs.d"));
         node.registry.announce(&node.certs_d, "docker.io");
@@ -322,8 +321,9 @@ fn config(dir: &Path, extra: &HashMap<&'static str, String>) -> String {
         ("image", format!("registry_config = \"{dir}/certs.d\"\n")),
         ("network", String::new()),
         ("streaming", "address = \"127.0.0.1:0\"\n".into()),
+        // Off, unless the test is about them.
         ("nri", String::new()),
-        ("metrics", "address = \"\"\n".into()),
+        ("metrics", if extra.contains_key("metrics") { String::new() } else { "address = \"\"\n".into() }),
     ];
     // Another shim in place of ours, with the OCI runtime it should use.
     if let Some(path) = std::env::var_os("COFFERDAM_TEST_SHIM") {

@@ -99,8 +99,17 @@ impl Session {
         self.stream.write_all(&data(id, fin, bytes))
     }
 
-    /// The next frame; nothing at the end of the connection, however it ends.
+    /// The next frame other than credit; nothing at the end of the connection, however it ends.
     pub fn next(&mut self) -> Option<Frame> {
+        loop {
+            match self.frame()? {
+                Frame::Control { kind: 9, .. } => {}
+                frame => return Some(frame),
+            }
+        }
+    }
+
+    fn frame(&mut self) -> Option<Frame> {
         let mut head = [0; 8];
         self.reader.read_exact(&mut head).ok()?;
         let length = u32::from_be_bytes([0, head[5], head[6], head[7]]) as usize;

@@ -55,8 +55,16 @@ fn plan(streams: Streams) -> (Vec<Headers>, Ids) {
     (headers, ids)
 }
 
+/// Whose terminal size the container's terminal has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::cli) enum Size {
+    Ours,
+    /// We only watch.
+    Others,
+}
+
 /// Sees a session at `target` to its end. With a terminal on both sides, ours is raw meanwhile.
-pub(in crate::cli) async fn run(target: &Target, streams: Streams) -> Result<Ended, CliError> {
+pub(in crate::cli) async fn run(target: &Target, streams: Streams, size: Size) -> Result<Ended, CliError> {
     let mut signals = Signals::watch()?;
     let (headers, ids) = plan(streams);
     let io = tokio::select! {
@@ -70,7 +78,7 @@ pub(in crate::cli) async fn run(target: &Target, streams: Streams) -> Result<End
         status = outputs(&mut receiver, ids) => Ok(Ended::Outcome(status::parse(&status?)?)),
         code = signals.next() => Ok(Ended::Signal(code)),
         failed = input(&sender, ids.stdin) => Err(failed),
-        failed = sizes(&sender, ids.resize) => Err(failed),
+        failed = sizes(&sender, ids.resize.filter(|_| size == Size::Ours)) => Err(failed),
         failed = resumed(terminal.as_ref()) => Err(failed),
         never = writer.run() => match never {},
     }

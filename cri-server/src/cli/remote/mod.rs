@@ -17,7 +17,7 @@ use hyper::StatusCode;
 
 use crate::streaming::spdy::FrameError;
 
-pub(super) use command::{Ended, run};
+pub(super) use command::{Ended, Size, run};
 pub(super) use dial::{Target, dial};
 pub(super) use spdy::{Event, Opened, Receiver, Sender, open};
 pub(super) use status::Outcome;

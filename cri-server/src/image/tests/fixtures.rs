@@ -33,6 +33,12 @@ pub fn registry_with(names: &[&str]) -> Registry {
     let registry = Registry::start(&Netns::machine());
     for name in names {
         let repository = format!("fixtures/{name}");
+        if *name == "borrowed" {
+            let (honest, borrowed) = borrowed();
+            registry.push("fixtures/honest", "1", &honest);
+            registry.push(&repository, "1", &borrowed);
+            continue;
+        }
         match fixture(name) {
             Fixture::Image(image) => registry.push(&repository, "1", &image),
             Fixture::Index(index) => registry.push_index(&repository, "1", &index),
@@ -161,6 +167,24 @@ fn configured(image: Image) -> Built {
     manifest["config"] = built.config.descriptor();
     built.manifest = blob(&built.manifest.media_type, &manifest);
     built
+}
+
+/// An image, and one of the same blobs that says that its last layer is one of the image "zstd".
+fn borrowed() -> (Built, Built) {
+    let diff_ids = |image: &Built| -> Value {
+        let text: Value = serde_json::from_slice(&image.config.data).unwrap();
+        text["rootfs"]["diff_ids"].clone()
+    };
+    let honest = built(&Image::new().layer(base()).layer(Layer::new().file("name", "honest")));
+    let wanted = diff_ids(&single("zstd"))[1].clone();
+    let mut liar = honest.clone();
+    let mut text: Value = serde_json::from_slice(&liar.config.data).unwrap();
+    text["rootfs"]["diff_ids"][1] = wanted;
+    liar.config = blob(&liar.config.media_type, &text);
+    let mut manifest: Value = serde_json::from_slice(&liar.manifest.data).unwrap();
+    manifest["config"] = liar.config.descriptor();
+    liar.manifest = blob(&liar.manifest.media_type, &manifest);
+    (honest, liar)
 }
 
 /// A file in a registry that is no image: its configuration is empty.

@@ -19,6 +19,10 @@ const WINDOW: usize = 64 * 1024;
 const STREAM_BOUND: usize = 4 * WINDOW;
 /// The same for all streams together.
 const SUM_BOUND: usize = 8 << 20;
+/// What we widen the windows to, below the bounds, so that a client that minds them is never held up. New credit comes
+/// when half is used: each piece of it wakes the client, which costs it as much as sending does.
+const STREAM_WINDOW: usize = 3 * WINDOW;
+const SUM_WINDOW: usize = SUM_BOUND / 2;
 /// The largest data frame that is sent, so that streams take turns.
 const PIECE: usize = 32 * 1024;
 /// Output beyond which the farewell waits for the socket.
@@ -76,6 +80,8 @@ pub struct SpdyServer {
     /// Streams over their bound.
     full: usize,
     credit: usize,
+    /// The connection's window was widened.
+    widened: bool,
     /// At the end: the streams whose rest is still to be sent, the next one last.
     parting: Option<Vec<u32>>,
 }
@@ -96,6 +102,7 @@ impl SpdyServer {
             waiting: 0,
             full: 0,
             credit: 0,
+            widened: false,
             parting: None,
         };
         (server, incoming)
@@ -151,6 +158,13 @@ impl SpdyServer {
         self.streams.insert(id, stream);
         place.send(Incoming { id, headers, reader, writer });
         frame::put_syn_reply(output, id, &self.blocks.write(&Headers::default()));
+        if !self.widened {
+            self.widened = true;
+            frame::put_window_update(output, 0, SUM_WINDOW - WINDOW);
+        }
+        if !fin {
+            frame::put_window_update(output, id, STREAM_WINDOW - WINDOW);
+        }
         Ok(())
     }
 
@@ -192,7 +206,7 @@ impl SpdyServer {
     /// Credit of the whole connection.
     fn grant(&mut self, length: usize, output: &mut BytesMut) {
         self.credit += length;
-        if self.credit >= WINDOW / 2 {
+        if self.credit >= SUM_WINDOW / 2 {
             frame::put_window_update(output, 0, self.credit);
             self.credit = 0;
         }
@@ -252,7 +266,7 @@ impl SpdyServer {
 }
 
 fn credit(id: u32, stream: &mut Stream, output: &mut BytesMut) {
-    if stream.credit >= WINDOW / 2 && !stream.in_ended {
+    if stream.credit >= STREAM_WINDOW / 2 && !stream.in_ended {
         frame::put_window_update(output, id, stream.credit);
         stream.credit = 0;
     }

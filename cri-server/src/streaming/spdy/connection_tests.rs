@@ -34,7 +34,10 @@ impl Bench {
     fn open(&mut self, id: u32) -> Incoming {
         self.deflater.syn(&mut self.input, id, 0, &[("streamtype", "data")]);
         let answers = self.turn().unwrap();
-        assert!(matches!(answers[..], [Frame::SynReply { .. }]), "{answers:?}");
+        // The answer, and wider windows: the stream's, and the connection's the first time.
+        let [Frame::SynReply { .. }, widened @ ..] = &answers[..] else { panic!("{answers:?}") };
+        assert!((1..=2).contains(&widened.len()), "{answers:?}");
+        assert!(widened.iter().all(|frame| matches!(frame, Frame::WindowUpdate { .. })), "{answers:?}");
         self.incoming.try_recv().unwrap()
     }
 
@@ -93,11 +96,53 @@ async fn what_waits_is_bounded_even_if_the_client_ignores_its_window() {
     assert_eq!(sent, 256 * 1024);
     let mut buffer = vec![0; 40 * 1024];
     stream.reader.read_exact(&mut buffer).await.unwrap();
-    let frames = bench.turn().unwrap();
+    // Less than half of the window was used: no credit yet, but the bound is kept again.
+    assert_eq!(bench.turn().unwrap(), []);
     assert!(!bench.server.paused());
-    // Credit for the stream and for the connection.
-    let delta = buffer.len() as u32;
-    assert_eq!(frames, vec![Frame::WindowUpdate { id: 1, delta }, Frame::WindowUpdate { id: 0, delta }]);
+    buffer.resize(60 * 1024, 0);
+    stream.reader.read_exact(&mut buffer).await.unwrap();
+    let delta = 100 * 1024;
+    assert_eq!(bench.turn().unwrap(), [Frame::WindowUpdate { id: 1, delta }]);
+}
+
+/// The credit of a client that minds its windows: the connection's under 0.
+fn credit(windows: &mut std::collections::BTreeMap<u32, u32>, frames: &[Frame]) {
+    for frame in frames {
+        if let Frame::WindowUpdate { id, delta } = frame {
+            *windows.entry(*id).or_insert(64 * 1024) += delta;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_minds_its_windows_is_never_held_up() {
+    let mut bench = bench(8);
+    let mut windows = std::collections::BTreeMap::new();
+    for id in [1, 3] {
+        bench.deflater.syn(&mut bench.input, id, 0, &[("streamtype", "data")]);
+        let frames = bench.turn().unwrap();
+        credit(&mut windows, &frames);
+    }
+    let mut read = bench.incoming.try_recv().unwrap();
+    let _unread = bench.incoming.try_recv().unwrap();
+    // The second stream's window is used up, and nobody reads.
+    let frames = bench.send(3, false, &vec![7; windows[&3] as usize]);
+    credit(&mut windows, &frames);
+    *windows.get_mut(&0).unwrap() -= windows[&3];
+    let mut moved = 0;
+    while moved < 20 << 20 {
+        let piece = windows[&1].min(windows[&0]).min(32 * 1024);
+        assert!(piece > 0, "no credit is left after {moved} bytes: {windows:?}");
+        let frames = bench.send(1, false, &vec![7; piece as usize]);
+        assert!(!bench.server.paused());
+        for id in [0, 1] {
+            *windows.get_mut(&id).unwrap() -= piece;
+        }
+        credit(&mut windows, &frames);
+        read.reader.read_exact(&mut vec![0; piece as usize]).await.unwrap();
+        credit(&mut windows, &bench.turn().unwrap());
+        moved += piece;
+    }
 }
 
 #[tokio::test]

@@ -1,0 +1,75 @@
+//! UpdatePodSandboxResources: the kubelet has changed the size of a pod, and tells.
+//!
+//! The pod's own cgroup is the kubelet's, which has changed it already. Ours is to keep the sizes for whoever asks, to
+//! bound the pause container by the new overhead, and to let the shim know, as one that runs a machine sizes it by them.
+
+use std::sync::Arc;
+
+use oci_spec::runtime::{LinuxResources, Spec};
+
+use super::{PodResources, Sandbox, SandboxError, SandboxState, SandboxStatus, Sandboxes, Shared};
+use crate::runtime::RuntimeError;
+use crate::spec::{annotations, resources};
+
+impl Sandboxes {
+    /// Takes over the sizes that the request gives; one that it does not give stays.
+    ///
+    /// # Errors
+    /// When the sandbox is not ready, the sizes contradict themselves, or the pause container cannot be bound by
+    /// them; then nothing is changed.
+    pub async fn update(self: &Arc<Self>, sandbox: &Arc<Sandbox>, size: PodResources) -> Shared<()> {
+        let (sandboxes, target) = (Arc::clone(self), Arc::clone(sandbox));
+        match self.ports.tracker.spawn(async move { sandboxes.resize(&target, size).await }).await {
+            Ok(result) => result.map_err(Arc::new),
+            Err(error) => Err(Arc::new(error.into())),
+        }
+    }
+
+    async fn resize(&self, sandbox: &Sandbox, asked: PodResources) -> Result<(), SandboxError> {
+        let _one_at_a_time = sandbox.spec.lock().await;
+        let state = sandbox.status().state;
+        if !matches!(state, SandboxState::Ready { .. }) {
+            return Err(SandboxError::NotUpdatable { state: state.name() });
+        }
+        let old = sandbox.resources();
+        let size = PodResources {
+            resources: asked.resources.or(old.resources),
+            overhead: asked.overhead.or(old.overhead),
+        };
+        for one in size.resources.iter().chain(&size.overhead) {
+            resources::build(one, None, &self.ports.features)?;
+        }
+        self.plugins_update(sandbox, &size).await?;
+        let file = self.ports.places.sandbox(sandbox.id()).join("config.json");
+        let before = Spec::load(&file).map_err(SandboxError::SpecFile)?;
+        let after = self.resized(&before, &size)?;
+        tell(sandbox, &after, &size).await?;
+        after.save(&file).map_err(SandboxError::SpecFile)?;
+        let resized =
+            |s: &SandboxStatus| Ok::<_, SandboxError>(SandboxStatus { resized: Some(size), ..s.clone() });
+        sandbox.change(&self.ports, resized).await?;
+        self.plugins_updated(sandbox).await;
+        Ok(())
+    }
+
+    /// The pause container's spec for a pod of this size.
+    fn resized(&self, before: &Spec, size: &PodResources) -> Result<Spec, SandboxError> {
+        let mut after = before.clone();
+        if let (Some(linux), Some(overhead)) = (after.linux_mut(), &size.overhead) {
+            let old = linux.resources().clone().unwrap_or_default();
+            linux.set_resources(Some(resources::updated(&old, overhead, &self.ports.features)?));
+        }
+        let sizes = annotations::sizes(size.resources.as_ref());
+        after.annotations_mut().get_or_insert_default().extend(sizes);
+        Ok(after)
+    }
+}
+
+async fn tell(sandbox: &Sandbox, spec: &Spec, size: &PodResources) -> Result<(), SandboxError> {
+    let Some(shim) = sandbox.shim.load_full() else {
+        return Err(RuntimeError::ConnectionLost { call: "Update" }.into());
+    };
+    let none = LinuxResources::default();
+    let limits = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()).unwrap_or(&none);
+    Ok(shim.update(limits, annotations::sizes(size.resources.as_ref())).await?)
+}
