@@ -10,7 +10,6 @@ use super::lookup;
 use super::remote::{self, Ended, Outcome, Size, Target};
 use crate::streaming::Streams;
 
-/// Attaches to the container's first process: its output from now on; without -i, ^C leaves it running
 #[derive(Debug, clap::Args)]
 pub(super) struct Attach {
     /// Passes input on, where the container was made with stdin
