@@ -10,7 +10,7 @@ use std::sync::Arc;
 use cofferdam_proto::cri;
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 
-use super::{Container, ContainerError, ContainerRecord, ContainerState, Containers, Shared};
+use super::{Container, ContainerError, ContainerState, Containers, Shared};
 use crate::ports::Ports;
 use crate::runtime::RuntimeError;
 use crate::spec::resources;
@@ -28,14 +28,20 @@ impl Containers {
         annotations: HashMap<String, String>,
     ) -> Shared<()> {
         let (containers, target) = (Arc::clone(self), Arc::clone(container));
-        let work = async move { containers.change_resources(&target, &request, annotations).await };
+        let work = async move {
+            let request = containers.plugins_update(&target, request).await?;
+            containers.change_resources(&target, &request, annotations).await?;
+            containers.plugins_updated(&target).await;
+            Ok(())
+        };
         match self.ports.tracker.spawn(work).await {
             Ok(result) => result.map_err(Arc::new),
             Err(error) => Err(Arc::new(error.into())),
         }
     }
 
-    async fn change_resources(
+    /// [`Self::update`] without a word to plugins, for what plugins themselves ask for.
+    pub(super) async fn change_resources(
         &self,
         container: &Container,
         request: &cri::LinuxContainerResources,
@@ -108,15 +114,13 @@ impl Containers {
         let limits = after.linux().as_ref().and_then(|linux| linux.resources().as_ref()).unwrap_or(&none);
         if let Err(error) = shim.update(limits, annotations).await {
             return Err(match container.state() {
-                state @ ContainerState::Exited { .. } => {
-                    ContainerError::NotUpdatable { state: state.name() }
-                }
+                state @ ContainerState::Exited { .. } => ContainerError::NotUpdatable { state: state.name() },
                 _ => ContainerError::Update(error),
             });
         }
         let score = |spec: &Spec| spec.process().as_ref().and_then(Process::oom_score_adj).unwrap_or(0);
         if score(before) != score(after) {
-            let path = &container.made.cgroups_path;
+            let path = container.cgroups_path();
             self.ports.cgroups.change_oom_score(path, score(before), score(after)).await?;
         }
         Ok(())
@@ -131,8 +135,7 @@ impl Container {
         resources: cri::LinuxContainerResources,
     ) -> Result<(), ContainerError> {
         let _one_at_a_time = self.change.lock().await;
-        let state = self.state();
-        let record = ContainerRecord { state, resources: Some(resources.clone()), ..self.made.clone() };
+        let record = self.record(self.state(), Some(resources.clone()));
         ports.store.put(Table::Containers, self.made.id.as_str(), &record).await?;
         self.resources.store(Some(Arc::new(resources)));
         Ok(())
