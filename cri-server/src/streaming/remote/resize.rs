@@ -83,17 +83,14 @@ impl Parser {
             if self.rest.first().is_some_and(|byte| *byte != b'{') {
                 return Err(NotASize);
             }
-            let mut objects = serde_json::Deserializer::from_slice(&self.rest).into_iter::<TerminalSize>();
-            let Some(next) = objects.next() else { return Ok(last) };
-            match next {
-                Ok(size) if objects.byte_offset() <= LONGEST => {
-                    last = Some(size);
-                    let used = objects.byte_offset();
-                    self.rest.drain(..used);
-                }
-                Err(error) if error.is_eof() && self.rest.len() < LONGEST => return Ok(last),
-                Ok(_) | Err(_) => return Err(NotASize),
+            let Some(end) = end_of_object(&self.rest) else {
+                return if self.rest.len() < LONGEST { Ok(last) } else { Err(NotASize) };
+            };
+            if end > LONGEST {
+                return Err(NotASize);
             }
+            last = Some(serde_json::from_slice(&self.rest[..end]).map_err(|_| NotASize)?);
+            self.rest.drain(..end);
         }
     }
 
@@ -101,6 +98,27 @@ impl Parser {
     pub fn waiting(&self) -> usize {
         self.rest.len()
     }
+}
+
+/// Where the object that `bytes` begin with ends: what a JSON parser says of half an object depends on where it was cut.
+fn end_of_object(bytes: &[u8]) -> Option<usize> {
+    let (mut depth, mut quoted, mut escaped) = (0_usize, false, false);
+    for (index, byte) in bytes.iter().enumerate() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            b'{' if !quoted => depth += 1,
+            b'}' if !quoted => {
+                depth = depth.saturating_sub(1);
+                if depth == 0 {
+                    return Some(index + 1);
+                }
+            }
+            _ => {}
+        }
+    }
+    None
 }
 
 #[cfg(test)]
@@ -123,6 +141,20 @@ mod tests {
             assert_eq!(first.is_some(), cut >= 24, "{cut}");
             assert_eq!(parser.push(&text[cut..]).unwrap(), Some(WIDE), "{cut}");
             assert_eq!(parser.waiting(), 0);
+        }
+    }
+
+    #[test]
+    fn an_object_ends_where_its_brace_does() {
+        for (text, end) in [
+            ("{}", Some(2)),
+            ("{{}}{", Some(4)),
+            (r#"{"}":"\"}"}"#, Some(11)),
+            (r#"{"a":-"#, None),
+            (r#"{"\\"}"#, Some(6)),
+            ("", None),
+        ] {
+            assert_eq!(end_of_object(text.as_bytes()), end, "{text}");
         }
     }
 
