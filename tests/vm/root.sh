@@ -52,6 +52,8 @@ add_apparmor() {
     add_program "$from/sbin/apparmor_parser" /sbin/apparmor_parser
     mkdir -p "$root/etc/apparmor.d"
     cp -r "$from"/etc/apparmor "$root/etc/"
+    mkdir -p "$root/usr/share"
+    cp -r "$from"/usr/share/apparmor-features "$root/usr/share/"
     cp -r "$from"/etc/apparmor.d/{abi,abstractions,tunables} "$root/etc/apparmor.d/"
 }
 
