@@ -13,7 +13,7 @@ use crate::config::{Config, DEFAULT_PATH, Overrides};
 use crate::runtime::HandlerTable;
 
 /// What each key is for. Tables are named, handlers share the words of `runtimes.*`.
-const WORDS: [(&str, &str); 36] = [
+const WORDS: [(&str, &str); 50] = [
     ("root", "Data that survives a reboot: images, layers, records, logs of `cofferdam run`."),
     ("state", "Data that does not: bundles, sockets, network namespaces."),
     ("socket", "Where the CRI is served; at most 107 bytes."),
@@ -44,8 +44,37 @@ const WORDS: [(&str, &str); 36] = [
     ("streaming.tls_key", "PEM file of the certificate's key."),
     ("cdi", "CDI devices: files in which vendors say what a device needs."),
     ("cdi.spec_dirs", "Where the files lie, read at every use; later folders win; none turns CDI off."),
-    ("nri", "NRI plugins. Not served by this version."),
+    ("nri", "Plugins of the Node Resource Interface."),
     ("nri.socket", "Where plugins connect; \"\" turns it off."),
+    ("nri.plugin_path", "The folder of plugins that the daemon starts, called NN-name; \"\" starts none."),
+    ("nri.plugin_config_path", "The folder of their configurations, NN-name.conf or name.conf."),
+    ("nri.registration_timeout", "Seconds until a plugin is registered, and again until it is synchronized."),
+    ("nri.request_timeout", "Seconds for any other answer; a plugin that needs longer is let go."),
+    ("nri.default_validator", "The built-in validator of what plugins adjust."),
+    ("nri.default_validator.enable", "Whether it is asked."),
+    ("nri.default_validator.reject_oci_hook_adjustment", "Refuse OCI hooks."),
+    (
+        "nri.default_validator.reject_runtime_default_seccomp_adjustment",
+        "Refuse other seccomp policies than the runtime's default where the pod asks for that.",
+    ),
+    (
+        "nri.default_validator.reject_unconfined_seccomp_adjustment",
+        "Refuse seccomp policies where the pod asks for none.",
+    ),
+    (
+        "nri.default_validator.reject_custom_seccomp_adjustment",
+        "Refuse other seccomp policies than the pod's own.",
+    ),
+    ("nri.default_validator.reject_namespace_adjustment", "Refuse other namespaces."),
+    ("nri.default_validator.reject_sysctl_adjustment", "Refuse sysctls."),
+    (
+        "nri.default_validator.required_plugins",
+        "Plugins, with or without index, without which no container is created.",
+    ),
+    (
+        "nri.default_validator.tolerate_missing_plugins_annotation",
+        "The annotation by which a pod does without them.",
+    ),
     (
         "metrics",
         "Metrics of the daemon for Prometheus, at /metrics; whoever reaches the address may read them.",

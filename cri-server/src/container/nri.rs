@@ -1,13 +1,14 @@
 //! What NRI plugins hear of a container and may change in it. Without plugins each of these is one look at a number.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use cofferdam_proto::nri;
+use cofferdam_proto::{cri, nri};
 use oci_spec::runtime::Spec;
 
 use super::{Container, ContainerError, ContainerState, Containers};
 use crate::cdi::{self, DeviceName};
-use crate::nri::{adjust, convert};
+use crate::nri::{NriError, adjust, convert, overlay};
 use crate::ports::Ports;
 use crate::sandbox::Sandbox;
 use crate::spec::host::LinuxHost;
@@ -117,7 +118,7 @@ impl Containers {
             let edits = cdi::resolve(&ports.cdi.spec_dirs, &devices)?;
             cdi::apply(&mut spec, &edits, &LinuxHost, users)?;
             let node = adjust::Node { features: &ports.features, host: &LinuxHost };
-            adjust::apply(&mut spec, &wanted, node).map_err(crate::nri::NriError::from)?;
+            adjust::apply(&mut spec, &wanted, node).map_err(NriError::from)?;
             let cgroups_path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref());
             if let Some(path) = cgroups_path.map(|path| path.display().to_string()) {
                 container.move_cgroup(path);
@@ -173,20 +174,42 @@ impl Containers {
     /// # Errors
     /// When it is no container that can be changed, or the node cannot do it.
     pub async fn update_for_plugin(
-        self: &Arc<Self>,
-        container: &Arc<Container>,
+        &self,
+        container: &Container,
         wanted: &nri::LinuxResources,
     ) -> Result<(), ContainerError> {
-        adjust::checked_update(wanted, &self.ports.features).map_err(crate::nri::NriError::from)?;
-        let state = container.state();
-        if !matches!(state, ContainerState::Created | ContainerState::Running { .. }) {
-            return Err(ContainerError::NotRunning { state: state.name() });
+        adjust::checked_update(wanted, &self.ports.features).map_err(NriError::from)?;
+        self.change_resources(container, &adjust::to_cri(wanted), HashMap::new()).await
+    }
+
+    /// The kubelet changes the resources of a container: what is to be done, as the plugins see it.
+    pub(super) async fn plugins_update(
+        &self,
+        container: &Container,
+        request: cri::LinuxContainerResources,
+    ) -> Result<cri::LinuxContainerResources, ContainerError> {
+        if !self.ports.nri.is_active() {
+            return Ok(request);
         }
-        let built = crate::spec::resources::build(&adjust::to_cri(wanted), None, &self.ports.features)?;
-        let shim = self
-            .prepared(container)
-            .await
-            .map_err(|error| ContainerError::Shared(crate::report::chain(&*error)))?;
-        Ok(shim.update(&built, std::collections::HashMap::new()).await?)
+        let pod = self.pod_for_plugins(container).await;
+        let mut resources = convert::cri_resources(&request);
+        let container = container.for_plugins(&self.ports).await;
+        let Some(wanted) = self.ports.nri.update_container(pod, container, resources.clone()).await? else {
+            return Ok(request);
+        };
+        adjust::checked_update(&wanted, &self.ports.features).map_err(NriError::from)?;
+        overlay(&wanted, &mut resources);
+        Ok(cri::LinuxContainerResources {
+            oom_score_adj: request.oom_score_adj,
+            ..adjust::to_cri(&resources)
+        })
+    }
+
+    /// The resources have changed.
+    pub(super) async fn plugins_updated(&self, container: &Container) {
+        if self.ports.nri.is_active() {
+            let pod = self.pod_for_plugins(container).await;
+            self.ports.nri.post_update_container(pod, container.for_plugins(&self.ports).await).await;
+        }
     }
 }

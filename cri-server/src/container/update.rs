@@ -28,14 +28,20 @@ impl Containers {
         annotations: HashMap<String, String>,
     ) -> Shared<()> {
         let (containers, target) = (Arc::clone(self), Arc::clone(container));
-        let work = async move { containers.change_resources(&target, &request, annotations).await };
+        let work = async move {
+            let request = containers.plugins_update(&target, request).await?;
+            containers.change_resources(&target, &request, annotations).await?;
+            containers.plugins_updated(&target).await;
+            Ok(())
+        };
         match self.ports.tracker.spawn(work).await {
             Ok(result) => result.map_err(Arc::new),
             Err(error) => Err(Arc::new(error.into())),
         }
     }
 
-    async fn change_resources(
+    /// [`Self::update`] without a word to plugins, for what plugins themselves ask for.
+    pub(super) async fn change_resources(
         &self,
         container: &Container,
         request: &cri::LinuxContainerResources,

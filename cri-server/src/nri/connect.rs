@@ -174,6 +174,9 @@ impl Nri {
                 Ok(())
             }
             Err(error) => {
+                if order.plugins.is_empty() {
+                    order.stages.clear();
+                }
                 self.active.fetch_sub(1, Ordering::AcqRel);
                 Err(error)
             }

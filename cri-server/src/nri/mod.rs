@@ -37,12 +37,15 @@ use tokio::sync::{Mutex, RwLock, RwLockReadGuard};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use collect::overlay;
 pub use config::Config;
 pub use error::NriError;
 use plugin::Plugin;
 
-/// How long plugins may take to hear that the daemon ends.
+/// How long a plugin may take to hear that the daemon ends.
 const FAREWELL: Duration = Duration::from_millis(500);
+/// How long all of them may take to be gone.
+const GONE: Duration = Duration::from_secs(3);
 
 /// What plugins see of the node and may do to it.
 #[async_trait]
@@ -124,11 +127,17 @@ impl Nri {
 
     /// Tells the plugins that the daemon ends, and ends their connections and the processes that are ours.
     pub async fn shut_down(&self) {
-        let plugins = std::mem::take(&mut self.order.lock().await.plugins);
-        futures::future::join_all(plugins.iter().map(|plugin| plugin.shut_down(FAREWELL))).await;
+        let farewell = async {
+            let plugins = std::mem::take(&mut self.order.lock().await.plugins);
+            futures::future::join_all(plugins.iter().map(|plugin| plugin.shut_down(FAREWELL))).await;
+        };
+        // An event under way may wait for a plugin for longer.
+        let told = tokio::time::timeout(GONE, farewell).await;
         self.ending.cancel();
         self.tracker.close();
-        self.tracker.wait().await;
+        if told.is_err() || tokio::time::timeout(GONE, self.tracker.wait()).await.is_err() {
+            tracing::warn!("NRI plugins are cut off");
+        }
         if !self.config.socket.is_empty() {
             // The next daemon would take it away as well.
             let _ = std::fs::remove_file(&self.config.socket);

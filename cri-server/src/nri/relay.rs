@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use cofferdam_proto::nri::{self, Event};
 
-use super::collect::{Creation, Owners, Updates};
+use super::collect::{Creation, Owners, Updates, overlay};
 use super::plugin::Plugin;
 use super::{Nri, NriError, Order, Stage, validate};
 
@@ -214,7 +214,11 @@ impl Nri {
     ///
     /// # Errors
     /// When a plugin refuses; then it must not start.
-    pub async fn start_container(&self, pod: nri::PodSandbox, container: nri::Container) -> Result<(), NriError> {
+    pub async fn start_container(
+        &self,
+        pod: nri::PodSandbox,
+        container: nri::Container,
+    ) -> Result<(), NriError> {
         self.order.lock().await.tell(Event::StartContainer, &pod, Some(&container)).await
     }
 
@@ -224,7 +228,7 @@ impl Nri {
         report(order.tell(Event::PostStartContainer, &pod, Some(&container)).await);
     }
 
-    /// The resources of a container change: as the plugins want them, where they do.
+    /// The resources of a container change: what the plugins want instead, where they want something.
     ///
     /// # Errors
     /// When a plugin refuses, or two contradict each other.
@@ -244,7 +248,6 @@ impl Nri {
             linux_resources: Some(resources),
         };
         let event = Event::UpdateContainer;
-        let mut wanted = None;
         for plugin in &order.plugins {
             let answer = plugin.ask::<nri::UpdateContainerResponse>(event, method(event), &request).await?;
             let Some(answer) = answer else { continue };
@@ -252,16 +255,15 @@ impl Nri {
             if let Some(own) = updates.of(&id) {
                 // The next plugin sees the request as it is by now.
                 let shown = request.linux_resources.get_or_insert_default();
-                super::collect::overlay(&own, shown);
-                wanted.clone_from(&request.linux_resources);
+                overlay(&own, shown);
             }
         }
         // This container's is the caller's to carry out.
-        updates.take(&id);
+        let own = updates.take(&id);
         self.update_all(&updates.updates).await;
         drop(order);
         self.evict_all(&updates.evictions).await;
-        Ok(wanted)
+        Ok(own.and_then(|own| own.linux).and_then(|linux| linux.resources))
     }
 
     /// The resources of a container have changed. What plugins say to it changes nothing.

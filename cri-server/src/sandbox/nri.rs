@@ -6,7 +6,7 @@ use std::path::Path;
 use cofferdam_proto::nri;
 use oci_spec::runtime::Spec;
 
-use super::{Sandbox, SandboxError, Sandboxes};
+use super::{PodResources, Sandbox, SandboxError, Sandboxes};
 use crate::nri::convert;
 use crate::ports::Ports;
 
@@ -14,7 +14,8 @@ impl Sandbox {
     /// The sandbox in plugins' words.
     pub async fn for_plugins(&self, ports: &Ports) -> nri::PodSandbox {
         let (config, metadata) = (self.config(), self.metadata());
-        let linux = config.linux.clone().unwrap_or_default();
+        let size = self.resources();
+        let cgroup_parent = config.linux.as_ref().map(|l| l.cgroup_parent.clone()).unwrap_or_default();
         let spec = tokio::fs::read(ports.places.sandbox(self.id()).join("config.json")).await;
         // The folder is gone after a reboot; then the rest has to do.
         let spec = spec.ok().and_then(|text| serde_json::from_slice::<Spec>(&text).ok()).unwrap_or_default();
@@ -33,9 +34,9 @@ impl Sandbox {
             annotations,
             runtime_handler: self.made().requested_handler.clone(),
             linux: Some(nri::LinuxPodSandbox {
-                pod_overhead: linux.overhead.as_ref().map(convert::cri_resources),
-                pod_resources: linux.resources.as_ref().map(convert::cri_resources),
-                cgroup_parent: linux.cgroup_parent,
+                pod_overhead: size.overhead.as_ref().map(convert::cri_resources),
+                pod_resources: size.resources.as_ref().map(convert::cri_resources),
+                cgroup_parent,
                 cgroups_path: self.cgroups_path(ports).unwrap_or_default(),
                 namespaces,
                 resources: of_spec.and_then(|linux| linux.resources().as_ref()).map(convert::resources),
@@ -61,6 +62,28 @@ impl Sandboxes {
             self.ports.nri.run_pod_sandbox(pod).await?;
         }
         Ok(())
+    }
+
+    /// The kubelet changes the size of the pod; a plugin may refuse.
+    pub(super) async fn plugins_update(
+        &self,
+        sandbox: &Sandbox,
+        size: &PodResources,
+    ) -> Result<(), SandboxError> {
+        if self.ports.nri.is_active() {
+            let pod = sandbox.for_plugins(&self.ports).await;
+            let overhead = size.overhead.as_ref().map(convert::cri_resources);
+            let resources = size.resources.as_ref().map(convert::cri_resources);
+            self.ports.nri.update_pod_sandbox(pod, overhead, resources).await?;
+        }
+        Ok(())
+    }
+
+    /// The size has changed.
+    pub(super) async fn plugins_updated(&self, sandbox: &Sandbox) {
+        if self.ports.nri.is_active() {
+            self.ports.nri.post_update_pod_sandbox(sandbox.for_plugins(&self.ports).await).await;
+        }
     }
 
     /// The containers are stopped; the pod is about to lose what it has.

@@ -39,6 +39,7 @@ impl Sandboxes {
         for one in size.resources.iter().chain(&size.overhead) {
             resources::build(one, None, &self.ports.features)?;
         }
+        self.plugins_update(sandbox, &size).await?;
         let file = self.ports.places.sandbox(sandbox.id()).join("config.json");
         let before = Spec::load(&file).map_err(SandboxError::SpecFile)?;
         let after = self.resized(&before, &size)?;
@@ -46,7 +47,9 @@ impl Sandboxes {
         after.save(&file).map_err(SandboxError::SpecFile)?;
         let resized =
             |s: &SandboxStatus| Ok::<_, SandboxError>(SandboxStatus { resized: Some(size), ..s.clone() });
-        sandbox.change(&self.ports, resized).await
+        sandbox.change(&self.ports, resized).await?;
+        self.plugins_updated(sandbox).await;
+        Ok(())
     }
 
     /// The pause container's spec for a pod of this size.
