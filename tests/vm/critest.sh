@@ -11,6 +11,8 @@ mkdir -p /run/critest
 ran=$(grep -E '^Ran [0-9]+ of [0-9]+' /run/critest/log)
 counts=$(grep -E 'Passed.*Failed' /run/critest/log)
 grep -E '^ *\[(FAIL|TIMEDOUT|PANICKED)\]' /run/critest/log | sort -u
+# Why, in the suite's own words.
+grep -A 4 -E '^ *\[(FAILED|TIMEDOUT|PANICKED)\]|level=warning' /run/critest/log | head -200
 if [ -z "$ran" ]; then fail "critest comes to its end" "$(tail -30 /run/critest/log)"
 elif grep -q '^exit status 0' /run/critest/log; then pass "critest: $ran: $counts"
 else fail "critest: $ran" "$counts"; fi

@@ -41,20 +41,6 @@ add_program() { # FILE TARGET
     done
 }
 
-# What loads profiles, and what profiles include: the package is unpacked and not installed, like the kernel.
-add_apparmor() {
-    local from=$cache/apparmor
-    if [ ! -x "$from/sbin/apparmor_parser" ] && (cd "$dir" && apt-get download -q apparmor >/dev/null 2>&1); then
-        dpkg -x "$dir"/apparmor_*.deb "$from"
-    fi
-    # The checks say that they lack it.
-    [ -x "$from/sbin/apparmor_parser" ] || return 0
-    add_program "$from/sbin/apparmor_parser" /sbin/apparmor_parser
-    mkdir -p "$root/etc/apparmor.d"
-    cp -r "$from"/etc/apparmor "$root/etc/"
-    cp -r "$from"/etc/apparmor.d/{abi,abstractions,tunables} "$root/etc/apparmor.d/"
-}
-
 # systemd as this machine has it, with the least that it needs: no journal, no bus, no logins.
 add_systemd() {
     [ -x /lib/systemd/systemd ] || { echo "systemd is missing: apt-get install systemd" >&2; exit 1; }
@@ -84,12 +70,11 @@ build_root() { # CHECK...
     add_program "$(command -v nft)" /usr/sbin/nft
     [ -z "$crictl" ] || add_program "$crictl" /usr/local/bin/crictl
     # The daemon and critest load profiles with it.
-    # critest asks for it, and is root already.
-    printf '#!/bin/sh\nexec "$@"\n' > "$root/usr/local/bin/sudo"
-    chmod 755 "$root/usr/local/bin/sudo"
     add_program "$cache/apparmor/sbin/apparmor_parser" /sbin/apparmor_parser
-    mkdir -p "$root/etc"
-    cp -r "$cache/apparmor/etc/apparmor.d" "$root/etc/"
+    # With all that it looks for: critest takes any warning of the parser's for a failure.
+    cp -r "$cache"/apparmor/etc/{apparmor,apparmor.d} "$root/etc/"
+    mkdir -p "$root/usr/share"
+    cp -r "$cache/apparmor/usr/share/apparmor-features" "$root/usr/share/"
     # A foreign shim, where this machine has one.
     for program in containerd-shim-runc-v2 runc; do
         [ "$init" != systemd ] || [ ! -x "/usr/bin/$program" ] || add_program "/usr/bin/$program" "/usr/bin/$program"

@@ -211,8 +211,8 @@ fn carry_out(order: &Order, reporter: Reporter) -> Result<Report, Failure> {
             let visit = join_scope(order, &prepared.spec)?;
             let place = rootfs::mount(order, &prepared.spec)?;
             let on_host = place == rootfs::Place::Host;
-            let made =
-                spec::finish(prepared, order, place).and_then(|bundle| runtime.create(order, &bundle, &visit));
+            let made = spec::finish(prepared, order, place)
+                .and_then(|bundle| runtime.create(order, &bundle, &visit));
             match made {
                 Ok(created) => Ok(Report::Created(Created { mounted_on_host: on_host, ..created })),
                 Err(failure) => {

@@ -114,8 +114,7 @@ pub fn finish(mut prepared: Prepared, order: &CreateOrder, place: Place) -> Resu
         let owner = mapping.transpose()?.and_then(|mapping| mapping.root());
         let cwd = prepared.spec.process().as_ref().map(|p| p.cwd().display().to_string()).unwrap_or_default();
         let doing = format!("make the working directory {cwd}");
-        workdir::make(&prepared.spec, root, owner)
-            .map_err(Failure::because(FailureKind::Rootfs, &doing))?;
+        workdir::make(&prepared.spec, root, owner).map_err(Failure::because(FailureKind::Rootfs, &doing))?;
     }
     prepared.take_sources(bundle, place)?;
     if order.options.binary.is_none() {
