@@ -146,10 +146,11 @@ fn of_cdi(error: &CdiError) -> Option<Code> {
 
 fn of_volume(error: &VolumeError) -> Option<Code> {
     match error {
-        VolumeError::Invalid { .. } => Some(Code::InvalidArgument),
+        // Of images here, only one that is named ambiguously.
+        VolumeError::Invalid { .. } | VolumeError::Image { .. } => Some(Code::InvalidArgument),
         VolumeError::NoImage { .. } | VolumeError::NoFolder { .. } => Some(Code::NotFound),
         VolumeError::Mapping { .. } => Some(Code::FailedPrecondition),
-        VolumeError::Image { .. } | VolumeError::Layers { .. } | VolumeError::File { .. } => None,
+        VolumeError::Layers { .. } | VolumeError::File { .. } => None,
     }
 }
 

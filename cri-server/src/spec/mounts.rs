@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use cofferdam_proto::cri::{self, MountPropagation};
-use oci_spec::runtime::{LinuxIdMapping, Mount};
+use oci_spec::runtime::Mount;
 
 use super::devices::plain_path;
 use super::error::SpecError;
@@ -107,7 +107,7 @@ fn of_sandbox(files: &SandboxFiles, policy: MountPolicy) -> Vec<Mount> {
 }
 
 /// Has the owners of a mount's files shown through a mapping.
-fn show_as(mount: &mut Mount, (uids, gids): (Vec<LinuxIdMapping>, Vec<LinuxIdMapping>)) {
+fn show_as(mount: &mut Mount, (uids, gids): userns::Maps) {
     mount.set_uid_mappings(Some(uids));
     mount.set_gid_mappings(Some(gids));
 }

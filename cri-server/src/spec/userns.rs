@@ -10,6 +10,9 @@ use super::error::SpecError;
 /// What the kernel takes in one map. user_namespaces(7)
 const MAX_LINES: usize = 340;
 
+/// The maps of users and of groups.
+pub type Maps = (Vec<LinuxIdMapping>, Vec<LinuxIdMapping>);
+
 /// Ids from 0 on inside, from `outside` on outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IdRange {
@@ -86,7 +89,7 @@ impl UserNamespace {
 
     /// The maps of users and groups.
     #[must_use]
-    pub fn maps(self) -> (Vec<LinuxIdMapping>, Vec<LinuxIdMapping>) {
+    pub fn maps(self) -> Maps {
         (vec![self.uids.line()], vec![self.gids.line()])
     }
 }
@@ -111,9 +114,7 @@ pub fn check_mapped(users: Option<UserNamespace>, uid: u32, gids: &[u32]) -> Res
 ///
 /// # Errors
 /// When there is only half of them, or a line is none.
-pub fn of_mount(
-    request: &cri::Mount,
-) -> Result<Option<(Vec<LinuxIdMapping>, Vec<LinuxIdMapping>)>, SpecError> {
+pub fn of_mount(request: &cri::Mount) -> Result<Option<Maps>, SpecError> {
     let (uids, gids) = (&request.uid_mappings, &request.gid_mappings);
     if uids.is_empty() && gids.is_empty() {
         return Ok(None);

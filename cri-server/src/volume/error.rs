@@ -14,11 +14,11 @@ pub enum VolumeError {
     #[error("ImageVolumeMountFailed: image {image:?} for {place:?} is not on this node: pull it first")]
     NoImage { place: String, image: String },
     #[error("ImageVolumeMountFailed: {place:?}")]
-    Image { place: String, source: ImageError },
+    Image { place: String, source: Box<ImageError> },
     #[error("ImageVolumeMountFailed: the image for {place:?} has no folder {sub_path:?}")]
     NoFolder { place: String, sub_path: String },
     #[error("ImageVolumeMountFailed: {place:?}")]
-    Layers { place: String, source: SnapshotError },
+    Layers { place: String, source: Box<SnapshotError> },
     #[error("ImageVolumeMountFailed: {place:?}: {operation} {path:?}")]
     File { place: String, operation: &'static str, path: PathBuf, source: std::io::Error },
     #[error("ImageVolumeMountFailed: {place:?}: its owners cannot be mapped: {why}")]

@@ -67,8 +67,10 @@ impl Work<'_> {
     /// The whole image is mounted beside for as long as it takes to find the folder in it.
     fn mount(&self, mapping: Option<Mapping<'_>>) -> Result<PathBuf, VolumeError> {
         let layers = self.snapshots.volume_layers(&self.volume.image.diff_ids(), self.id);
-        let layers =
-            layers.map_err(|source| VolumeError::Layers { place: self.volume.place.clone(), source })?;
+        let layers = layers.map_err(|error| VolumeError::Layers {
+            place: self.volume.place.clone(),
+            source: Box::new(error),
+        })?;
         let whole = self.place("-whole")?;
         match mapping {
             Some(mapping) => self.mount_mapped(mapping, &layers, &whole)?,

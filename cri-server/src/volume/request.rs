@@ -38,7 +38,7 @@ pub fn requested(images: &ImageService, mounts: &[cri::Mount]) -> Result<Vec<Ima
         let image = match images.find(&spec.image) {
             Ok(image) => image,
             Err(ImageError::NotFound(image)) => return Err(VolumeError::NoImage { place, image }),
-            Err(source) => return Err(VolumeError::Image { place, source }),
+            Err(error) => return Err(VolumeError::Image { place, source: Box::new(error) }),
         };
         volumes.push(ImageVolume { index, place, image, sub_path: mount.image_sub_path.clone() });
     }
