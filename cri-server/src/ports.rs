@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::cdi;
 use crate::cgroup::Cgroups;
 use crate::event::Events;
 use crate::image::ImageService;
@@ -35,6 +36,8 @@ pub struct Ports {
     /// What the node allows a spec to ask for.
     pub features: Features,
     pub spec_defaults: Defaults,
+    /// Where the files of CDI devices lie.
+    pub cdi: cdi::Config,
     /// Where lifecycles say how far they are.
     pub events: Arc<Events>,
     /// Owns every task of the domain; the daemon waits for them when it ends.

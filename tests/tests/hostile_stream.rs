@@ -59,7 +59,10 @@ impl Scene {
         for (id, name) in [(1, "error"), (3, "stdin"), (5, "stdout"), (7, "resize")] {
             if tty || id != 7 {
                 session.open(id, &[("streamtype", name)]).unwrap();
-                assert!(matches!(session.next(), Some(Frame::Control { kind: 2, .. })), "{name} is refused");
+                assert!(
+                    matches!(session.receive(), Some(Frame::Control { kind: 2, .. })),
+                    "{name} is refused"
+                );
             }
         }
         session
@@ -270,7 +273,7 @@ async fn thousands_of_streams_are_refused_while_others_are_served() {
             let mut writer = session.writer();
             let reading = std::thread::spawn(move || {
                 let mut resets = 0;
-                while let Some(frame) = session.next() {
+                while let Some(frame) = session.receive() {
                     resets += usize::from(matches!(frame, Frame::Control { kind: 3, .. }));
                 }
                 resets
@@ -315,7 +318,7 @@ async fn who_says_nothing_or_little_is_sent_away() {
             if number % 2 == 0 {
                 stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
                 for byte in head.bytes() {
-                    let ended = matches!(stream.read(&mut [0]), Ok(_));
+                    let ended = stream.read(&mut [0]).is_ok();
                     if ended || stream.write_all(&[byte]).is_err() || begun.elapsed() > LIMIT * 2 {
                         break;
                     }

@@ -1,4 +1,4 @@
-//! What a container's process gets: arguments, environment, folder, user, files, devices, limits.
+//! What a container's process gets: arguments, environment, folder, user, files, devices.
 
 use cofferdam_proto::cri::{self, MountPropagation};
 use cofferdam_tests::client::build;
@@ -196,52 +196,4 @@ async fn a_tty_is_a_tty() {
     assert_eq!(none, "none\n", "stdin that nobody asked for is at its end");
     node.destroy(&pod).await;
     node.assert_clean().await;
-}
-
-#[tokio::test]
-async fn limits_reach_the_cgroup_and_can_be_changed() {
-    let node = Node::start().await;
-    let image = node.base_image().await;
-    let pod = node.run_pod(&node.pod("limits")).await;
-    let mut config = build::container("main", &image, &["sleep", "1000"]);
-    let resources = config.linux.get_or_insert_default().resources.get_or_insert_default();
-    resources.memory_limit_in_bytes = 64 << 20;
-    resources.cpu_shares = 512;
-    resources.cpu_period = 100_000;
-    resources.cpu_quota = 50_000;
-    let id = node.run_container(&pod, config).await;
-    let parent = pod.config.linux.as_ref().unwrap().cgroup_parent.clone();
-    let limit = || memory_limit(&parent, &id);
-    assert_eq!(limit(), 64 << 20);
-    let request = cri::UpdateContainerResourcesRequest {
-        container_id: id.clone(),
-        linux: Some(cri::LinuxContainerResources { memory_limit_in_bytes: 96 << 20, ..Default::default() }),
-        ..Default::default()
-    };
-    match node.cri.runtime.clone().update_container_resources(request).await {
-        Err(status) if status.code() == tonic::Code::Unimplemented => {
-            println!("skipped: changing limits: {}", status.message());
-        }
-        answer => {
-            answer.unwrap();
-            assert_eq!(limit(), 96 << 20);
-            let told = node.cri.status(&id).await.unwrap().resources.unwrap().linux.unwrap();
-            assert_eq!((told.memory_limit_in_bytes, told.cpu_shares), (96 << 20, 512));
-        }
-    }
-    node.destroy(&pod).await;
-    node.assert_clean().await;
-}
-
-fn memory_limit(parent: &str, id: &str) -> u64 {
-    let v1 = format!("/sys/fs/cgroup/memory{parent}");
-    let (folder, file) = if std::path::Path::new(&v1).exists() {
-        (v1, "memory.limit_in_bytes")
-    } else {
-        (format!("/sys/fs/cgroup{parent}"), "memory.max")
-    };
-    let entries = std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{folder}: {error}"));
-    let own =
-        entries.flatten().find(|entry| entry.file_name().to_string_lossy().contains(id)).expect("no cgroup");
-    std::fs::read_to_string(own.path().join(file)).unwrap().trim().parse().unwrap()
 }

@@ -223,7 +223,7 @@ fn through_a_port(mut session: Session, bytes: usize) {
     let begun = Instant::now();
     let sent = send_noise(session.writer(), 3, bytes);
     let (mut digest, mut count) = (Sha256::new(), 0);
-    while let Some(frame) = session.next() {
+    while let Some(frame) = session.receive() {
         let Frame::Data { id: 3, fin, bytes } = frame else { continue };
         digest.update(&bytes);
         count += bytes.len();
@@ -383,7 +383,7 @@ async fn many_connections_over_one_session_do_not_mix() {
                 session.send(4 * opened + 3, true, format!("I am {opened}").as_bytes()).unwrap();
                 opened += 1;
             }
-            let frame = session.next().expect("the session ended");
+            let frame = session.receive().expect("the session ended");
             let Frame::Data { id, fin, bytes } = frame else { continue };
             let number = id / 4;
             let words = String::from_utf8_lossy(&bytes).into_owned();

@@ -15,7 +15,7 @@ if [ ! -e /on-disk ]; then
     # Frees what was copied.
     exec /new/bin/busybox switch_root /new /init
 fi
-export PATH=/usr/local/bin:/usr/sbin:/sbin:/bin HOME=/root
+export PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev

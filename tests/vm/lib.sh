@@ -48,6 +48,8 @@ start_daemon() {
     if [ -e /systemd-mode ]; then
         mkdir -p /etc/cofferdam
         echo 'cgroup_driver = "systemd"' > /etc/cofferdam/config.toml
+        [ ! -x /usr/bin/runc ] || printf '[runtimes.runc]\npath = "/usr/bin/containerd-shim-runc-v2"\nbinary = "/usr/bin/runc"\n' \
+            >> /etc/cofferdam/config.toml
         systemctl start cofferdam.service
         daemon=$(systemctl show -P MainPID cofferdam.service)
     else

@@ -1,6 +1,6 @@
 #!/bin/busybox sh
 # What the virtual machine is for: the node's network, the daemon, the checks, and the end.
-export PATH=/usr/local/bin:/usr/sbin:/sbin:/bin HOME=/root
+export PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 exec < /dev/null > /dev/ttyS0 2>&1
 hostname node
 ip link set lo up

@@ -76,6 +76,10 @@ build_root() { # CHECK...
     add_program "$cache/apparmor/sbin/apparmor_parser" /sbin/apparmor_parser
     mkdir -p "$root/etc"
     cp -r "$cache/apparmor/etc/apparmor.d" "$root/etc/"
+    # A foreign shim, where this machine has one.
+    for program in containerd-shim-runc-v2 runc; do
+        [ "$init" != systemd ] || [ ! -x "/usr/bin/$program" ] || add_program "/usr/bin/$program" "/usr/bin/$program"
+    done
     "$bin/cofferdam-fixtures" archive "$root/demo.tar" >/dev/null
     echo 'root:x:0:0:root:/root:/bin/sh' > "$root/etc/passwd"
     printf '127.0.0.1 localhost\n' > "$root/etc/hosts"
@@ -102,6 +106,11 @@ build_root() { # CHECK...
 add_critest() {
     add_program "$critest" /usr/local/bin/critest
     install -m 644 "$here/critest.sh" "$root/checks/critest.sh"
+    # What the suite itself calls on the node.
+    local program
+    for program in ipcmk ipcs ipcrm; do
+        [ ! -x "$(command -v $program)" ] || add_program "$(command -v $program)" /usr/bin/$program
+    done
     printf '%s' "$focus" > "$root/focus"
     printf '%s' "$skip" > "$root/skip"
     local name host=$registry

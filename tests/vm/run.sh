@@ -5,6 +5,7 @@
 #     CHECK         names of files in tests/vm/checks, without .sh; all when none is named
 #     --systemd     systemd is the first process and keeps the cgroups; the checks are those of tests/vm/checks-systemd
 #     --hybrid      cgroup v1 with the unified hierarchy beside it, as systemd sets it up; only with --systemd
+#     --legacy      cgroup v1 alone; only with --systemd
 #     --critest     critest from PATH (or CRITEST) instead of checks, with images from a registry that this machine
 #                   reaches (COFFERDAM_VM_REGISTRY, else 127.0.0.1:5000); says "skipped" where there is none of either
 #     --focus TEXT  only the specs of critest that match; --skip TEXT leaves specs out
@@ -16,7 +17,7 @@ init=ours layout=v2 critest='' focus='' skip=''
 while [ $# -gt 0 ]; do
     case $1 in
         --systemd) init=systemd ;;
-        --hybrid) layout=hybrid ;;
+        --hybrid|--legacy) layout=${1#--} ;;
         --critest) critest=yes ;;
         --focus) focus=${2:?}; shift ;;
         --skip) skip=${2:?}; shift ;;
@@ -38,7 +39,7 @@ if [ -n "$critest" ]; then
     (exec 3<>"/dev/tcp/${registry%:*}/${registry#*:}") 2>/dev/null ||
         { echo "skipped: no registry with the images of critest at $registry"; exit 0; }
 fi
-[ $layout = v2 ] || [ $init = systemd ] || { echo "--hybrid needs --systemd" >&2; exit 2; }
+[ $layout = v2 ] || [ $init = systemd ] || { echo "--$layout needs --systemd" >&2; exit 2; }
 
 for tool in qemu-system-x86_64 depmod cpio busybox nft; do
     PATH=$PATH:/usr/sbin:/sbin command -v $tool >/dev/null || { echo "$tool is missing: make setup-vm" >&2; exit 1; }
@@ -63,7 +64,10 @@ boot() {
     mhz=$(sed -n 's/^cpu MHz.*: \([0-9]*\).*/\1/p' /proc/cpuinfo | head -1)
     khz=$(( ${mhz:-2000} * 1000 ))
     append="console=ttyS0 quiet panic=-1 rdinit=/init tsc_early_khz=$khz apparmor=1 security=apparmor"
-    [ $layout = v2 ] || append="$append systemd.unified_cgroup_hierarchy=0 systemd.legacy_systemd_cgroup_controller=0"
+    case $layout in
+        hybrid) append="$append systemd.unified_cgroup_hierarchy=0 systemd.legacy_systemd_cgroup_controller=0" ;;
+        legacy) append="$append systemd.unified_cgroup_hierarchy=0 systemd.legacy_systemd_cgroup_controller=1" ;;
+    esac
     # The guest reaches this machine's loopback at 10.0.2.2, and nothing else needs to be reached.
     qemu-system-x86_64 -M q35 -accel tcg,thread=multi -cpu max -smp 2 -m "${COFFERDAM_VM_MEMORY:-2048}" \
         -nodefaults -no-user-config -display none -no-reboot -netdev user,id=net -device virtio-net-pci,netdev=net,romfile= \

@@ -13,7 +13,7 @@ use crate::config::{Config, DEFAULT_PATH, Overrides};
 use crate::runtime::HandlerTable;
 
 /// What each key is for. Tables are named, handlers share the words of `runtimes.*`.
-const WORDS: [(&str, &str); 48] = [
+const WORDS: [(&str, &str); 50] = [
     ("root", "Data that survives a reboot: images, layers, records, logs of `cofferdam run`."),
     ("state", "Data that does not: bundles, sockets, network namespaces."),
     ("socket", "Where the CRI is served; at most 107 bytes."),
@@ -42,6 +42,8 @@ const WORDS: [(&str, &str); 48] = [
     ),
     ("streaming.tls_cert", "PEM file of a certificate, read anew when it changes; \"\" is plain HTTP."),
     ("streaming.tls_key", "PEM file of the certificate's key."),
+    ("cdi", "CDI devices: files in which vendors say what a device needs."),
+    ("cdi.spec_dirs", "Where the files lie, read at every use; later folders win; none turns CDI off."),
     ("nri", "Plugins of the Node Resource Interface."),
     ("nri.socket", "Where plugins connect; \"\" turns it off."),
     ("nri.plugin_path", "The folder of plugins that the daemon starts, called NN-name; \"\" starts none."),

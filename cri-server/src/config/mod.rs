@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Driver;
-use crate::{image, network, nri, runtime};
+use crate::{cdi, image, network, nri, runtime};
 
 /// Where the configuration is looked for when none is named.
 pub const DEFAULT_PATH: &str = "/etc/cofferdam/config.toml";
@@ -36,6 +36,7 @@ pub struct Config {
     pub image: image::Config,
     pub network: network::Config,
     pub streaming: StreamingConfig,
+    pub cdi: cdi::Config,
     pub nri: nri::Config,
     pub metrics: MetricsConfig,
     pub runtimes: BTreeMap<String, runtime::RuntimeConfig>,
@@ -81,6 +82,7 @@ impl Default for Config {
             image: image::Config::default(),
             network: network::Config::default(),
             streaming: StreamingConfig::default(),
+            cdi: cdi::Config::default(),
             nri: nri::Config::default(),
             metrics: MetricsConfig::default(),
             runtimes: runtime::HandlerTable::built_in(),
@@ -195,6 +197,9 @@ impl Config {
             if !path.is_absolute() {
                 wrong(key, format!("{} is not an absolute path", path.display()));
             }
+        }
+        for path in self.cdi.spec_dirs.iter().filter(|path| !path.is_absolute()) {
+            wrong("cdi.spec_dirs", format!("{} is not an absolute path", path.display()));
         }
         let length = self.socket.as_os_str().len();
         if length > MAX_SOCKET_PATH {

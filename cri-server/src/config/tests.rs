@@ -71,7 +71,9 @@ fn unknown_keys_name_the_nearest_right_ones_all_at_once() {
 
 #[test]
 fn wrong_values_are_told_with_their_keys() {
-    let error = load("root = \"here\"\ndefault_runtime = \"nosuch\"\n").unwrap_err();
+    let error =
+        load("root = \"here\"\ndefault_runtime = \"nosuch\"\n[cdi]\nspec_dirs = [\"x\"]\n").unwrap_err();
+    assert!(error.contains("cdi.spec_dirs: x is not an absolute path"), "{error}");
     assert!(error.contains("root: here is not an absolute path"), "{error}");
     assert!(error.contains("no runtime \"nosuch\""), "{error}");
     assert!(load("[nri]\nrequest_timeout = -1\n").unwrap_err().contains("nri.request_timeout"));

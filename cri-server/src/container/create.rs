@@ -11,6 +11,7 @@ use cofferdam_proto::cri;
 
 use super::record::{ContainerRecord, ContainerState};
 use super::{Container, ContainerError, Containers, Shared};
+use crate::cdi;
 use crate::image::{ImageError, ImageRecord};
 use crate::lsm::apparmor;
 use crate::model::ContainerId;
@@ -22,6 +23,7 @@ use crate::spec::host::LinuxHost;
 use crate::spec::user::AccountFiles;
 use crate::spec::{self, ContainerInput, ResolvedUser, SpecError, container_spec};
 use crate::store::Table;
+use crate::volume::{self, ImageVolume};
 
 /// The most that is read of an image's passwd or group.
 const MAX_FILE: u64 = 1 << 20;
@@ -71,7 +73,7 @@ impl Containers {
         let container = Container::new(draft.record.clone());
         self.all.insert(container.id().as_str(), Arc::clone(&container));
         stage.set("making the root filesystem and the spec");
-        match self.build(sandbox, &container, &image, draft.user).await {
+        match self.build(sandbox, &container, &image, draft.asked).await {
             Ok(()) => {
                 self.prepare_in_background(&container);
                 stage.set("telling NRI plugins");
@@ -97,6 +99,9 @@ impl Containers {
         let named = config.image.as_ref().map(|i| i.image.as_str()).unwrap_or_default();
         match self.ports.images.find(named) {
             Err(ImageError::NotFound(image)) => Err(ContainerError::NoImage { image }),
+            Ok(image) if image.artifact.is_some() => Err(ContainerError::Invalid(format!(
+                "image {named:?} is an OCI artifact: it can be mounted as a volume, but there is nothing to run in it"
+            ))),
             found => Ok(found?),
         }
     }
@@ -112,7 +117,10 @@ impl Containers {
         let id = ContainerId::generate().map_err(failed("id from", Path::new("/dev/urandom")))?;
         let security = config.linux.as_ref().and_then(|l| l.security_context.clone()).unwrap_or_default();
         let user = resolve_user(ports, &security, image).await?;
+        let devices = cdi::requested(&config.cdi_devices, &config.annotations)?;
+        let volumes = volume::requested(&ports.images, &config.mounts)?;
         let record = ContainerRecord {
+            volumes: volumes.iter().map(|one| (one.index, one.image.id.to_string())).collect(),
             cgroups_path: sandbox.path_below(ports, id.as_str())?,
             stop_signal: spec::stop_signal(&config, &image.configuration())?,
             sandbox: sandbox.id().clone(),
@@ -132,7 +140,7 @@ impl Containers {
             id,
             config,
         };
-        Ok(Draft { record, user })
+        Ok(Draft { record, asked: Asked { user, volumes, devices } })
     }
 
     async fn build(
@@ -140,7 +148,7 @@ impl Containers {
         sandbox: &Arc<Sandbox>,
         container: &Arc<Container>,
         image: &Arc<ImageRecord>,
-        user: ResolvedUser,
+        asked: Asked,
     ) -> Result<(), ContainerError> {
         let target = self.target_pid_namespace(sandbox, container.config())?;
         let work = Build {
@@ -148,7 +156,7 @@ impl Containers {
             sandbox: Arc::clone(sandbox),
             container: Arc::clone(container),
             image: Arc::clone(image),
-            user,
+            asked,
             target,
         };
         tokio::task::spawn_blocking(move || work.run()).await??;
@@ -180,7 +188,14 @@ impl Containers {
 
 struct Draft {
     record: ContainerRecord,
+    asked: Asked,
+}
+
+/// What a request asks for, as it was understood.
+struct Asked {
     user: ResolvedUser,
+    volumes: Vec<ImageVolume>,
+    devices: Vec<cdi::DeviceName>,
 }
 
 /// What is made on the node for a container, in a thread that may block.
@@ -189,21 +204,23 @@ struct Build {
     sandbox: Arc<Sandbox>,
     container: Arc<Container>,
     image: Arc<ImageRecord>,
-    user: ResolvedUser,
+    asked: Asked,
     target: Option<PathBuf>,
 }
 
 impl Build {
     fn run(self) -> Result<(), ContainerError> {
         let id = self.container.id();
-        self.ports.snapshots.mounts(&self.image.diff_ids(), id)?;
+        let owners = self.sandbox.users()?.map(super::prepare::owners);
+        self.ports.snapshots.mounts(&self.image.diff_ids(), id, owners)?;
         let bundle = self.ports.places.container(id);
         let rootfs = bundle.join("rootfs");
         fs::create_dir_all(&rootfs).map_err(failed("make", &rootfs))?;
         if let Some(folder) = self.container.made().log_path.as_deref().and_then(Path::parent) {
             fs::create_dir_all(folder).map_err(failed("make the log's folder", folder))?;
         }
-        let config = self.with_host_paths()?;
+        let mut config = self.with_host_paths()?;
+        self.mount_volumes(&mut config, &bundle)?;
         let localhost_seccomp = spec::container::localhost_seccomp_path(&config)?
             .map(|path| spec::host::read_profile(&path))
             .transpose()?;
@@ -212,14 +229,15 @@ impl Build {
             id: self.sandbox.id().to_string(),
             state: self.sandbox.status().state.name(),
         })?;
-        let spec = container_spec(&ContainerInput {
+        let edits = cdi::resolve(&self.ports.cdi.spec_dirs, &self.asked.devices)?;
+        let mut spec = container_spec(&ContainerInput {
             id,
             sandbox_id: self.sandbox.id(),
             config: &config,
             sandbox_config: self.sandbox.config(),
             image: &self.image.configuration(),
             image_name: config.image.as_ref().map(|i| i.image.as_str()).unwrap_or_default(),
-            user: &self.user,
+            user: &self.asked.user,
             rootfs: Path::new("rootfs"),
             hostname: &crate::sandbox::files::host_name(self.sandbox.config()),
             cgroups_path: &self.container.made().cgroups_path,
@@ -231,10 +249,34 @@ impl Build {
             defaults: &self.ports.spec_defaults,
             features: &self.ports.features,
         })?;
+        cdi::apply(&mut spec, &edits, &LinuxHost, self.sandbox.users()?)?;
         check_apparmor(spec.process().as_ref().and_then(|process| process.apparmor_profile().as_deref()))?;
         // Stored with the state that follows.
         self.container.resources.store(Some(Arc::new(spec::resources::in_effect(&spec))));
         spec.save(bundle.join("config.json")).map_err(ContainerError::SpecFile)
+    }
+
+    /// Mounts the image volumes; in the request, each becomes a path of the host.
+    fn mount_volumes(&self, config: &mut cri::ContainerConfig, bundle: &Path) -> Result<(), ContainerError> {
+        for volume in &self.asked.volumes {
+            let Some(request) = config.mounts.get_mut(volume.index) else { continue };
+            // Half of a mapping is refused with the other mounts.
+            let mapped = !request.uid_mappings.is_empty() && !request.gid_mappings.is_empty();
+            let shim = if mapped { Some(self.ports.pause.check()?) } else { None };
+            let mapping = shim.as_deref().map(|shim| volume::Mapping {
+                uids: &request.uid_mappings,
+                gids: &request.gid_mappings,
+                shim,
+            });
+            let place = volume::mount(&self.ports.snapshots, self.container.id(), bundle, volume, mapping)?;
+            request.host_path = place.display().to_string();
+            request.image = None;
+            if mapped {
+                request.uid_mappings.clear();
+                request.gid_mappings.clear();
+            }
+        }
+        Ok(())
     }
 
     /// The request with its host paths made where they are missing, as the kubelet expects, and with symlinks resolved.

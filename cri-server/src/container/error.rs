@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::cdi::CdiError;
 use crate::cgroup::CgroupError;
 use crate::image::ImageError;
 use crate::index::LookupError;
@@ -16,6 +17,7 @@ use crate::snapshot::SnapshotError;
 use crate::spec::{SpecError, UserError};
 use crate::store::StoreError;
 use crate::task::TaskError;
+use crate::volume::VolumeError;
 
 use super::record::Refused;
 
@@ -48,6 +50,10 @@ pub enum ContainerError {
     AppArmor(#[from] AppArmorError),
     #[error("container spec file")]
     SpecFile(#[source] oci_spec::OciSpecError),
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    #[error(transparent)]
+    Cdi(#[from] CdiError),
     #[error("container streams")]
     Io(#[from] IoError),
     #[error("container runtime")]

@@ -107,10 +107,11 @@ impl Container {
         self.state.borrow().clone()
     }
 
-    /// What its spec puts into force now.
+    /// What its spec puts into force now; what was asked for where that is not known, as of records of before.
     #[must_use]
     pub fn resources(&self) -> Option<cri::LinuxContainerResources> {
-        self.resources.load().as_deref().cloned()
+        let asked = || self.made.config.linux.as_ref()?.resources.clone();
+        self.resources.load().as_deref().cloned().or_else(asked)
     }
 
     #[must_use]
@@ -157,17 +158,22 @@ impl Container {
         let _one_at_a_time = self.change.lock().await;
         let state = next(&self.state())?;
         if state != *self.state.borrow() {
-            let record = ContainerRecord {
-                state: state.clone(),
-                resources: self.resources(),
-                cgroups_path: self.cgroups_path().to_owned(),
-                ..self.made.clone()
-            };
+            let record = self.record(state.clone(), self.resources());
             ports.store.put(Table::Containers, self.made.id.as_str(), &record).await?;
             self.state.send_replace(state);
             self.tell(ports, self.phase());
         }
         Ok(())
+    }
+
+    /// The whole of what is stored, with these of the parts that change.
+    fn record(
+        &self,
+        state: ContainerState,
+        resources: Option<cri::LinuxContainerResources>,
+    ) -> ContainerRecord {
+        let cgroups_path = self.cgroups_path().to_owned();
+        ContainerRecord { state, resources, cgroups_path, ..self.made.clone() }
     }
 
     /// The step of its life that readers of events know it by.

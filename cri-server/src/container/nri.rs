@@ -7,6 +7,7 @@ use cofferdam_proto::{cri, nri};
 use oci_spec::runtime::Spec;
 
 use super::{Container, ContainerError, ContainerState, Containers};
+use crate::cdi::{self, DeviceName};
 use crate::nri::{NriError, adjust, convert, overlay};
 use crate::ports::Ports;
 use crate::sandbox::Sandbox;
@@ -102,20 +103,28 @@ impl Containers {
             return Ok(());
         }
         let pod = sandbox.for_plugins(&self.ports).await;
-        let wanted = self.ports.nri.create_container(pod, container.for_plugins(&self.ports).await).await?;
+        let mut wanted =
+            self.ports.nri.create_container(pod, container.for_plugins(&self.ports).await).await?;
         if wanted == nri::ContainerAdjustment::default() {
             return Ok(());
         }
-        let (ports, container) = (Arc::clone(&self.ports), Arc::clone(container));
+        let devices = std::mem::take(&mut wanted.cdi_devices);
+        let devices = devices.iter().map(|device| DeviceName::parse(&device.name));
+        let devices = devices.collect::<Result<Vec<_>, _>>()?;
+        let (users, ports, container) = (sandbox.users()?, Arc::clone(&self.ports), Arc::clone(container));
         tokio::task::spawn_blocking(move || {
             let path = ports.places.container(container.id()).join("config.json");
             let mut spec = Spec::load(&path).map_err(ContainerError::SpecFile)?;
+            let edits = cdi::resolve(&ports.cdi.spec_dirs, &devices)?;
+            cdi::apply(&mut spec, &edits, &LinuxHost, users)?;
             let node = adjust::Node { features: &ports.features, host: &LinuxHost };
             adjust::apply(&mut spec, &wanted, node).map_err(NriError::from)?;
             let cgroups_path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref());
             if let Some(path) = cgroups_path.map(|path| path.display().to_string()) {
                 container.move_cgroup(path);
             }
+            // Stored with the state that follows.
+            container.resources.store(Some(Arc::new(crate::spec::resources::in_effect(&spec))));
             spec.save(&path).map_err(ContainerError::SpecFile)
         })
         .await?

@@ -11,6 +11,9 @@ use super::{Container, ContainerError, ContainerState, Containers, Shared};
 use crate::io::{ContainerIo, IoPlan, LogKeeper};
 use crate::operation::Stage;
 use crate::runtime::{CreateTask, Handler, Mount, Shim, ShimKind};
+use crate::snapshot::Owners;
+use crate::spec::UserNamespace;
+use crate::spec::userns::IdRange;
 use crate::task;
 
 impl Containers {
@@ -57,6 +60,7 @@ impl Containers {
         let handler = self.handler(container)?;
         let bundle = self.ports.places.container(container.id());
         let config = container.config();
+        let owners = sandbox.users()?.map(owners);
         stage.set("starting the shim");
         let shim =
             self.ports.launcher.start(handler, container.id().as_str(), task::NAMESPACE, &bundle).await?;
@@ -64,7 +68,7 @@ impl Containers {
         stage.set("making the task");
         let made = async {
             let _unchanged = container.spec.lock().await;
-            let rootfs = self.ports.snapshots.mounts(&container.made.layers, container.id())?;
+            let rootfs = self.ports.snapshots.mounts(&container.made.layers, container.id(), owners)?;
             let io = self.streams(container, handler, &bundle).await?;
             let streams = io.streams();
             let task = CreateTask {
@@ -110,6 +114,12 @@ impl Containers {
         let plan = IoPlan { terminal: config.tty, stdin: config.stdin, log, keeper };
         Ok(ContainerIo::prepare(bundle, plan).await?)
     }
+}
+
+/// The pod's users as the owners of a root filesystem.
+pub(super) fn owners(users: UserNamespace) -> Owners {
+    let range = |range: IdRange| (range.outside, range.count);
+    Owners { uids: range(users.uids), gids: range(users.gids) }
 }
 
 fn shim_mount(mount: crate::snapshot::Mount) -> Mount {

@@ -195,6 +195,9 @@ pub struct ContainerRecord {
     pub stop_signal: i32,
     /// As the OCI specification names it: a path (cgroupfs) or slice:prefix:name (systemd).
     pub cgroups_path: String,
+    /// The image volumes: which of its mounts, and the image's id.
+    #[serde(default)]
+    pub volumes: Vec<(usize, String)>,
     /// The user that runs its first process.
     pub user: Option<cri::LinuxContainerUser>,
     /// What its spec puts into force, known once the spec is built.

@@ -7,6 +7,7 @@ use nix::mount::MntFlags;
 use super::{Container, ContainerError, Containers, Shared};
 use crate::event::Phase;
 use crate::store::Table;
+use crate::volume;
 
 impl Containers {
     /// Ends the container if it runs and forgets it.
@@ -39,8 +40,10 @@ impl Containers {
         self.end_task(container).await?;
         self.plugins_remove(container).await;
         // Some shims mount it on the host, and a dead one leaves it there.
-        let rootfs = self.ports.places.container(container.id()).join("rootfs");
+        let bundle = self.ports.places.container(container.id());
+        let rootfs = bundle.join("rootfs");
         tokio::task::spawn_blocking(move || {
+            volume::unmount_all(&bundle);
             let flags = MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
             while nix::mount::umount2(&rootfs, flags).is_ok() {}
         })

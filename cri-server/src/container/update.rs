@@ -10,7 +10,7 @@ use std::sync::Arc;
 use cofferdam_proto::cri;
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 
-use super::{Container, ContainerError, ContainerRecord, ContainerState, Containers, Shared};
+use super::{Container, ContainerError, ContainerState, Containers, Shared};
 use crate::ports::Ports;
 use crate::runtime::RuntimeError;
 use crate::spec::resources;
@@ -120,7 +120,7 @@ impl Containers {
         }
         let score = |spec: &Spec| spec.process().as_ref().and_then(Process::oom_score_adj).unwrap_or(0);
         if score(before) != score(after) {
-            let path = &container.made.cgroups_path;
+            let path = container.cgroups_path();
             self.ports.cgroups.change_oom_score(path, score(before), score(after)).await?;
         }
         Ok(())
@@ -135,8 +135,7 @@ impl Container {
         resources: cri::LinuxContainerResources,
     ) -> Result<(), ContainerError> {
         let _one_at_a_time = self.change.lock().await;
-        let state = self.state();
-        let record = ContainerRecord { state, resources: Some(resources.clone()), ..self.made.clone() };
+        let record = self.record(self.state(), Some(resources.clone()));
         ports.store.put(Table::Containers, self.made.id.as_str(), &record).await?;
         self.resources.store(Some(Arc::new(resources)));
         Ok(())

@@ -109,7 +109,8 @@ fn docker_manifest(selected: &[Selected]) -> Value {
             "Layers": image.layers.iter().map(|layer| blob_path(&layer.blob)).collect::<Vec<_>>(),
         })
     };
-    Value::Array(selected.iter().map(image).collect())
+    // Docker's format knows no artifacts; those are in the index only.
+    Value::Array(selected.iter().filter(|one| one.image.artifact.is_none()).map(image).collect())
 }
 
 fn header(size: u64) -> tar::Header {

@@ -144,7 +144,7 @@ impl ImageService {
         result
     }
 
-    fn layer_lock(&self, layer: &LayerRecord) -> Arc<tokio::sync::Mutex<()>> {
+    pub(super) fn layer_lock(&self, layer: &LayerRecord) -> Arc<tokio::sync::Mutex<()>> {
         let mut locks = self.layer_locks.lock().unwrap_or_else(PoisonError::into_inner);
         locks.entry(layer.diff_id.clone()).or_default().clone()
     }
@@ -217,7 +217,7 @@ impl ImageService {
         .await?
     }
 
-    async fn download(
+    pub(super) async fn download(
         &self,
         origin: &Origin,
         layer: &LayerRecord,

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
+use super::artifact::{self, ArtifactManifest};
 use super::error::ImageError;
 use crate::registry::{Descriptor, Digest};
 
@@ -17,6 +18,8 @@ pub(super) const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+/// Names the file that a layer of an artifact is.
+const TITLE: &str = "org.opencontainers.image.title";
 const LAYER_TYPES: [&str; 4] = [
     OCI_LAYER,
     "application/vnd.oci.image.layer.nondistributable.v1.tar",
@@ -84,6 +87,8 @@ struct RawDocument {
 pub(super) struct Manifest {
     pub config: Descriptor,
     pub layers: Vec<Descriptor>,
+    /// Set for what is no container image.
+    pub artifact: Option<ArtifactManifest>,
 }
 
 /// What a reference leads to.
@@ -120,30 +125,41 @@ pub(super) fn parse(
                 return Err(malformed(format!("has a configuration but calls itself {:?}", raw.media_type)));
             }
             let layers = layers.unwrap_or_default();
-            check_image(reference, raw.artifact_type, &config, &layers)?;
             if layers.len() > max_layers {
                 return Err(malformed(format!(
                     "has {} layers, more than the {max_layers} allowed",
                     layers.len()
                 )));
             }
+            let artifact = artifact_of(raw.artifact_type, &config, &layers).map_err(malformed)?;
+            if artifact.is_none() {
+                check_layers(reference, &layers)?;
+            }
             let layers = layers.iter().map(RawDescriptor::descriptor).collect();
-            Ok(Document::Manifest(Manifest { config: config.descriptor(), layers }))
+            Ok(Document::Manifest(Manifest { config: config.descriptor(), layers, artifact }))
         }
         (None, _, None) => Err(malformed("is neither a manifest nor an index".to_owned())),
     }
 }
 
-fn check_image(
-    reference: &str,
+/// What is described by another configuration than an image's is an artifact: its layers are files.
+fn artifact_of(
     artifact_type: Option<String>,
     config: &RawDescriptor,
     layers: &[RawDescriptor],
-) -> Result<(), ImageError> {
-    let artifact = |kind: String| ImageError::Artifact { reference: reference.to_owned(), kind };
-    if !matches!(config.media_type.as_str(), OCI_CONFIG | DOCKER_CONFIG) {
-        return Err(artifact(artifact_type.unwrap_or_else(|| config.media_type.clone())));
+) -> Result<Option<ArtifactManifest>, String> {
+    if matches!(config.media_type.as_str(), OCI_CONFIG | DOCKER_CONFIG) {
+        return Ok(None);
     }
+    let one = |layer: &RawDescriptor| artifact::file(&layer.descriptor(), layer.annotations.get(TITLE));
+    let files = layers.iter().map(one).collect::<Result<Vec<_>, _>>()?;
+    artifact::check_names(&files)?;
+    let kind = artifact_type.unwrap_or_else(|| config.media_type.clone());
+    Ok(Some(ArtifactManifest { kind, files }))
+}
+
+fn check_layers(reference: &str, layers: &[RawDescriptor]) -> Result<(), ImageError> {
+    let artifact = |kind: String| ImageError::Artifact { reference: reference.to_owned(), kind };
     match layers.iter().find(|layer| !is_layer(&layer.media_type)) {
         Some(layer) => Err(artifact(layer.media_type.clone())),
         None => Ok(()),

@@ -30,7 +30,6 @@ fn what_is_no_image_is_refused_by_name() {
     let layer = config(OCI_LAYER);
     let table = [
         (r#"{"schemaVersion":1,"fsLayers":[]}"#.to_owned(), "schema 1"),
-        (format!(r#"{{"config":{},"layers":[]}}"#, config("application/vnd.oci.empty.v1+json")), "artifact"),
         (
             format!(r#"{{"config":{},"layers":[{}]}}"#, config(OCI_CONFIG), config("text/plain")),
             "artifact of type \"text/plain\"",
@@ -46,6 +45,31 @@ fn what_is_no_image_is_refused_by_name() {
         let error = read(&text).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}, not {expected}");
     }
+}
+
+#[test]
+fn a_manifest_without_an_images_configuration_is_an_artifact() {
+    let titled = |title: &str| {
+        let layer = config("text/plain");
+        let annotations = format!(r#""annotations":{{"org.opencontainers.image.title":"{title}"}}"#);
+        format!("{},{annotations}}}", layer.strip_suffix('}').unwrap())
+    };
+    let artifact = |layers: &[String]| {
+        let empty = config("application/vnd.oci.empty.v1+json");
+        read(&format!(r#"{{"artifactType":"a/b","config":{empty},"layers":[{}]}}"#, layers.join(",")))
+    };
+    let Ok(Document::Manifest(Manifest { artifact: Some(found), .. })) = artifact(&[titled("a/b.txt")])
+    else {
+        panic!("no artifact")
+    };
+    assert_eq!((found.kind.as_str(), found.files[0].name.as_str()), ("a/b", "a/b.txt"));
+    for bad in ["../x", "/x", ""] {
+        assert!(
+            artifact(&[titled(bad)]).unwrap_err().to_string().contains("no plain relative path"),
+            "{bad:?}"
+        );
+    }
+    assert!(artifact(&[titled("a"), titled("a/b")]).unwrap_err().to_string().contains("same place"));
 }
 
 #[test]

@@ -10,6 +10,7 @@
 //! metadata.redb    table images: one record for each image id
 //! ```
 
+mod artifact;
 mod config;
 mod durable;
 mod error;
@@ -35,6 +36,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::{RwLock, Semaphore};
 use tokio_util::task::TaskTracker;
 
+pub use artifact::{ArtifactFile, ArtifactRecord};
 pub use config::Config;
 pub use error::ImageError;
 pub use manifest::{Platform, RunConfig};
@@ -144,9 +146,8 @@ impl ImageService {
     fn missing_part(&self, record: &ImageRecord) -> Option<String> {
         let blob = record.blobs().find(|digest| self.content.size(digest).is_none());
         let layer =
-            || record.layers.iter().find(|layer| self.snapshots.layers().get(&layer.diff_id).is_none());
-        blob.map(|digest| format!("blob {digest}"))
-            .or_else(|| layer().map(|layer| format!("layer {}", layer.diff_id)))
+            || record.diff_ids().into_iter().find(|layer| self.snapshots.layers().get(layer).is_none());
+        blob.map(|digest| format!("blob {digest}")).or_else(|| layer().map(|layer| format!("layer {layer}")))
     }
 
     fn is_pinned(&self, tags: &[String]) -> bool {

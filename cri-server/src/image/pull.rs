@@ -103,7 +103,7 @@ impl Board {
         (Self(Arc::new(sender)), receiver)
     }
 
-    fn begin(&self, layers: &[LayerRecord]) {
+    pub fn begin(&self, layers: &[LayerRecord]) {
         let waiting = |layer: &LayerRecord| LayerProgress {
             digest: layer.blob.clone(),
             stage: LayerStage::Waiting,
@@ -264,6 +264,9 @@ impl ImageService {
         digests: Vec<String>,
         board: &Board,
     ) -> Result<Arc<ImageRecord>, ImageError> {
+        if let Some(artifact) = chosen.manifest.artifact.clone() {
+            return self.install_artifact(origin, chosen, artifact, (tags, digests), board).await;
+        }
         let Chosen { digest, media_type, bytes, manifest } = chosen;
         let config_bytes = self.fetch_small(origin, &manifest.config, MAX_CONFIG).await?;
         let id = manifest.config.digest.clone();
@@ -307,6 +310,7 @@ impl ImageService {
             config: config.run,
             pulled_at: now_nanos(),
             pinned: false,
+            artifact: None,
         })
         .await
     }

@@ -8,6 +8,7 @@ use cofferdam_proto::cri;
 use oci_spec::image::ImageConfiguration;
 use serde::{Deserialize, Serialize};
 
+use super::artifact::ArtifactRecord;
 use super::manifest::{Platform, RunConfig};
 use crate::registry::Digest;
 
@@ -59,6 +60,9 @@ pub struct ImageRecord {
     /// Never removed.
     #[serde(default)]
     pub pinned: bool,
+    /// Set for an artifact, which has files instead of layers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifact: Option<ArtifactRecord>,
 }
 
 /// Who an image's processes run as, in the CRI's two ways of saying so.
@@ -76,7 +80,10 @@ impl ImageRecord {
     /// Diff ids, bottom first: what snapshots are made from.
     #[must_use]
     pub fn diff_ids(&self) -> Vec<Digest> {
-        self.layers.iter().map(|layer| layer.diff_id.clone()).collect()
+        match &self.artifact {
+            Some(artifact) => vec![artifact.tree.clone()],
+            None => self.layers.iter().map(|layer| layer.diff_id.clone()).collect(),
+        }
     }
 
     /// What ContainerStatus tells as the image's reference: a repository digest, or the id where there is none.
@@ -124,7 +131,10 @@ impl ImageRecord {
     }
 
     pub(super) fn blobs(&self) -> impl Iterator<Item = &Digest> {
-        [&self.id, &self.manifest].into_iter().chain(self.layers.iter().map(|layer| &layer.blob))
+        let artifact = self.artifact.iter();
+        let files = artifact.flat_map(|a| a.files.iter().map(|file| &file.blob).chain([&a.config]));
+        let layers = self.layers.iter().map(|layer| &layer.blob);
+        [&self.id, &self.manifest].into_iter().chain(layers).chain(files)
     }
 }
 

@@ -112,12 +112,11 @@ async fn privileged_fixture_images_are_pulled_whole() {
 
 #[tokio::test]
 async fn privileged_what_is_no_image_for_us_is_refused_and_leaves_nothing() {
-    let registry = fixtures::registry_with(&["bad-diffid", "other-arch-only", "artifact", "whiteouts"]);
+    let registry = fixtures::registry_with(&["bad-diffid", "other-arch-only", "whiteouts"]);
     let node = Node::new(&registry, Config::default());
     for (name, expected) in [
         ("fixtures/bad-diffid:1", "diff id"),
         ("fixtures/other-arch-only:1", "has no image for linux/"),
-        ("fixtures/artifact:1", "artifact"),
         ("fixtures/no-such-image:1", "not found"),
         (
             "fixtures/whiteouts@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",

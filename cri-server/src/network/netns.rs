@@ -8,7 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendFlags, SocketFlags, SocketType, netlink,
 };
@@ -47,6 +47,27 @@ impl Pins {
         let path = self.path(id);
         let files = sysctls.iter().map(|(key, value)| Ok((sysctl_file(key, &path)?, value.as_str())));
         let files = files.collect::<Result<Vec<_>, NetworkError>>()?;
+        self.pin(id, || furnish(&path, None, &files))
+    }
+
+    /// Pins the namespace of a process, with loopback up. So it is with a pod that has users of its own: the namespace
+    /// belongs to them, and only one of them can make it.
+    ///
+    /// # Errors
+    /// When the process is gone or the kernel refuses; then nothing is left.
+    pub fn adopt(&self, id: &SandboxId, pid: u32) -> Result<PathBuf, NetworkError> {
+        let (path, theirs) = (self.path(id), PathBuf::from(format!("/proc/{pid}/ns/net")));
+        let theirs = fs::File::open(&theirs).map_err(|error| NetworkError::file("open", &theirs, error))?;
+        self.pin(id, || furnish(&path, Some(&theirs), &[]))
+    }
+
+    /// Has a thread of its own enter the namespace and leave its mount at the sandbox's pin.
+    fn pin(
+        &self,
+        id: &SandboxId,
+        enter: impl FnOnce() -> Result<(), NetworkError> + Send,
+    ) -> Result<PathBuf, NetworkError> {
+        let path = self.path(id);
         self.remove(id)?;
         fs::create_dir_all(&self.dir).map_err(|error| NetworkError::file("create", &self.dir, error))?;
         OpenOptions::new()
@@ -57,9 +78,8 @@ impl Pins {
             .map_err(|error| NetworkError::file("create", &path, error))?;
         let made = std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().name("netns".to_owned());
-            let thread = thread
-                .spawn_scoped(scope, || furnish(&path, &files))
-                .map_err(|error| failure("start a thread", &path, error))?;
+            let thread =
+                thread.spawn_scoped(scope, enter).map_err(|error| failure("start a thread", &path, error))?;
             thread
                 .join()
                 .unwrap_or_else(|_| Err(failure("finish", &path, io::Error::other("the thread panicked"))))
@@ -120,9 +140,14 @@ fn failure(what: impl Into<String>, path: &Path, source: impl Into<io::Error>) -
     NetworkError::Netns { what: what.into(), path: path.to_owned(), source: source.into() }
 }
 
-/// Runs in a thread of its own, which ends in the new namespace.
-fn furnish(pin: &Path, sysctls: &[(PathBuf, &str)]) -> Result<(), NetworkError> {
-    unshare(CloneFlags::CLONE_NEWNET).map_err(|error| failure("unshare", pin, error))?;
+/// Runs in a thread of its own, which ends in the new namespace, or in that of another process.
+fn furnish(pin: &Path, theirs: Option<&fs::File>, sysctls: &[(PathBuf, &str)]) -> Result<(), NetworkError> {
+    match theirs {
+        None => unshare(CloneFlags::CLONE_NEWNET).map_err(|error| failure("unshare", pin, error))?,
+        Some(theirs) => {
+            setns(theirs, CloneFlags::CLONE_NEWNET).map_err(|error| failure("enter", pin, error))?;
+        }
+    }
     raise_loopback().map_err(|error| failure("raise loopback", pin, error))?;
     for (file, value) in sysctls {
         OpenOptions::new()

@@ -8,6 +8,20 @@ use oci_spec::runtime::Capabilities;
 use super::capabilities::from_mask;
 use crate::cgroup::{Driver, Layout, Mounts};
 
+/// Whether the node can map the owners of layers and volumes, as was tried.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UserNamespaces {
+    Available,
+    /// With the reason.
+    Unavailable(String),
+}
+
+impl Default for UserNamespaces {
+    fn default() -> Self {
+        Self::Unavailable("it was not tried".to_owned())
+    }
+}
+
 /// What the node can do. The default is a bare node: no optional feature at all.
 #[derive(Clone, Debug, Default)]
 pub struct Features {
@@ -24,6 +38,8 @@ pub struct Features {
     pub selinux: bool,
     /// mount_setattr(2) can make a tree of mounts read-only; depends on the runtime handler as well.
     pub recursive_readonly: bool,
+    /// Whether containers of our own shim can have users of their own.
+    pub user_namespaces: UserNamespaces,
     /// The lowest OOM score adjustment that the daemon may give.
     pub min_oom_score_adj: i32,
     /// The capabilities that the daemon may hand on.
@@ -72,6 +88,8 @@ impl Features {
             recursive_readonly: kernel_at_least(&text("/proc/sys/kernel/osrelease"), (5, 12)),
             min_oom_score_adj: if capabilities.contains(&resource) { -1000 } else { own_score },
             capabilities,
+            // Tried by the shim, which does it.
+            user_namespaces: UserNamespaces::default(),
         }
     }
 }

@@ -8,6 +8,6 @@ mod findings;
 mod preflight;
 
 pub use capabilities::{CAPABILITIES, from_mask};
-pub use features::Features;
+pub use features::{Features, UserNamespaces};
 pub use findings::{Facts, Finding, Severity, judge};
 pub use preflight::{boot_id, preflight};

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use tonic::{Code, Status};
 
+use crate::cdi::CdiError;
 use crate::container::ContainerError;
 use crate::event::Lagged;
 use crate::image::ImageError;
@@ -20,6 +21,7 @@ use crate::report::chain;
 use crate::runtime::{ExecError, RuntimeError};
 use crate::sandbox::SandboxError;
 use crate::spec::{SpecError, SpecErrorKind};
+use crate::volume::VolumeError;
 
 /// The status that a call answers for `error`.
 pub fn status(error: &(dyn Error + 'static)) -> Status {
@@ -114,6 +116,8 @@ fn of_container(error: &ContainerError) -> Option<Code> {
         ContainerError::Invalid(_) | ContainerError::Handler(_) | ContainerError::User(_) => {
             Some(Code::InvalidArgument)
         }
+        ContainerError::Volume(error) => of_volume(error),
+        ContainerError::Cdi(error) => of_cdi(error),
         ContainerError::Exists { .. } => Some(Code::AlreadyExists),
         ContainerError::NoImage { .. } => Some(Code::NotFound),
         ContainerError::Refused(_)
@@ -125,6 +129,27 @@ fn of_container(error: &ContainerError) -> Option<Code> {
             Some(Code::DeadlineExceeded)
         }
         _ => None,
+    }
+}
+
+fn of_cdi(error: &CdiError) -> Option<Code> {
+    match error {
+        CdiError::Name { .. } => Some(Code::InvalidArgument),
+        CdiError::Unknown { .. } => Some(Code::NotFound),
+        CdiError::Unsupported(_) => Some(Code::Unimplemented),
+        CdiError::Conflict { .. } | CdiError::Off | CdiError::Edit { .. } | CdiError::Host { .. } => {
+            Some(Code::FailedPrecondition)
+        }
+        CdiError::Spec(_) => None,
+    }
+}
+
+fn of_volume(error: &VolumeError) -> Option<Code> {
+    match error {
+        VolumeError::Invalid { .. } => Some(Code::InvalidArgument),
+        VolumeError::NoImage { .. } | VolumeError::NoFolder { .. } => Some(Code::NotFound),
+        VolumeError::Mapping { .. } => Some(Code::FailedPrecondition),
+        VolumeError::Image { .. } | VolumeError::Layers { .. } | VolumeError::File { .. } => None,
     }
 }
 

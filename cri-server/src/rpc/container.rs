@@ -132,7 +132,7 @@ pub(super) fn status_of(container: &Container) -> cri::ContainerStatus {
         image_ref: made.image_ref.clone(),
         labels: config.labels.clone(),
         annotations: config.annotations.clone(),
-        mounts: config.mounts.clone(),
+        mounts: mounts(container),
         log_path: made.log_path.as_ref().map(|p| p.display().to_string()).unwrap_or_default(),
         resources: container
             .resources()
@@ -154,6 +154,17 @@ pub(super) fn status_of(container: &Container) -> cri::ContainerStatus {
         }
     }
     answer
+}
+
+/// The mounts as they were asked for, and which image an image volume shows.
+fn mounts(container: &Container) -> Vec<cri::Mount> {
+    let mut mounts = container.config().mounts.clone();
+    for (index, id) in &container.made().volumes {
+        if let Some(image) = mounts.get_mut(*index).and_then(|mount| mount.image.as_mut()) {
+            image.image_ref.clone_from(id);
+        }
+    }
+    mounts
 }
 
 /// The image as it was asked for, under the name that people know.

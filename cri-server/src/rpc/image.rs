@@ -212,6 +212,7 @@ impl ImageRpc {
             "imageSpec": spec,
             "manifest": image.manifest,
             "layers": image.layers,
+            "artifact": image.artifact,
             "pulledAt": image.pulled_at,
         });
         Ok(text.to_string())

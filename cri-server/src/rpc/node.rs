@@ -9,8 +9,9 @@ use super::Daemon;
 use super::code::status;
 use crate::cgroup::Driver;
 use crate::image::{LayerStage, PullUnderWay};
-use crate::node::{Severity, preflight};
+use crate::node::{Severity, UserNamespaces, preflight};
 use crate::report::chain;
+use crate::runtime::Handler;
 
 /// The version of the CRI that is served.
 const CRI_VERSION: &str = "v1";
@@ -38,26 +39,30 @@ pub(super) async fn status_call(
     };
     let conditions = vec![runtime_condition(daemon), network];
     let info = if request.verbose { verbose(daemon).await } else { HashMap::new() };
-    let features = Some(cri::RuntimeHandlerFeatures {
-        recursive_read_only_mounts: daemon.ports.features.recursive_readonly,
-        user_namespaces: false,
-    });
-    let handler = |name: &str, isolation: &str| cri::RuntimeHandler {
-        name: name.to_owned(),
-        // No pod runs in a machine of its own yet, so none has any of this there.
-        features: if isolation.is_empty() { features } else { Some(cri::RuntimeHandlerFeatures::default()) },
-    };
-    let default = daemon.ports.handlers.handler("").map_or("", |h| h.isolation.as_str());
-    let named = daemon.ports.handlers.iter().map(|h| handler(&h.name, &h.isolation));
+    let default = daemon.ports.handlers.handler("").ok().map(|handler| (String::new(), handler));
+    let named = daemon.ports.handlers.iter().map(|handler| (handler.name.clone(), handler));
+    let runtime_handlers = default
+        .into_iter()
+        .chain(named)
+        .map(|(name, handler)| cri::RuntimeHandler { name, features: Some(features(daemon, handler)) });
     Ok(cri::StatusResponse {
         status: Some(cri::RuntimeStatus { conditions }),
         info,
-        runtime_handlers: std::iter::once(handler("", default)).chain(named).collect(),
+        runtime_handlers: runtime_handlers.collect(),
         features: Some(cri::RuntimeFeatures {
             supplemental_groups_policy: true,
             user_namespaces_host_network: false,
         }),
     })
+}
+
+fn features(daemon: &Daemon, handler: &Handler) -> cri::RuntimeHandlerFeatures {
+    let node = &daemon.ports.features;
+    cri::RuntimeHandlerFeatures {
+        // No pod runs in a machine of its own yet, so none has any of this there.
+        recursive_read_only_mounts: node.recursive_readonly && handler.isolation.is_empty(),
+        user_namespaces: handler.maps_owners() && node.user_namespaces == UserNamespaces::Available,
+    }
 }
 
 fn condition(kind: &str, status: bool, reason: &str, message: &str) -> cri::RuntimeCondition {

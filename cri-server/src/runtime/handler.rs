@@ -128,6 +128,12 @@ impl Handler {
         found.ok_or_else(|| self.missing(&self.search))
     }
 
+    /// Whether its shim is known to show layers and volumes with mapped owners.
+    #[must_use]
+    pub fn maps_owners(&self) -> bool {
+        self.kind == ShimKind::Own && self.isolation.is_empty()
+    }
+
     fn missing(&self, searched: &[PathBuf]) -> RuntimeError {
         let searched = match searched {
             [] => vec!["that place".to_owned()],

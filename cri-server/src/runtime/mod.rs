@@ -14,6 +14,7 @@ mod handler;
 mod launcher;
 mod log_pipe;
 mod options;
+mod probe;
 mod process_tree;
 mod shim;
 
@@ -23,4 +24,5 @@ pub use exec_sync::{ExecError, ExecOutput, ExecRunner};
 pub use handler::{Handler, HandlerError, HandlerTable, OWN_BINARY, OWN_TYPE, RuntimeConfig, UnknownHandler};
 pub use launcher::Launcher;
 pub use options::{GenericOptions, OwnOptions};
+pub use probe::user_namespaces;
 pub use shim::{CreateTask, Deadlines, ExecProcess, Exit, Mount, Shim, TaskState, TaskStatus};

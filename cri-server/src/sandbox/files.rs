@@ -10,6 +10,7 @@
 
 use std::fs;
 use std::net::IpAddr;
+use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 
 use cofferdam_proto::cri;
@@ -75,16 +76,24 @@ pub(super) async fn create(
 ) -> Result<SandboxFiles, SandboxError> {
     let files = SandboxFiles::of(ports.places.sandbox(sandbox.id()), namespaces.ipc);
     let config = sandbox.config().clone();
+    let root = namespaces.user.map_or((0, 0), |users| (users.uids.outside, users.gids.outside));
     tokio::task::spawn_blocking(move || {
-        write_all(&files, &config)?;
+        write_all(&files, &config, root)?;
         Ok(files)
     })
     .await?
 }
 
-fn write_all(files: &SandboxFiles, config: &cri::PodSandboxConfig) -> Result<(), SandboxError> {
+/// `root` is who the pod's root is on the node.
+fn write_all(
+    files: &SandboxFiles,
+    config: &cri::PodSandboxConfig,
+    root: (u32, u32),
+) -> Result<(), SandboxError> {
     let rootfs = files.bundle.join("rootfs");
     fs::create_dir_all(&rootfs).map_err(failed("make", &rootfs))?;
+    // The mount points in it are made by the pod's root.
+    chown(&rootfs, Some(root.0), Some(root.1)).map_err(failed("give away", &rootfs))?;
     let resolv_conf = resolv_conf(config.dns_config.as_ref());
     fs::write(&files.resolv_conf, resolv_conf).map_err(failed("write", &files.resolv_conf))?;
     let name = format!("{}\n", host_name(config));
@@ -93,7 +102,8 @@ fn write_all(files: &SandboxFiles, config: &cri::PodSandboxConfig) -> Result<(),
     if let Some(shm) = &files.shm {
         fs::create_dir_all(shm).map_err(failed("make", shm))?;
         let flags = MsFlags::MS_NOEXEC | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-        nix::mount::mount(Some("shm"), shm, Some("tmpfs"), flags, Some(SHM_OPTIONS))
+        let options = format!("{SHM_OPTIONS},uid={},gid={}", root.0, root.1);
+        nix::mount::mount(Some("shm"), shm, Some("tmpfs"), flags, Some(options.as_str()))
             .map_err(|errno| failed("mount shared memory on", shm)(errno.into()))?;
     }
     Ok(())

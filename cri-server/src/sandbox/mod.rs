@@ -33,7 +33,7 @@ use crate::network::PodAttachment;
 use crate::operation::{Operations, UnderWay};
 use crate::ports::Ports;
 use crate::runtime::{Shim, ShimKind};
-use crate::spec::{SandboxNamespaces, SpecError, resources};
+use crate::spec::{SandboxNamespaces, SpecError, UserNamespace, resources};
 use crate::store::{StoreError, Table};
 
 /// A result that several callers wait for.
@@ -121,6 +121,15 @@ impl Sandbox {
         let security = self.made.config.linux.as_ref().and_then(|l| l.security_context.as_ref());
         let options = security.and_then(|s| s.namespace_options.as_ref());
         options.is_none_or(|o| o.ipc() != cri::NamespaceMode::Node)
+    }
+
+    /// The pod's own users, if it has any.
+    ///
+    /// # Errors
+    /// When the request's are none; a sandbox of such a request is never made.
+    pub fn users(&self) -> Result<Option<UserNamespace>, SpecError> {
+        let security = self.made.config.linux.as_ref().and_then(|l| l.security_context.as_ref());
+        security.and_then(|s| s.namespace_options.as_ref()).map_or(Ok(None), UserNamespace::of)
     }
 
     /// Where the pause container's cgroup is, as its spec names it.

@@ -14,10 +14,11 @@ use super::{Sandbox, SandboxError, Sandboxes, Shared, files};
 use crate::model::SandboxId;
 use crate::network::netns::Pins;
 use crate::network::{AttachResult, Dns, PodAttachment, PortMapping};
+use crate::node::UserNamespaces;
 use crate::operation::Stage;
 use crate::ports::{Ports, now};
 use crate::runtime::{CreateTask, Handler};
-use crate::spec::{self, SandboxInput, namespaces::PodNamespaces, sandbox_spec};
+use crate::spec::{self, SandboxInput, SpecError, UserNamespace, namespaces::PodNamespaces, sandbox_spec};
 use crate::store::Table;
 use crate::task;
 
@@ -50,6 +51,9 @@ impl Sandboxes {
         let security = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
         let options = security.and_then(|s| s.namespace_options.as_ref());
         let namespaces = PodNamespaces::of(options)?;
+        if let Some(users) = namespaces.user {
+            self.check_users(users, handler)?;
+        }
         let mut record = SandboxRecord {
             id: SandboxId::generate().map_err(|source| SandboxError::File {
                 operation: "id from",
@@ -85,6 +89,23 @@ impl Sandboxes {
         }
     }
 
+    /// Whether the node and the handler can give a pod these users.
+    fn check_users(&self, users: UserNamespace, handler: &Handler) -> Result<(), SpecError> {
+        let refused = |why: String| SpecError::UserNamespace { handler: handler.name.clone(), why };
+        if !handler.maps_owners() {
+            return Err(refused("its shim is not known to map the owners of files".to_owned()));
+        }
+        if let UserNamespaces::Unavailable(why) = &self.ports.features.user_namespaces {
+            return Err(refused(why.clone()));
+        }
+        let others = self.all().into_iter().filter(|other| other.is_ready());
+        for other in others.filter(|o| o.users().is_ok_and(|u| u.is_some_and(|u| u.overlaps(users)))) {
+            // The kubelet hands ranges out and may have its reasons; pods that share one are not kept apart.
+            tracing::warn!(other = %other.id(), "the pod gets users that another pod has, too");
+        }
+        Ok(())
+    }
+
     /// The sandbox of the same pod and attempt, if there is one.
     fn same_pod(&self, config: &cri::PodSandboxConfig) -> Option<Arc<Sandbox>> {
         let metadata = config.metadata.as_ref()?;
@@ -116,16 +137,22 @@ impl Sandboxes {
         stage.set("attaching the network and starting the shim");
         // Neither waits for the other; both are waited for, so that an undo finds them finished.
         let (network, shim) = tokio::join!(
-            self.connect(sandbox, namespaces),
+            self.connect(sandbox, namespaces, None),
             ports.launcher.start(handler, sandbox.id().as_str(), task::NAMESPACE, &shared.bundle)
         );
         let shim = Arc::new(shim?);
         sandbox.shim.store(Some(Arc::clone(&shim)));
-        let ips = network?.map(|n| n.ips).unwrap_or_default();
-        files::write_hosts(&shared, sandbox.config(), &ips)?;
+        let mut network = network?;
         stage.set("starting the pause process");
         let bundle = shared.bundle.clone();
-        shim.create(CreateTask { bundle, options: handler.options.clone(), ..CreateTask::default() }).await?;
+        let task = CreateTask { bundle, options: handler.options.clone(), ..CreateTask::default() };
+        let waiting = shim.create(task).await?;
+        if namespaces.user.is_some() {
+            stage.set("attaching the network of the pod's own users");
+            network = self.connect(sandbox, namespaces, Some(waiting)).await?;
+        }
+        let ips = network.map(|n| n.ips).unwrap_or_default();
+        files::write_hosts(&shared, sandbox.config(), &ips)?;
         let pid = shim.start("").await?;
         stage.set("asking NRI plugins");
         let _gate = ports.nri.gate().await;
@@ -139,17 +166,24 @@ impl Sandboxes {
         Ok(())
     }
 
+    /// Makes the pod's network namespace, or pins that of its `pause` process: a pod with users of its own has to make
+    /// it by itself, and gets no network before.
     async fn connect(
         &self,
         sandbox: &Sandbox,
         namespaces: PodNamespaces,
+        pause: Option<u32>,
     ) -> Result<Option<AttachResult>, SandboxError> {
-        if !namespaces.network {
+        if !namespaces.network || namespaces.user.is_some() != pause.is_some() {
             return Ok(None);
         }
         let attachment = full_attachment(&self.ports, sandbox)?;
         let (pins, id) = (Pins::new(self.ports.places.state()), sandbox.id().clone());
-        tokio::task::spawn_blocking(move || pins.create(&id, &[])).await??;
+        let pin = move || match pause {
+            Some(pid) => pins.adopt(&id, pid),
+            None => pins.create(&id, &[]),
+        };
+        tokio::task::spawn_blocking(pin).await??;
         Ok(Some(self.ports.network.attach(&attachment).await?))
     }
 

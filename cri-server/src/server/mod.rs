@@ -26,7 +26,7 @@ use crate::image::{ImageError, ImageService};
 use crate::lsm::apparmor;
 use crate::metrics::{Measured, RpcSeconds};
 use crate::network::Network;
-use crate::node::{Features, Severity, preflight};
+use crate::node::{Features, Severity, UserNamespaces, preflight};
 use crate::nri::{self, Nri, NriError};
 use crate::places::Places;
 use crate::pod::Pods;
@@ -173,9 +173,13 @@ async fn open(
         .map_err(ServeError::Handlers)?;
     let own = RuntimeConfig { kind: Some(OWN_TYPE.to_owned()), ..Default::default() };
     let pause = Handler::new("pause", &own, own_exe).map_err(|e| ServeError::Handlers(vec![e]))?;
-    let features = Features { driver: config.driver(), ..Features::probe() };
     let images = ImageService::open(&config.root, config.image.clone(), Arc::clone(&store))?;
     let snapshots = Arc::clone(images.snapshots());
+    let user_namespaces = crate::runtime::user_namespaces(&pause, &config.root, &config.state).await;
+    if let UserNamespaces::Unavailable(reason) = &user_namespaces {
+        tracing::warn!(reason, "pods cannot have user namespaces on this node");
+    }
+    let features = Features { driver: config.driver(), user_namespaces, ..Features::probe() };
     Ok(Arc::new(Ports {
         pause,
         launcher: Launcher::new(&config.state, own_exe, sink.path()),
@@ -190,6 +194,7 @@ async fn open(
         snapshots,
         spec_defaults: defaults(&features).await,
         features,
+        cdi: config.cdi.clone(),
         events: Arc::default(),
         tracker: TaskTracker::new(),
         stopping: CancellationToken::new(),

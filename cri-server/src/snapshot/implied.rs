@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, Mode, OFlags, Stat, Timespec, Timestamps};
 use rustix::io::Errno;
 
+use super::Owners;
 use super::error::SnapshotError;
 use super::layer::Layer;
 use super::tree;
@@ -111,14 +112,15 @@ impl Corrections {
         Ok(Self(made))
     }
 
-    /// Makes them in the new, empty writable layer `upper`; the empty path is `upper` itself.
-    pub fn make(&self, upper: &Path) -> Result<(), SnapshotError> {
+    /// Makes them in the new, empty writable layer `upper` of `owners`; the empty path is `upper` itself.
+    pub fn make(&self, upper: &Path, owners: Option<Owners>) -> Result<(), SnapshotError> {
         for (path, wanted) in &self.0 {
             let target = upper.join(path);
             if !path.is_empty() {
                 fs::create_dir(&target).map_err(SnapshotError::io("make directory", &target))?;
             }
-            chown(&target, Some(wanted.owner.0), Some(wanted.owner.1))
+            let (uid, gid) = owners.map_or(wanted.owner, |owners| owners.on_the_node(wanted.owner));
+            chown(&target, Some(uid), Some(gid))
                 .map_err(SnapshotError::io("set the owner of", &target))?;
             fs::set_permissions(&target, fs::Permissions::from_mode(wanted.mode))
                 .map_err(SnapshotError::io("set the mode of", &target))?;

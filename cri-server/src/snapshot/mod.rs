@@ -4,10 +4,12 @@
 //! <root>/layers, <root>/l                    see [`layer`]
 //! <root>/containers/<id>/{upper,work}        a container's writable layer
 //! <root>/containers/<id>/layers.json         what it stands on
+//! <root>/containers/<id>/volumes.json        layers of its image volumes
 //! <root>/empty                               stands below containers of images without layers
 //! ```
 //!
-//! Invariant: a layer that a container's `layers.json` names is not removed; mounting itself is the shim's work.
+//! Invariant: a layer that a container's `layers.json` or `volumes.json` names is not removed; mounting root file systems is
+//! the shim's work.
 
 pub(crate) mod archive;
 mod decompress;
@@ -36,7 +38,7 @@ pub use layer::{Layer, Layers};
 pub use limits::Limits;
 pub use pipeline::Source;
 pub use usage::Usage;
-pub use view::read_in_root;
+pub use view::{open_folder_in_root, read_in_root};
 
 use crate::model::ContainerId;
 use crate::registry::Digest;
@@ -58,13 +60,45 @@ pub struct Mount {
     pub options: Vec<String>,
 }
 
+/// Which layers a container stands on.
+#[derive(Debug, Default)]
+struct Standing {
+    rootfs: Vec<Digest>,
+    volumes: Vec<Digest>,
+}
+
+/// The first id on the node, and how many there are, of a container's users and groups. Inside they begin with 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owners {
+    pub uids: (u32, u32),
+    pub gids: (u32, u32),
+}
+
+impl Owners {
+    /// As mount options, in the form that containerd's shims know.
+    fn options(self) -> [String; 2] {
+        let (uids, gids) = (self.uids, self.gids);
+        [format!("uidmap=0:{}:{}", uids.0, uids.1), format!("gidmap=0:{}:{}", gids.0, gids.1)]
+    }
+
+    /// Who owns on the node what these own inside.
+    fn on_the_node(self, (uid, gid): (u32, u32)) -> (u32, u32) {
+        (on_the_node(self.uids, uid), on_the_node(self.gids, gid))
+    }
+}
+
+/// Who owns on the node what `id` owns inside; root, for one that the range does not hold.
+fn on_the_node((first, count): (u32, u32), id: u32) -> u32 {
+    if id < count { first + id } else { first }
+}
+
 /// Layers and writable layers of the node.
 pub struct Snapshots {
     root: PathBuf,
     layers: Layers,
     /// Which layers each container stands on. Held while a container is prepared and while layers are swept, so
     /// that a layer cannot vanish between the two.
-    containers: Mutex<HashMap<ContainerId, Vec<Digest>>>,
+    containers: Mutex<HashMap<ContainerId, Standing>>,
     measured: Mutex<HashMap<ContainerId, (Instant, Usage)>>,
     /// By the layers of an image, bottom first; looked up once, for layers do not change.
     corrections: Mutex<HashMap<Vec<Digest>, Arc<Corrections>>>,
@@ -85,10 +119,12 @@ impl Snapshots {
         for entry in fs::read_dir(&directory).map_err(SnapshotError::io("list", &directory))? {
             let entry = entry.map_err(SnapshotError::io("list", &directory))?;
             let Ok(id) = ContainerId::parse(&entry.file_name().to_string_lossy()) else { continue };
-            let stands_on = fs::read(entry.path().join("layers.json")).ok();
-            let stands_on = stands_on.and_then(|text| serde_json::from_slice(&text).ok());
-            // Without it the container was never prepared; its record's clean-up removes the rest.
-            containers.insert(id, stands_on.unwrap_or_default());
+            let read = |name: &str| -> Vec<Digest> {
+                let text = fs::read(entry.path().join(name)).ok();
+                text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+            };
+            // Without them the container was never prepared; its record's clean-up removes the rest.
+            containers.insert(id, Standing { rootfs: read("layers.json"), volumes: read("volumes.json") });
         }
         Ok(Arc::new(Self {
             root: root.to_owned(),
@@ -105,7 +141,7 @@ impl Snapshots {
         &self.layers
     }
 
-    fn containers(&self) -> MutexGuard<'_, HashMap<ContainerId, Vec<Digest>>> {
+    fn containers(&self) -> MutexGuard<'_, HashMap<ContainerId, Standing>> {
         self.containers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -116,28 +152,64 @@ impl Snapshots {
     }
 
     /// Prepares a container's writable layer on the image's `layers` (bottom first) and says how to mount both.
-    /// Asked again for the same container, it answers the same. Blocks.
+    /// Asked again for the same container, it answers the same. With `owners`, the layers are to be shown as theirs, and
+    /// the writable one is theirs. Blocks.
     ///
     /// # Errors
     /// When a layer is missing, there are too many, or directories cannot be made; then nothing is left.
-    pub fn mounts(&self, layers: &[Digest], id: &ContainerId) -> Result<Vec<Mount>, SnapshotError> {
+    pub fn mounts(
+        &self,
+        layers: &[Digest],
+        id: &ContainerId,
+        owners: Option<Owners>,
+    ) -> Result<Vec<Mount>, SnapshotError> {
         // Before the lock: this may read many directories.
         let corrections = self.corrections(layers)?;
         let mut containers = self.containers();
         let lower = self.lower(layers)?;
         let home = self.container(id);
-        let options = overlay_options(&lower, &home)?;
-        if containers.get(id).map(Vec::as_slice) != Some(layers) {
+        let mut options = overlay_options(&lower, &home)?;
+        options.extend(owners.into_iter().flat_map(Owners::options));
+        if containers.get(id).map(|standing| standing.rootfs.as_slice()) != Some(layers) {
             let top = lower.first().map(PathBuf::as_path);
-            if let Err(error) = prepare(&home, layers, top, &corrections) {
+            if let Err(error) = prepare(&home, layers, top, (&corrections, owners)) {
                 if let Err(error) = layer::discard(&home) {
                     tracing::warn!(container = %id, %error, "a half-made writable layer stays");
                 }
                 return Err(error);
             }
-            containers.insert(id.clone(), layers.to_vec());
+            containers.entry(id.clone()).or_default().rootfs = layers.to_vec();
         }
         Ok(vec![Mount { kind: "overlay".to_owned(), source: "overlay".to_owned(), options }])
+    }
+
+    /// The directories that make up an image volume of the container, top first, kept as long as its writable layer is. An
+    /// overlay without a writable layer needs two; there is one where the image has no layers. Blocks.
+    ///
+    /// # Errors
+    /// When the container has no writable layer or a layer is missing.
+    pub fn volume_layers(&self, layers: &[Digest], id: &ContainerId) -> Result<Vec<PathBuf>, SnapshotError> {
+        let mut containers = self.containers();
+        let mut lower = self.lower(layers)?;
+        let path = self.container(id).join("volumes.json");
+        let unprepared =
+            || std::io::Error::new(std::io::ErrorKind::NotFound, "the container is not prepared");
+        let standing =
+            containers.get_mut(id).ok_or_else(|| SnapshotError::io("find", &path)(unprepared()))?;
+        let new = layers.iter().filter(|layer| !standing.volumes.contains(layer)).cloned();
+        let all: Vec<Digest> = standing.volumes.iter().cloned().chain(new).collect();
+        if all != standing.volumes {
+            let text =
+                serde_json::to_vec(&all).map_err(|e| SnapshotError::io("describe", &path)(e.into()))?;
+            fs::write(&path, text).map_err(SnapshotError::io("write", &path))?;
+            standing.volumes = all;
+        }
+        if let [only] = lower.as_slice()
+            && *only != self.root.join("empty")
+        {
+            lower.push(self.root.join("empty"));
+        }
+        Ok(lower)
     }
 
     /// Directories to stack, top first; layers that an opaque one hides are left out.
@@ -231,7 +303,8 @@ impl Snapshots {
     #[must_use]
     pub fn sweep(&self, keep: &HashSet<Digest>) -> Garbage {
         let containers = self.containers();
-        let used: HashSet<&Digest> = containers.values().flatten().chain(keep).collect();
+        let standing = containers.values().flat_map(|one| one.rootfs.iter().chain(&one.volumes));
+        let used: HashSet<&Digest> = standing.chain(keep).collect();
         let mut garbage = Garbage::default();
         for (digest, _) in self.layers.list() {
             if !used.contains(&digest) {
@@ -283,7 +356,7 @@ fn prepare(
     home: &Path,
     layers: &[Digest],
     top: Option<&Path>,
-    corrections: &Corrections,
+    (corrections, owners): (&Corrections, Option<Owners>),
 ) -> Result<(), SnapshotError> {
     use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
     for (name, mode) in [("upper", 0o755), ("work", 0o700)] {
@@ -297,12 +370,13 @@ fn prepare(
     if let Some(top) = top {
         let upper = home.join("upper");
         let like = fs::metadata(top).map_err(SnapshotError::io("stat", top))?;
-        chown(&upper, Some(like.uid()), Some(like.gid()))
-            .map_err(SnapshotError::io("set the owner of", &upper))?;
+        let own = (like.uid(), like.gid());
+        let (uid, gid) = owners.map_or(own, |owners| owners.on_the_node(own));
+        chown(&upper, Some(uid), Some(gid)).map_err(SnapshotError::io("set the owner of", &upper))?;
         fs::set_permissions(&upper, fs::Permissions::from_mode(like.mode() & 0o7777))
             .map_err(SnapshotError::io("set the mode of", &upper))?;
     }
-    corrections.make(&home.join("upper"))?;
+    corrections.make(&home.join("upper"), owners)?;
     let path = home.join("layers.json");
     let text = serde_json::to_vec(layers).map_err(|e| SnapshotError::io("describe", &path)(e.into()))?;
     fs::write(&path, text).map_err(SnapshotError::io("write", &path))

@@ -508,8 +508,8 @@ fn privileged_mounts_stack_layers_and_views_read_them_safely() {
     );
 
     let id = ContainerId::parse("c1").unwrap();
-    let mounts = node.snapshots.mounts(&layers, &id).unwrap();
-    assert_eq!(mounts, node.snapshots.mounts(&layers, &id).unwrap());
+    let mounts = node.snapshots.mounts(&layers, &id, None).unwrap();
+    assert_eq!(mounts, node.snapshots.mounts(&layers, &id, None).unwrap());
     let home = node.root.path().join("node/containers/c1");
     assert_eq!(fs::metadata(home.join("upper")).unwrap().mode() & 0o7777, 0o751);
     let target = node.root.path().join("rootfs");
@@ -542,7 +542,7 @@ fn privileged_mounts_stack_layers_and_views_read_them_safely() {
 
 /// Modes that a container sees of `paths` when it stands on `layers`.
 fn modes(node: &Node, id: &str, layers: &[Digest], paths: &[&str]) -> Vec<Option<u32>> {
-    let mounts = node.snapshots.mounts(layers, &ContainerId::parse(id).unwrap()).unwrap();
+    let mounts = node.snapshots.mounts(layers, &ContainerId::parse(id).unwrap(), None).unwrap();
     let target = node.root.path().join("rootfs");
     fs::create_dir_all(&target).unwrap();
     let options = std::ffi::CString::new(mounts[0].options.join(",")).unwrap();
@@ -607,8 +607,8 @@ fn too_many_layers_are_an_error_before_the_kernel_says_so() {
     }
     let id = ContainerId::parse("c1").unwrap();
     assert!(matches!(
-        node.snapshots.mounts(&layers, &id),
+        node.snapshots.mounts(&layers, &id, None),
         Err(SnapshotError::TooManyLayers { count: 300, .. })
     ));
-    assert!(node.snapshots.mounts(&layers[..40], &id).is_ok());
+    assert!(node.snapshots.mounts(&layers[..40], &id, None).is_ok());
 }

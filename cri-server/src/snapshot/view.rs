@@ -65,6 +65,14 @@ fn mounted_and_detached(lower: &[PathBuf], scratch: &Path) -> Result<OwnedFd, Sn
     opened.map_err(|e| SnapshotError::io("open", scratch)(e.into()))
 }
 
+/// The folder `path` under `root`, wherever links in the image lead inside it; the root itself for an empty one.
+///
+/// # Errors
+/// When there is none.
+pub fn open_folder_in_root(root: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, Errno> {
+    tree::resolve(root, path.as_bytes(), OFlags::PATH | OFlags::DIRECTORY, ResolveFlags::empty())
+}
+
 /// Content of the regular file `path` under `root`, at most `max_bytes`; `None` when there is no such file.
 ///
 /// # Errors

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use cofferdam_proto::cri;
 use oci_spec::image::ImageConfiguration;
-use oci_spec::runtime::{Linux, LinuxCapabilities, Process, Root, Spec};
+use oci_spec::runtime::{
+    Linux, LinuxCapabilities, LinuxDevice, LinuxDeviceCgroup, Mount, Process, Root, Spec,
+};
 
 use super::devices::Devices;
 use super::error::SpecError;
@@ -13,6 +15,7 @@ use super::mounts::{MountPolicy, Mounts, SandboxFiles};
 use super::namespaces::SandboxNamespaces;
 use super::security::{Profile, SelinuxLabels};
 use super::user::ResolvedUser;
+use super::userns::{self, UserNamespace};
 use super::{
     Defaults, OCI_VERSION, annotations, capabilities, devices, env, mounts, namespaces, process, resources,
     security,
@@ -99,9 +102,6 @@ fn check_served(
     if input.config.metadata.is_none() {
         return Err(SpecError::Missing("container metadata"));
     }
-    if !input.config.cdi_devices.is_empty() {
-        return Err(SpecError::Unsupported("CDI devices"));
-    }
     if security.privileged && !sandbox_is_privileged(input.sandbox_config) {
         return Err(SpecError::PrivilegedInPlainSandbox);
     }
@@ -141,8 +141,10 @@ fn build_process(
 fn build_mounts(
     input: &ContainerInput<'_>,
     security: &cri::LinuxContainerSecurityContext,
+    users: Option<UserNamespace>,
 ) -> Result<Mounts, SpecError> {
     let policy = MountPolicy {
+        users,
         privileged: security.privileged,
         readonly_rootfs: security.readonly_rootfs,
         recursive_readonly: input.features.recursive_readonly,
@@ -150,20 +152,31 @@ fn build_mounts(
     mounts::for_container(&input.config.mounts, input.files, policy, input.host)
 }
 
+/// The devices as nodes to make, or as mounts where none can be made, and the rules for them.
+fn split_devices(devices: Devices, users: Option<UserNamespace>) -> (Vec<LinuxDevice>, Vec<Mount>, Rules) {
+    if users.is_some() {
+        let (mounts, rules) = devices.into_mounts();
+        return (Vec::new(), mounts, rules);
+    }
+    (devices.nodes, Vec::new(), devices.rules)
+}
+
+type Rules = Vec<LinuxDeviceCgroup>;
+
 fn build_linux(
     input: &ContainerInput<'_>,
     security: &cri::LinuxContainerSecurityContext,
     held: &LinuxCapabilities,
-    labels: &SelinuxLabels,
+    (nodes, rules): (Vec<LinuxDevice>, Rules),
+    users: Option<UserNamespace>,
 ) -> Result<Linux, SpecError> {
-    let Devices { nodes, rules } =
-        devices::for_container(&input.config.devices, security.privileged, input.host)?;
     let mut resources =
         resources::build(&resources_of(input.config), input.defaults.pids_limit, input.features)?;
     resources.set_devices(Some(rules));
     let namespaces = namespaces::for_container(
         security.namespace_options.as_ref(),
         input.namespaces,
+        users,
         input.target_pid_namespace,
         input.features.cgroup_namespace,
     )?;
@@ -184,8 +197,20 @@ fn build_linux(
     linux.set_seccomp(seccomp);
     linux.set_masked_paths(Some(masked));
     linux.set_readonly_paths(Some(readonly));
-    linux.set_mount_label(labels.mount.clone());
     Ok(linux)
+}
+
+/// The pod's users, which hold the container's.
+fn users_of(
+    input: &ContainerInput<'_>,
+    security: &cri::LinuxContainerSecurityContext,
+) -> Result<Option<UserNamespace>, SpecError> {
+    let pod = input.sandbox_config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+    let pod = pod.and_then(|security| security.namespace_options.as_ref());
+    let users = namespaces::shared_users(pod, security.namespace_options.as_ref())?;
+    userns::check_mapped(users, input.user.uid, &input.user.additional_gids)?;
+    userns::check_mapped(users, 0, &[input.user.gid])?;
+    Ok(users)
 }
 
 /// Builds the spec of a container.
@@ -201,8 +226,13 @@ pub fn container_spec(input: &ContainerInput<'_>) -> Result<Spec, SpecError> {
         &input.features.capabilities,
     )?;
     let labels = security::selinux(security.selinux_options.as_ref(), input.features);
-    let Mounts { list, rootfs_propagation } = build_mounts(input, &security)?;
-    let mut linux = build_linux(input, &security, &held, &labels)?;
+    let users = users_of(input, &security)?;
+    let Mounts { mut list, rootfs_propagation } = build_mounts(input, &security, users)?;
+    let devices = devices::for_container(&input.config.devices, security.privileged, input.host)?;
+    let (nodes, binds, rules) = split_devices(devices, users);
+    list.extend(binds);
+    let mut linux = build_linux(input, &security, &held, (nodes, rules), users)?;
+    linux.set_mount_label(labels.mount.clone());
     linux.set_rootfs_propagation(rootfs_propagation);
     let mut root = Root::default();
     root.set_path(input.rootfs.to_path_buf());

@@ -6,7 +6,7 @@
 use std::path::{Component, Path, PathBuf};
 
 use cofferdam_proto::cri;
-use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType};
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, Mount};
 
 use super::error::SpecError;
 use super::host::{Host, HostDevice, HostEntry};
@@ -40,6 +40,8 @@ const ALWAYS_ALLOWED: [(i64, Option<i64>); 9] = [
 #[derive(Debug, Default)]
 pub struct Devices {
     pub nodes: Vec<LinuxDevice>,
+    /// Where each of them is on the host.
+    sources: Vec<PathBuf>,
     pub rules: Vec<LinuxDeviceCgroup>,
 }
 
@@ -120,15 +122,19 @@ pub(crate) fn plain_path(field: &'static str, text: &str) -> Result<PathBuf, Spe
 }
 
 impl Devices {
-    fn add(&mut self, path: PathBuf, device: &HostDevice, access: Option<&str>) {
+    fn add(&mut self, path: PathBuf, on_host: &Path, device: &HostDevice, access: Option<&str>) {
         if let Some(access) = access {
             let number = (Some(i64::from(device.major)), Some(i64::from(device.minor)));
             self.rules.push(rule(true, Some(device.typ), number, access));
         }
         // Two devices at one path: the later one, as with mounts.
-        self.nodes.retain(|known| *known.path() != path);
+        if let Some(known) = self.nodes.iter().position(|known| *known.path() == path) {
+            self.nodes.remove(known);
+            self.sources.remove(known);
+        }
         if !MADE_BY_RUNTIME.iter().any(|made| path == Path::new(made)) {
             self.nodes.push(node(path, device));
+            self.sources.push(on_host.to_owned());
         }
     }
 
@@ -145,16 +151,27 @@ impl Devices {
         let access = (!privileged).then_some(access(&request.permissions)?);
         let failed = |source| SpecError::Host { path: on_host.clone(), source };
         match host.entry(&on_host).map_err(failed)? {
-            HostEntry::Device(device) => self.add(inside, &device, access),
+            HostEntry::Device(device) => self.add(inside, &on_host, &device, access),
             HostEntry::Folder => {
                 for (path, device) in host.devices_below(&on_host).map_err(failed)? {
                     let below = path.strip_prefix(&on_host).unwrap_or(&path);
-                    self.add(inside.join(below), &device, access);
+                    self.add(inside.join(below), &path, &device, access);
                 }
             }
             HostEntry::Other => return Err(SpecError::NotADevice { path: on_host }),
         }
         Ok(())
+    }
+}
+
+impl Devices {
+    /// The nodes as mounts of the host's own, for a container that may make none: one in a user namespace.
+    pub fn into_mounts(self) -> (Vec<Mount>, Vec<LinuxDeviceCgroup>) {
+        let bind = |(inside, on_host): (PathBuf, PathBuf)| {
+            super::mounts::mount(&inside, "bind", &on_host, &["bind", "rprivate", "nosuid", "noexec"])
+        };
+        let inside = self.nodes.iter().map(|node| node.path().clone());
+        (inside.zip(self.sources).map(bind).collect(), self.rules)
     }
 }
 
@@ -173,7 +190,7 @@ pub fn for_container(
         let dev = Path::new("/dev");
         let all = host.devices_below(dev);
         for (path, device) in all.map_err(|source| SpecError::Host { path: dev.to_owned(), source })? {
-            devices.add(path, &device, None);
+            devices.add(path.clone(), &path, &device, None);
         }
     } else {
         devices.rules = base_rules();

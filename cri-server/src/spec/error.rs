@@ -33,6 +33,8 @@ pub enum SpecError {
     Unsupported(&'static str),
     #[error("{what} {value:?} is not available on this node: {why}")]
     Unavailable { what: &'static str, value: String, why: &'static str },
+    #[error("the runtime handler {handler:?} cannot give a pod a user namespace: {why}")]
+    UserNamespace { handler: String, why: String },
     #[error("a privileged container needs a privileged sandbox")]
     PrivilegedInPlainSandbox,
     #[error(
@@ -63,7 +65,9 @@ impl SpecError {
             | Self::SeccompProfile { .. }
             | Self::User(_) => SpecErrorKind::Invalid,
             Self::Unsupported(_) => SpecErrorKind::Unsupported,
-            Self::Unavailable { .. } | Self::Propagation { .. } => SpecErrorKind::Unavailable,
+            Self::Unavailable { .. } | Self::UserNamespace { .. } | Self::Propagation { .. } => {
+                SpecErrorKind::Unavailable
+            }
             Self::Host { .. } => SpecErrorKind::Host,
         }
     }

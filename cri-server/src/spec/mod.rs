@@ -23,6 +23,7 @@ pub mod security;
 pub mod signal;
 pub mod sysctl;
 pub mod user;
+pub mod userns;
 
 #[cfg(test)]
 mod fixture;
@@ -35,6 +36,7 @@ pub use namespaces::SandboxNamespaces;
 pub use sandbox::{SandboxInput, sandbox_spec};
 pub use signal::stop_signal;
 pub use user::{ResolvedUser, UserError};
+pub use userns::UserNamespace;
 
 /// The `ociVersion` that is written; every runtime of the last years reads it.
 const OCI_VERSION: &str = "1.0.2";

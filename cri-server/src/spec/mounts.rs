@@ -6,11 +6,12 @@
 use std::path::{Path, PathBuf};
 
 use cofferdam_proto::cri::{self, MountPropagation};
-use oci_spec::runtime::Mount;
+use oci_spec::runtime::{LinuxIdMapping, Mount};
 
 use super::devices::plain_path;
 use super::error::SpecError;
 use super::host::Host;
+use super::userns::{self, UserNamespace};
 
 /// Files of the sandbox that its containers share.
 #[derive(Clone, Debug, Default)]
@@ -29,7 +30,12 @@ pub struct MountPolicy {
     pub readonly_rootfs: bool,
     /// Whether the runtime can make a whole tree of mounts read-only.
     pub recursive_readonly: bool,
+    /// The pod's own users, if it has any.
+    pub users: Option<UserNamespace>,
 }
+
+/// Whose terminals are, everywhere.
+const TTY_GROUP: u32 = 5;
 
 /// A spec's mounts and the propagation of its root.
 #[derive(Debug)]
@@ -52,8 +58,11 @@ fn pseudo(destination: &str, typ: &str, source: &str, options: &[&str]) -> Mount
 }
 
 /// /proc, /dev and what lies in it, for containers and the pause process alike.
-pub(super) fn proc_and_dev() -> Vec<Mount> {
-    let pts = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"];
+pub(super) fn proc_and_dev(users: Option<UserNamespace>) -> Vec<Mount> {
+    let mut pts = vec!["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"];
+    if users.is_none_or(|users| users.gids.outside_of(TTY_GROUP).is_some()) {
+        pts.push("gid=5");
+    }
     vec![
         pseudo("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
         pseudo("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
@@ -86,11 +95,21 @@ fn of_sandbox(files: &SandboxFiles, policy: MountPolicy) -> Vec<Mount> {
         ("/dev/shm", &files.shm, "rw"),
     ];
     let bind = |(destination, source, access): (&str, &Option<PathBuf>, &str)| {
-        source
-            .as_ref()
-            .map(|source| mount(Path::new(destination), "bind", source, &["rbind", "rprivate", access]))
+        let source = source.as_ref()?;
+        let mut mount = mount(Path::new(destination), "bind", source, &["rbind", "rprivate", access]);
+        // The node's root made the files, the pod's root shall own them; the shared memory is the pod's already.
+        if let Some(users) = policy.users.filter(|_| destination != "/dev/shm") {
+            show_as(&mut mount, users.maps());
+        }
+        Some(mount)
     };
     bound.into_iter().filter_map(bind).collect()
+}
+
+/// Has the owners of a mount's files shown through a mapping.
+fn show_as(mount: &mut Mount, (uids, gids): (Vec<LinuxIdMapping>, Vec<LinuxIdMapping>)) {
+    mount.set_uid_mappings(Some(uids));
+    mount.set_gid_mappings(Some(gids));
 }
 
 fn propagation(request: &cri::Mount) -> Result<MountPropagation, SpecError> {
@@ -149,11 +168,13 @@ fn check_propagation(request: &cri::Mount, host: &dyn Host) -> Result<&'static s
 }
 
 fn requested(request: &cri::Mount, policy: MountPolicy, host: &dyn Host) -> Result<Mount, SpecError> {
-    if request.image.as_ref().is_some_and(|image| !image.image.is_empty()) {
-        return Err(SpecError::Unsupported("image volumes"));
-    }
-    if !request.uid_mappings.is_empty() || !request.gid_mappings.is_empty() {
-        return Err(SpecError::Unsupported("id-mapped mounts"));
+    let bidirectional = propagation(request)? == MountPropagation::PropagationBidirectional;
+    if policy.users.is_some() && bidirectional {
+        return Err(SpecError::Invalid {
+            field: "mount propagation",
+            value: request.container_path.clone(),
+            why: "the kernel lets no mount out of a user namespace, so it cannot be Bidirectional",
+        });
     }
     let destination = plain_path("mount destination", &request.container_path)?;
     if destination == Path::new("/") {
@@ -171,8 +192,14 @@ fn requested(request: &cri::Mount, policy: MountPolicy, host: &dyn Host) -> Resu
             why: "the path is not absolute",
         });
     }
-    let options = ["rbind", check_propagation(request, host)?, access(request, policy)?];
-    Ok(mount(&destination, "bind", source, &options))
+    // A request that contradicts itself is told so, whatever the host could give.
+    let access = access(request, policy)?;
+    let options = ["rbind", check_propagation(request, host)?, access];
+    let mut mount = mount(&destination, "bind", source, &options);
+    if let Some(maps) = userns::of_mount(request)? {
+        show_as(&mut mount, maps);
+    }
+    Ok(mount)
 }
 
 /// The later of two mounts at the same place stays.
@@ -205,7 +232,7 @@ pub fn for_container(
             // The pod's shared memory stays the pod's, even over the host's /dev.
             || (brings_dev && destination.starts_with("/dev") && destination != Path::new("/dev/shm"))
     };
-    let mut list = proc_and_dev();
+    let mut list = proc_and_dev(policy.users);
     list.push(sysfs(policy.privileged));
     list.push(cgroup(policy.privileged));
     list.extend(of_sandbox(files, policy));

@@ -4,7 +4,7 @@ use super::super::fixture::MadeUpHost;
 use super::*;
 
 const PLAIN: MountPolicy =
-    MountPolicy { privileged: false, readonly_rootfs: false, recursive_readonly: true };
+    MountPolicy { privileged: false, readonly_rootfs: false, recursive_readonly: true, users: None };
 
 fn request(host: &str, container: &str) -> cri::Mount {
     cri::Mount { host_path: host.to_owned(), container_path: container.to_owned(), ..Default::default() }
@@ -121,12 +121,27 @@ fn readonly_goes_as_deep_as_asked() {
 }
 
 #[test]
-fn what_is_not_served_is_refused_by_type() {
-    let image = cri::ImageSpec { image: "busybox".to_owned(), ..Default::default() };
-    let volume = cri::Mount { image: Some(image), ..request("", "/x") };
-    assert!(matches!(build(&[volume], PLAIN), Err(SpecError::Unsupported("image volumes"))));
-    let mapped = cri::Mount { uid_mappings: vec![cri::IdMapping::default()], ..request("/x", "/x") };
-    assert!(matches!(build(&[mapped], PLAIN), Err(SpecError::Unsupported(_))));
+fn behind_a_user_namespace_files_are_shown_as_the_pods() {
+    let ids = vec![cri::IdMapping { host_id: 70_000, container_id: 0, length: 65_536 }];
+    let users = cri::UserNamespace { mode: 0, uids: ids.clone(), gids: ids.clone() };
+    let options = cri::NamespaceOption { userns_options: Some(users), ..Default::default() };
+    let policy = MountPolicy { users: UserNamespace::of(&options).unwrap(), ..PLAIN };
+    let volume = cri::Mount { uid_mappings: ids.clone(), gid_mappings: ids.clone(), ..request("/x", "/x") };
+    let mounts = build(&[volume, request("/y", "/y")], policy).unwrap();
+    for (place, mapped) in
+        [("/etc/hosts", true), ("/etc/resolv.conf", true), ("/dev/shm", false), ("/x", true), ("/y", false)]
+    {
+        let maps = at(&mounts, place).uid_mappings();
+        assert_eq!(maps.as_ref().map(|maps| maps[0].host_id()), mapped.then_some(70_000), "{place}");
+    }
+    let open = cri::Mount { propagation: 2, ..request("/shared", "/z") };
+    assert!(matches!(build(&[open], policy), Err(SpecError::Invalid { .. })));
+    let half = cri::Mount { uid_mappings: ids, ..request("/x", "/x") };
+    assert!(matches!(build(&[half], PLAIN), Err(SpecError::Invalid { .. })));
+}
+
+#[test]
+fn places_that_are_none_are_refused() {
     for bad in [request("/x", "rel"), request("rel", "/x"), request("/x", "/a/../b"), request("/x", "/")] {
         assert!(matches!(build(&[bad], PLAIN), Err(SpecError::Invalid { .. })));
     }

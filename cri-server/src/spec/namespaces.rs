@@ -6,6 +6,7 @@ use cofferdam_proto::cri::{self, NamespaceMode};
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType};
 
 use super::error::SpecError;
+use super::userns::UserNamespace;
 
 /// Which namespaces a pod does not share with the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,21 +16,29 @@ pub struct PodNamespaces {
     /// Goes with the network, as a host's name and its addresses belong together.
     pub uts: bool,
     pub pid: bool,
+    pub user: Option<UserNamespace>,
 }
 
 impl PodNamespaces {
     /// What `options` ask for.
     ///
     /// # Errors
-    /// When a mode is unknown or has no meaning for a pod, or user namespaces are asked for.
+    /// When a mode is unknown or has no meaning for a pod, or a namespace of the node cannot be had with the pod's users.
     pub fn of(options: Option<&cri::NamespaceOption>) -> Result<Self, SpecError> {
         let default = cri::NamespaceOption::default();
         let options = options.unwrap_or(&default);
-        refuse_user_namespaces(options)?;
+        let user = UserNamespace::of(options)?;
         let network = own("network", options.network)?;
         let ipc = own("ipc", options.ipc)?;
         let pid = mode("pid", options.pid)? != NamespaceMode::Node;
-        Ok(Self { network, ipc, uts: network, pid })
+        if user.is_some() && !(network && ipc && pid) {
+            return Err(SpecError::Invalid {
+                field: "userns_options",
+                value: "POD".to_owned(),
+                why: "a pod with users of its own cannot share the network, ipc or pid namespace of the node",
+            });
+        }
+        Ok(Self { network, ipc, uts: network, pid, user })
     }
 }
 
@@ -54,15 +63,6 @@ fn own(field: &'static str, value: i32) -> Result<bool, SpecError> {
     }
 }
 
-fn refuse_user_namespaces(options: &cri::NamespaceOption) -> Result<(), SpecError> {
-    match &options.userns_options {
-        Some(user) if mode("user namespace", user.mode)? != NamespaceMode::Node => {
-            Err(SpecError::Unsupported("user namespaces"))
-        }
-        Some(_) | None => Ok(()),
-    }
-}
-
 /// Where a pod's namespaces can be joined.
 #[derive(Clone, Debug)]
 pub struct SandboxNamespaces {
@@ -70,6 +70,7 @@ pub struct SandboxNamespaces {
     pub ipc: PathBuf,
     pub uts: PathBuf,
     pub pid: PathBuf,
+    pub user: PathBuf,
 }
 
 impl SandboxNamespaces {
@@ -77,7 +78,13 @@ impl SandboxNamespaces {
     #[must_use]
     pub fn of_process(pid: u32) -> Self {
         let path = |name: &str| PathBuf::from(format!("/proc/{pid}/ns/{name}"));
-        Self { network: path("net"), ipc: path("ipc"), uts: path("uts"), pid: path("pid") }
+        Self {
+            network: path("net"),
+            ipc: path("ipc"),
+            uts: path("uts"),
+            pid: path("pid"),
+            user: path("user"),
+        }
     }
 }
 
@@ -92,7 +99,12 @@ fn namespace(typ: LinuxNamespaceType, path: Option<&Path>) -> LinuxNamespace {
 #[must_use]
 pub fn for_sandbox(pod: PodNamespaces, network: Option<&Path>) -> Vec<LinuxNamespace> {
     let mut out = vec![namespace(LinuxNamespaceType::Mount, None)];
+    if pod.user.is_some() {
+        // The runtime makes both, so that the network belongs to the pod's users.
+        out.push(namespace(LinuxNamespaceType::User, None));
+    }
     if pod.network {
+        let network = network.filter(|_| pod.user.is_none());
         out.push(namespace(LinuxNamespaceType::Network, network));
     }
     let own = [
@@ -104,18 +116,43 @@ pub fn for_sandbox(pod: PodNamespaces, network: Option<&Path>) -> Vec<LinuxNames
     out
 }
 
-/// A container's namespaces. `target` is the pid namespace of the container that TARGET mode names.
+/// The pod's user namespace, which a container has to share.
 ///
 /// # Errors
-/// When the options contradict themselves, name no known target, or ask for user namespaces.
+/// When the container's own options say otherwise.
+pub fn shared_users(
+    pod: Option<&cri::NamespaceOption>,
+    container: Option<&cri::NamespaceOption>,
+) -> Result<Option<UserNamespace>, SpecError> {
+    let of = |options: Option<&cri::NamespaceOption>| options.map_or(Ok(None), UserNamespace::of);
+    let users = of(pod)?;
+    let says = container.is_some_and(|options| options.userns_options.is_some());
+    if says && of(container)? != users {
+        return Err(SpecError::Invalid {
+            field: "userns_options",
+            value: "of the container".to_owned(),
+            why: "they are not the pod's",
+        });
+    }
+    Ok(users)
+}
+
+/// A container's namespaces, with the pod's `users`. `target` is the pid namespace of the container that TARGET mode names.
+///
+/// # Errors
+/// When the options contradict themselves or name no known target.
 pub fn for_container(
     options: Option<&cri::NamespaceOption>,
     sandbox: &SandboxNamespaces,
+    users: Option<UserNamespace>,
     target: Option<&Path>,
     cgroup_namespace: bool,
 ) -> Result<Vec<LinuxNamespace>, SpecError> {
     let pod = PodNamespaces::of(options)?;
     let mut out = vec![namespace(LinuxNamespaceType::Mount, None)];
+    if users.is_some() {
+        out.push(namespace(LinuxNamespaceType::User, Some(&sandbox.user)));
+    }
     if pod.network {
         out.push(namespace(LinuxNamespaceType::Network, Some(&sandbox.network)));
         out.push(namespace(LinuxNamespaceType::Uts, Some(&sandbox.uts)));
@@ -182,12 +219,13 @@ mod tests {
             let built = for_container(
                 Some(&options(network, pid, ipc)),
                 &sandbox,
+                None,
                 Some(Path::new("/proc/9/ns/pid")),
                 false,
             );
             assert_eq!(text(&built.unwrap()), expected);
         }
-        let on_v2 = for_container(None, &sandbox, None, true).unwrap();
+        let on_v2 = for_container(None, &sandbox, None, None, true).unwrap();
         assert!(text(&on_v2).ends_with(" cgroup"));
     }
 
@@ -210,17 +248,36 @@ mod tests {
     fn contradictions_are_refused() {
         use NamespaceMode::{Container, Pod, Target};
         let sandbox = SandboxNamespaces::of_process(7);
-        assert!(for_container(Some(&options(Container, Pod, Pod)), &sandbox, None, false).is_err());
-        assert!(for_container(Some(&options(Pod, Target, Pod)), &sandbox, None, false).is_err());
+        assert!(for_container(Some(&options(Container, Pod, Pod)), &sandbox, None, None, false).is_err());
+        assert!(for_container(Some(&options(Pod, Target, Pod)), &sandbox, None, None, false).is_err());
         let mut unknown = options(Pod, Pod, Pod);
         unknown.ipc = 77;
-        assert!(for_container(Some(&unknown), &sandbox, None, false).is_err());
-        let mut user = options(Pod, Pod, Pod);
-        user.userns_options = Some(cri::UserNamespace { mode: Pod as i32, ..Default::default() });
-        let refused = for_container(Some(&user), &sandbox, None, false).unwrap_err();
-        assert_eq!(refused.kind(), super::super::SpecErrorKind::Unsupported);
-        user.userns_options =
-            Some(cri::UserNamespace { mode: NamespaceMode::Node as i32, ..Default::default() });
-        assert!(for_container(Some(&user), &sandbox, None, false).is_ok());
+        assert!(for_container(Some(&unknown), &sandbox, None, None, false).is_err());
+    }
+
+    fn mapped(network: NamespaceMode, pid: NamespaceMode, ipc: NamespaceMode) -> cri::NamespaceOption {
+        let ids = vec![cri::IdMapping { host_id: 70_000, container_id: 0, length: 65_536 }];
+        let users = cri::UserNamespace { mode: NamespaceMode::Pod as i32, uids: ids.clone(), gids: ids };
+        cri::NamespaceOption { userns_options: Some(users), ..options(network, pid, ipc) }
+    }
+
+    #[test]
+    fn a_pod_with_users_of_its_own_shares_them_with_its_containers() {
+        use NamespaceMode::{Container, Node, Pod};
+        let asked = mapped(Pod, Container, Pod);
+        let pod = PodNamespaces::of(Some(&asked)).unwrap();
+        assert_eq!(text(&for_sandbox(pod, Some(Path::new("/n")))), "mnt user net ipc uts pid");
+        let users = shared_users(Some(&asked), None).unwrap();
+        assert_eq!(shared_users(Some(&asked), Some(&asked)).unwrap(), users);
+        let built = for_container(Some(&asked), &SandboxNamespaces::of_process(7), users, None, false);
+        assert!(text(&built.unwrap()).starts_with("mnt user=/proc/7/ns/user net=/proc/7/ns/net"));
+        for other in [mapped(Node, Container, Pod), mapped(Pod, Node, Pod), mapped(Pod, Pod, Node)] {
+            assert!(PodNamespaces::of(Some(&other)).is_err(), "{other:?}");
+        }
+        let nodes = cri::UserNamespace { mode: NamespaceMode::Node as i32, ..Default::default() };
+        let nodes = cri::NamespaceOption { userns_options: Some(nodes), ..options(Pod, Pod, Pod) };
+        assert!(shared_users(Some(&asked), Some(&nodes)).is_err());
+        assert!(shared_users(Some(&nodes), Some(&asked)).is_err());
+        assert_eq!(shared_users(None, Some(&nodes)).unwrap(), None);
     }
 }

@@ -12,6 +12,7 @@ use oci_spec::runtime::{Linux, Mount, Process, Root, Spec, User};
 use super::error::SpecError;
 use super::namespaces::{self, PodNamespaces};
 use super::security::Profile;
+use super::userns::{self, IdRange, UserNamespace};
 use super::{Defaults, OCI_VERSION, annotations, capabilities, devices, mounts, resources, security, sysctl};
 use crate::model::SandboxId;
 use crate::node::Features;
@@ -60,22 +61,31 @@ fn id(field: &'static str, value: Option<&cri::Int64Value>) -> Result<Option<u32
     value.map(one).transpose()
 }
 
-fn user(security: &cri::LinuxSandboxSecurityContext) -> Result<User, SpecError> {
+fn user(
+    security: &cri::LinuxSandboxSecurityContext,
+    users: Option<UserNamespace>,
+) -> Result<User, SpecError> {
     let uid = id("run_as_user", security.run_as_user.as_ref())?;
     let gid = id("run_as_group", security.run_as_group.as_ref())?;
     if gid.is_some() && uid.is_none() {
         return Err(super::user::UserError::GroupWithoutUser.into());
     }
     let mut user = User::default();
-    user.set_uid(uid.unwrap_or(NOBODY));
-    user.set_gid(gid.unwrap_or(if uid.is_some() { 0 } else { NOBODY }));
+    // A small range of users has its last one for nobody.
+    let nobody =
+        |range: fn(UserNamespace) -> IdRange| users.map_or(NOBODY, |u| NOBODY.min(range(u).count - 1));
+    user.set_uid(uid.unwrap_or_else(|| nobody(|users| users.uids)));
+    user.set_gid(gid.unwrap_or_else(|| if uid.is_some() { 0 } else { nobody(|users| users.gids) }));
+    userns::check_mapped(users, user.uid(), &[user.gid()])?;
     Ok(user)
 }
 
 fn process(input: &SandboxInput<'_>, labels: &security::SelinuxLabels) -> Result<Process, SpecError> {
     let mut process = Process::default();
     process.set_terminal(Some(false));
-    process.set_user(user(&security(input.config))?);
+    let security = security(input.config);
+    let pod = PodNamespaces::of(security.namespace_options.as_ref())?;
+    process.set_user(user(&security, pod.user)?);
     process.set_args(Some(vec![PAUSE.to_owned()]));
     process.set_env(Some(super::env::build("", false, None, &[], &[])?));
     process.set_cwd(PathBuf::from("/"));
@@ -87,9 +97,9 @@ fn process(input: &SandboxInput<'_>, labels: &security::SelinuxLabels) -> Result
     Ok(process)
 }
 
-fn mount_list(input: &SandboxInput<'_>) -> Vec<Mount> {
+fn mount_list(input: &SandboxInput<'_>, users: Option<UserNamespace>) -> Vec<Mount> {
     let readonly = ["rbind", "rprivate", "ro", "nosuid", "nodev"];
-    let mut list = mounts::proc_and_dev();
+    let mut list = mounts::proc_and_dev(users);
     list.push(mounts::sysfs(false));
     list.push(match input.shm {
         Some(shm) => mounts::mount(Path::new("/dev/shm"), "bind", shm, &["rbind", "rprivate", "rw"]),
@@ -120,6 +130,10 @@ fn linux(input: &SandboxInput<'_>, labels: &security::SelinuxLabels) -> Result<L
     }
     let mut linux = Linux::default();
     linux.set_namespaces(Some(namespaces::for_sandbox(pod, input.network_namespace)));
+    if let Some((uids, gids)) = pod.user.map(UserNamespace::maps) {
+        linux.set_uid_mappings(Some(uids));
+        linux.set_gid_mappings(Some(gids));
+    }
     linux.set_sysctl(Some(sysctl::build(
         asked.map_or(&no_sysctls, |linux| &linux.sysctls),
         pod,
@@ -177,7 +191,7 @@ pub fn sandbox_spec(input: &SandboxInput<'_>) -> Result<Spec, SpecError> {
     spec.set_version(OCI_VERSION.to_owned());
     spec.set_root(Some(root));
     spec.set_process(Some(process(input, &labels)?));
-    spec.set_mounts(Some(mount_list(input)));
+    spec.set_mounts(Some(mount_list(input, pod.user)));
     // Without a uts namespace of its own, a name would be the host's.
     let hostname = Some(input.config.hostname.clone()).filter(|name| pod.uts && !name.is_empty());
     spec.set_hostname(hostname);

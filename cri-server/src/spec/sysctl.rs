@@ -80,7 +80,10 @@ pub fn build(
             out.insert(PORT_START.to_owned(), "0".to_owned());
         }
         if defaults.unprivileged_icmp {
-            out.insert(PING_GROUPS.to_owned(), ALL_GROUPS.to_owned());
+            // In a user namespace the kernel takes only groups that it maps.
+            let groups =
+                namespaces.user.map(|user| format!("0 {}", (user.gids.count - 1).min(i32::MAX as u32)));
+            out.insert(PING_GROUPS.to_owned(), groups.unwrap_or_else(|| ALL_GROUPS.to_owned()));
         }
     }
     for (name, value) in requested {
@@ -103,8 +106,9 @@ pub fn checked(name: &str, namespaces: PodNamespaces) -> Result<String, SpecErro
 mod tests {
     use super::*;
 
-    const OWN: PodNamespaces = PodNamespaces { network: true, ipc: true, uts: true, pid: true };
-    const HOST: PodNamespaces = PodNamespaces { network: false, ipc: false, uts: false, pid: false };
+    const OWN: PodNamespaces = PodNamespaces { network: true, ipc: true, uts: true, pid: true, user: None };
+    const HOST: PodNamespaces =
+        PodNamespaces { network: false, ipc: false, uts: false, pid: false, user: None };
 
     fn one(name: &str, namespaces: PodNamespaces) -> Result<HashMap<String, String>, SpecError> {
         let requested = HashMap::from([(name.to_owned(), "1".to_owned())]);

@@ -61,6 +61,9 @@ pub fn exec(order: &ExecOrder, reporter: Reporter) -> Result<i32, Failure> {
     join_cgroups(order)?;
     for (name, fd, flag) in &namespaces {
         setns(fd, *flag).map_err(runtime(&format!("enter the container's {name} namespace")))?;
+        if *flag == CloneFlags::CLONE_NEWUSER {
+            become_root_of_the_namespace()?;
+        }
     }
     drop(namespaces);
     match sys::fork().map_err(runtime("fork into the container"))? {
@@ -104,6 +107,13 @@ fn open_namespaces(pid: i32) -> Result<Vec<(&'static str, File, CloneFlags)>, Fa
         return Err(Failure::new(FailureKind::Runtime, "the container's first process is gone"));
     }
     Ok(found)
+}
+
+/// Who comes from outside has no name in a user namespace, and what he makes there (a terminal) would have no owner.
+fn become_root_of_the_namespace() -> Result<(), Failure> {
+    let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
+    setresgid(gid, gid, gid).map_err(runtime("become the container's root group"))?;
+    setresuid(uid, uid, uid).map_err(runtime("become the container's root"))
 }
 
 fn init_environment(pid: i32, prefix: &str) -> Option<String> {

@@ -10,11 +10,16 @@ mod device_filter;
 mod executable;
 mod external;
 mod guard;
+mod idmap;
 mod join;
+mod layers;
 mod null;
 mod oci;
+mod probe;
+mod propagation;
 mod rootfs;
 mod spec;
+mod staging;
 mod workdir;
 
 use std::fmt;
@@ -202,15 +207,12 @@ fn carry_out(order: &Order, reporter: Reporter) -> Result<Report, Failure> {
     match order {
         Order::Create(order) => {
             let runtime = runtime_for(&order.options, &order.bundle, reporter);
-            let mut prepared = spec::prepare(&order.bundle, reporter)?;
-            if order.options.binary.is_none() {
-                let unit = order.options.systemd_cgroup && plain_path(&prepared.spec).is_none();
-                prepared.fit_libcontainer(unit)?;
-            }
+            let prepared = spec::prepare(&order.bundle, reporter)?;
             let visit = join_scope(order, &prepared.spec)?;
-            let on_host = rootfs::mount(order, &prepared.spec)?;
-            let made = spec::finish(prepared, &order.bundle)
-                .and_then(|bundle| runtime.create(order, &bundle, &visit));
+            let place = rootfs::mount(order, &prepared.spec)?;
+            let on_host = place == rootfs::Place::Host;
+            let made =
+                spec::finish(prepared, order, place).and_then(|bundle| runtime.create(order, &bundle, &visit));
             match made {
                 Ok(created) => Ok(Report::Created(Created { mounted_on_host: on_host, ..created })),
                 Err(failure) => {
@@ -221,9 +223,15 @@ fn carry_out(order: &Order, reporter: Reporter) -> Result<Report, Failure> {
                 }
             }
         }
-        Order::Start(order) => runtime_for(&order.options, &order.bundle, reporter).start(order).map(|()| Report::Done),
-        Order::Exec(order) => runtime_for(&order.options, &order.bundle, reporter).exec(order).map(Report::Executed),
-        Order::Delete(order) => runtime_for(&order.options, &order.bundle, reporter).delete(order).map(|()| Report::Done),
+        Order::Start(order) => {
+            runtime_for(&order.options, &order.bundle, reporter).start(order).map(|()| Report::Done)
+        }
+        Order::Exec(order) => {
+            runtime_for(&order.options, &order.bundle, reporter).exec(order).map(Report::Executed)
+        }
+        Order::Delete(order) => {
+            runtime_for(&order.options, &order.bundle, reporter).delete(order).map(|()| Report::Done)
+        }
     }
 }
 
@@ -234,11 +242,11 @@ fn join_scope(order: &CreateOrder, spec: &Spec) -> Result<Visit, Failure> {
         return Ok(Visit::default());
     }
     if let Some(path) = plain_path(spec) {
-        return systemd::enter(path)
-            .map_err(Failure::because(FailureKind::Runtime, "join the pod's scope"));
+        return systemd::enter(path).map_err(Failure::because(FailureKind::Runtime, "join the pod's scope"));
     }
     if order.options.binary.is_none() && !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
-        let words = "a scope for each container needs cgroup v2: give a plain path below a scope, or a binary";
+        let words =
+            "a scope for each container needs cgroup v2: give a plain path below a scope, or a binary";
         return Err(Failure::new(FailureKind::Spec, words));
     }
     Ok(Visit::default())
@@ -250,5 +258,7 @@ fn plain_path(spec: &Spec) -> Option<&Path> {
     path.is_absolute().then_some(path.as_path())
 }
 
+pub use layers::main as mount_layers;
 pub use oci::notify_start;
+pub use probe::main as probe_user_namespaces;
 pub use rootfs::unmount as unmount_rootfs;

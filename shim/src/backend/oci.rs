@@ -14,6 +14,7 @@ use oci_spec::runtime::{LinuxResources, Spec};
 
 use super::{
     Failure, FailureKind, OciRuntime, Reporter, chain, console, device_filter, executable, guard, join, null,
+    propagation,
 };
 use crate::bundle::Bundle;
 use crate::cgroup::limits::{self, place};
@@ -72,10 +73,16 @@ impl OciRuntime for Libcontainer {
         let sound = placed
             .and_then(|()| device_filter::enforce(&spec, &cgroups, self.reporter))
             .and_then(|()| set_limits(&spec, &cgroups))
-            .and_then(|()| guard::after(&spec, pid));
+            .and_then(|()| guard::after(&spec, pid))
+            .and_then(|()| propagation::settle(&spec, pid));
         if let Err(failure) = sound {
             abandon(order, pid, &cgroups);
             return Err(failure);
+        }
+        if order.console.is_some()
+            && let Err(error) = give_terminal(pid)
+        {
+            self.reporter.warn(format!("the terminal stays root's: {error}"));
         }
         let hooks = spec.hooks().clone().unwrap_or_default();
         let any = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|l| !l.is_empty());
@@ -107,6 +114,16 @@ impl OciRuntime for Libcontainer {
         run_hooks(hooks.poststop().as_ref(), Some(&container.state), None, None, None)
             .map_err(Failure::because(FailureKind::Runtime, "run the poststop hooks"))
     }
+}
+
+/// Makes the terminal its user's, which libcontainer forgets: he may open it again by name. The process still waits, so
+/// what lies behind the link is what was put there.
+fn give_terminal(pid: i32) -> std::io::Result<()> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let uid =
+        status.lines().find_map(|line| line.strip_prefix("Uid:")?.split_whitespace().next()?.parse().ok());
+    let uid = uid.ok_or_else(|| std::io::Error::other("its user is not known"))?;
+    std::os::unix::fs::chown(format!("/proc/{pid}/fd/0"), Some(uid), None)
 }
 
 /// The working directory, for libcontainer's errors do not name it: entering it is the one bare system call that fails

@@ -13,16 +13,28 @@ use nix::sched::{CloneFlags, unshare};
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags};
 
+use super::idmap::{Layers, Mapping};
 use super::{Failure, FailureKind};
 use crate::wire::{CreateOrder, Mount};
 
 /// mount(2) takes one page of options; some room is left for what the kernel adds.
 const CLASSIC_LIMIT: usize = 4000;
 
-/// Mounts everything the order lists. True when it was done in the host's namespace.
-pub fn mount(order: &CreateOrder, spec: &Spec) -> Result<bool, Failure> {
+/// Whose mounts this process sees after the root filesystem's are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// The host's, and nothing was mounted.
+    Unchanged,
+    /// The host's, with the root filesystem in it.
+    Host,
+    /// Its own.
+    Private,
+}
+
+/// Mounts everything the order lists.
+pub fn mount(order: &CreateOrder, spec: &Spec) -> Result<Place, Failure> {
     if order.rootfs.is_empty() {
-        return Ok(false);
+        return Ok(Place::Unchanged);
     }
     let target = order.bundle.join("rootfs");
     fs::create_dir_all(&target).map_err(failed("make the mount point", &target))?;
@@ -36,14 +48,24 @@ pub fn mount(order: &CreateOrder, spec: &Spec) -> Result<bool, Failure> {
         } else {
             target.join(one.target.trim_start_matches('/'))
         };
-        if let Err(failure) = mount_one(one, &at) {
+        if let Err(failure) = mount_mapped(one, &at, &order.bundle) {
             if on_host {
                 unmount(&target);
             }
             return Err(failure);
         }
     }
-    Ok(on_host)
+    Ok(if on_host { Place::Host } else { Place::Private })
+}
+
+/// Mounts one, with its owners mapped where its options say so.
+fn mount_mapped(one: &Mount, at: &Path, bundle: &Path) -> Result<(), Failure> {
+    let Some(mapping) = Mapping::of_options(&one.options)? else { return mount_one(one, at) };
+    let scratch = bundle.join("oci").join("lower");
+    let (layers, mapped) = Layers::map(one, &mapping, &scratch)?;
+    let mounted = mount_one(&mapped, at);
+    drop(layers);
+    mounted
 }
 
 /// Unmounts whatever lies on `target`, as often as something does.
@@ -61,7 +83,8 @@ fn failed<E: std::error::Error>(doing: &'static str, path: &Path) -> impl FnOnce
     move |error| Failure::because(FailureKind::Rootfs, &format!("{doing} {}", path.display()))(error)
 }
 
-fn enter_private_namespace(bundle: &Path) -> Result<(), Failure> {
+/// Leaves the host's mount namespace for one that hears of its mounts and tells it nothing.
+pub fn enter_private_namespace(bundle: &Path) -> Result<(), Failure> {
     unshare(CloneFlags::CLONE_NEWNS).map_err(failed("leave the host's mount namespace for", bundle))?;
     let table = fs::read_to_string("/proc/self/mountinfo").map_err(failed("read mounts for", bundle))?;
     let bundle = fs::canonicalize(bundle).map_err(failed("resolve", bundle))?;
@@ -106,7 +129,7 @@ fn needs_host(order: &CreateOrder, spec: &Spec) -> bool {
     })
 }
 
-fn mount_one(one: &Mount, at: &Path) -> Result<(), Failure> {
+pub fn mount_one(one: &Mount, at: &Path) -> Result<(), Failure> {
     let (flags, data) = split_options(&one.options);
     let doing = || format!("mount {} from {:?} at {}", one.fs_type, one.source, at.display());
     let text = data.join(",");

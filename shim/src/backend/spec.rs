@@ -13,7 +13,10 @@ use nix::sys::resource::{Resource, getrlimit};
 use oci_spec::runtime::{PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, Spec};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
-use super::{Failure, FailureKind, Reporter, cgroup_mount, guard, workdir};
+use super::idmap::Mapping;
+use super::rootfs::{self, Place};
+use super::{Failure, FailureKind, Reporter, cgroup_mount, guard, staging, workdir};
+use crate::wire::CreateOrder;
 
 const CAP_SYS_RESOURCE: u32 = 24;
 /// No sane passwd file is longer; a hostile one is not read further.
@@ -27,7 +30,7 @@ pub struct Prepared {
 impl Prepared {
     /// Says the same in the way that libcontainer can carry out. Limits stay in it for a container that is a unit of
     /// systemd's, which would take away what it does not know of.
-    pub fn fit_libcontainer(&mut self, is_unit: bool) -> Result<(), Failure> {
+    fn fit_libcontainer(&mut self, is_unit: bool) -> Result<(), Failure> {
         // libcontainer does not look at labels, and a container must not get less than it asked for unseen.
         let process = self.spec.process().as_ref();
         if process.is_some_and(|p| p.selinux_label().as_ref().is_some_and(|label| !label.is_empty())) {
@@ -41,6 +44,25 @@ impl Prepared {
         let table = fs::read_to_string("/proc/self/mountinfo");
         let table = table.map_err(Failure::because(FailureKind::Spec, "read /proc/self/mountinfo"))?;
         self.changed |= cgroup_mount::replace(&mut self.spec, &table);
+        Ok(())
+    }
+
+    /// Takes what cannot be reached any more once the runtime is behind a user namespace.
+    fn take_sources(&mut self, bundle: &Path, place: Place) -> Result<(), Failure> {
+        if !staging::is_needed(&self.spec) {
+            return Ok(());
+        }
+        match place {
+            Place::Private => {}
+            Place::Unchanged => rootfs::enter_private_namespace(bundle)?,
+            Place::Host => {
+                let words = "a volume with mapped owners, or a user namespace, and a volume that propagates its mounts \
+                             to the host cannot be had in one container";
+                return Err(Failure::new(FailureKind::Spec, words));
+            }
+        }
+        staging::take(&mut self.spec, bundle)?;
+        self.changed = true;
         Ok(())
     }
 
@@ -82,13 +104,23 @@ pub fn prepare(bundle: &Path, reporter: Reporter) -> Result<Prepared, Failure> {
 }
 
 /// Completes the specification once the root filesystem is there, and says in which folder it lies.
-pub fn finish(mut prepared: Prepared, bundle: &Path) -> Result<PathBuf, Failure> {
+pub fn finish(mut prepared: Prepared, order: &CreateOrder, place: Place) -> Result<PathBuf, Failure> {
+    let bundle = &order.bundle;
     let root = prepared.spec.root().as_ref().map(|r| bundle.join(r.path()));
     if let Some(root) = &root {
+        // As the specification has the mounts, before their sources get other names.
         guard::before(&prepared.spec, root)?;
+        let mapping = order.rootfs.iter().find_map(|mount| Mapping::of_options(&mount.options).transpose());
+        let owner = mapping.transpose()?.and_then(|mapping| mapping.root());
         let cwd = prepared.spec.process().as_ref().map(|p| p.cwd().display().to_string()).unwrap_or_default();
         let doing = format!("make the working directory {cwd}");
-        workdir::make(&prepared.spec, root).map_err(Failure::because(FailureKind::Rootfs, &doing))?;
+        workdir::make(&prepared.spec, root, owner)
+            .map_err(Failure::because(FailureKind::Rootfs, &doing))?;
+    }
+    prepared.take_sources(bundle, place)?;
+    if order.options.binary.is_none() {
+        let unit = order.options.systemd_cgroup && super::plain_path(&prepared.spec).is_none();
+        prepared.fit_libcontainer(unit)?;
     }
     if let (Some(process), Some(root)) = (prepared.spec.process_mut(), &root) {
         prepared.changed |= give_home(process, root);

@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{Mount, Spec};
-use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, open, openat2};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, mkdirat, open, openat2};
 use rustix::io::Errno;
 
 const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
@@ -26,15 +26,16 @@ enum Place<'a> {
     Closed,
 }
 
-/// Makes the spec's working directory below `root`, its mounted root filesystem.
-pub fn make(spec: &Spec, root: &Path) -> io::Result<()> {
+/// Makes the spec's working directory below `root`, its mounted root filesystem. `owner` is who the container's root is on
+/// the host, where he is not the host's.
+pub fn make(spec: &Spec, root: &Path, owner: Option<(u32, u32)>) -> io::Result<()> {
     let Some(process) = spec.process() else { return Ok(()) };
     let mounts = spec.mounts().as_deref().unwrap_or_default();
     match place(process.cwd(), mounts) {
-        Place::Root => Ok(make_below(root, process.cwd(), ResolveFlags::NO_XDEV)?),
+        Place::Root => Ok(make_below(root, process.cwd(), ResolveFlags::NO_XDEV, owner)?),
         // A link in a volume can mean another place in the container than it does here: entering it decides.
         Place::Volume(source, rest) => {
-            let _ = make_below(source, &rest, ResolveFlags::empty());
+            let _ = make_below(source, &rest, ResolveFlags::empty(), None);
             Ok(())
         }
         Place::Closed => Ok(()),
@@ -58,7 +59,12 @@ fn place<'a>(cwd: &Path, mounts: &'a [Mount]) -> Place<'a> {
     }
 }
 
-fn make_below(base: &Path, rest: &Path, bounds: ResolveFlags) -> Result<(), Errno> {
+fn make_below(
+    base: &Path,
+    rest: &Path,
+    bounds: ResolveFlags,
+    owner: Option<(u32, u32)>,
+) -> Result<(), Errno> {
     let names = rest.components().filter_map(|part| match part {
         Component::Normal(name) => Some(name),
         _ => None,
@@ -77,7 +83,12 @@ fn make_below(base: &Path, rest: &Path, bounds: ResolveFlags) -> Result<(), Errn
         above = match enter(&way) {
             Err(Errno::NOENT) => {
                 mkdirat(&above, name, Mode::from_raw_mode(0o755))?;
-                enter(&way)?
+                let made = enter(&way)?;
+                if let Some((uid, gid)) = owner {
+                    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+                    chownat(&made, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
+                }
+                made
             }
             entered => entered?,
         };
@@ -96,7 +107,7 @@ mod tests {
         std::os::unix::fs::symlink(outside.path(), root.path().join("out")).unwrap();
         std::os::unix::fs::symlink("/real", root.path().join("link")).unwrap();
         std::fs::create_dir(root.path().join("real")).unwrap();
-        let make = |path: &str| make_below(root.path(), Path::new(path), ResolveFlags::NO_XDEV);
+        let make = |path: &str| make_below(root.path(), Path::new(path), ResolveFlags::NO_XDEV, None);
         make("/a/b").unwrap();
         make("/a/b").unwrap();
         assert!(root.path().join("a/b").is_dir());

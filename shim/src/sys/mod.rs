@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 pub mod bpf;
+pub mod mount;
 pub mod program;
 
 use std::io;

@@ -10,6 +10,7 @@
 
 pub mod cli;
 pub mod leak;
+pub mod limits;
 pub mod log;
 pub mod netns;
 pub mod node;

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::Mutex;
@@ -311,7 +312,12 @@ impl Drop for Node {
 
 fn folder() -> tempfile::TempDir {
     // Short on purpose: names of unix sockets hold 107 bytes.
-    tempfile::Builder::new().prefix("cft-").rand_bytes(5).tempdir_in("/tmp").expect("no temp folder")
+    let folder = tempfile::Builder::new().prefix("cft-").rand_bytes(5).tempdir_in("/tmp");
+    let folder = folder.expect("no temp folder");
+    // Others may pass, as on a real node: a pod with users of its own has to reach its files.
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o711))
+        .expect("cannot open the folder");
+    folder
 }
 
 fn config(dir: &Path, extra: &HashMap<&'static str, String>) -> String {

@@ -100,7 +100,7 @@ impl Session {
     }
 
     /// The next frame other than credit; nothing at the end of the connection, however it ends.
-    pub fn next(&mut self) -> Option<Frame> {
+    pub fn receive(&mut self) -> Option<Frame> {
         loop {
             match self.frame()? {
                 Frame::Control { kind: 9, .. } => {}
@@ -125,7 +125,7 @@ impl Session {
 
     /// Reads to the end of the connection and gives each piece of data to `take`, with its stream.
     pub fn each(&mut self, mut take: impl FnMut(u32, &[u8])) {
-        while let Some(frame) = self.next() {
+        while let Some(frame) = self.receive() {
             if let Frame::Data { id, bytes, .. } = frame {
                 take(id, &bytes);
             }

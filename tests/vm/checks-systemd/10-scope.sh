@@ -35,7 +35,8 @@ equal "its scope is active" active "$(systemctl is-active $scope)"
 equal "its scope is delegated" yes "$(systemctl show -P Delegate $scope)"
 equal "its scope is in the kubelet's slice" "$(basename $slice)" "$(systemctl show -P Slice $scope)"
 equal "systemd sees it where the kubelet put it" "$slice/$scope" "$(systemctl show -P ControlGroup $scope)"
-launch main '"sleep", "4000"' '"resources": {"cpu_quota": 20000, "cpu_period": 100000, "cpu_shares": 512, "memory_limit_in_bytes": 67108864}'
+launch main '"sleep", "4000"' '"resources": {"cpu_quota": 20000, "cpu_period": 100000, "cpu_shares": 512, "memory_limit_in_bytes": 67108864,
+    "hugepage_limits": [{"page_size": "2MB", "limit": 4194304}]}'
 first=$container
 launch second '"sleep", "4000"' '"resources": {}'
 equal "two containers are one scope" 1 "$(scopes)"
@@ -43,6 +44,8 @@ own=$(grep -E '^(0:|.*name=systemd)' "/proc/$(pid "$first")/cgroup" | cut -d: -f
 equal "a container is below the scope" "$slice/$scope/$first" "$own"
 if v2; then wanted="67108864 20000 100000 59"; else wanted="67108864 20000 512"; fi
 equal "its limits" "$wanted" "$(limits)"
+if v2; then huge=hugetlb.2MB.max; else huge=hugetlb.2MB.limit_in_bytes; fi
+equal "its huge pages" 4194304 "$(file "$first" hugetlb $huge)"
 check "systemd reads its units again" systemctl daemon-reload
 equal "its limits stay" "$wanted" "$(limits)"
 check "limits are changed while it runs" cri update --memory 100663296 --cpu-quota 30000 --cpu-period 100000 "$first"

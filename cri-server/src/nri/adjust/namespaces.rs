@@ -58,6 +58,8 @@ pub fn sysctl(linux: &mut Linux, wanted: &HashMap<String, String>) -> Result<(),
         ipc: has(linux, Type::Ipc),
         uts: has(linux, Type::Uts),
         pid: has(linux, Type::Pid),
+        // Only the pod's defaults depend on it.
+        user: None,
     };
     let mut sysctl = linux.sysctl().clone().unwrap_or_default();
     for key in wanted.keys().filter_map(|key| key.strip_prefix('-')) {

@@ -1,0 +1,61 @@
+//! mount_setattr(2), for which no library has a wrapper yet.
+//!
+//! Invariant: the structure lives on the caller's stack for the length of the call only.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use nix::errno::Errno;
+
+/// `struct mount_attr` as of Linux 5.12, its first version.
+#[repr(C)]
+#[derive(Default)]
+struct MountAttr {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    userns_fd: u64,
+}
+
+fn set(mount: BorrowedFd<'_>, recursive: bool, attr: &MountAttr) -> nix::Result<()> {
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the descriptor is open for the length of the call, the path is an empty C string, and the structure has the
+    // layout and the size that the kernel is told.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            std::ptr::from_ref(attr),
+            size_of::<MountAttr>(),
+        )
+    };
+    Errno::result(result).map(drop)
+}
+
+/// Shows a detached mount, or the whole tree of it, with the owners that the user namespace's mapping gives.
+pub fn map_ids(mount: impl AsFd, userns: impl AsFd, recursive: bool) -> nix::Result<()> {
+    let userns = userns.as_fd().as_raw_fd();
+    let attr = MountAttr {
+        set: libc::MOUNT_ATTR_IDMAP,
+        userns_fd: u64::try_from(userns).map_err(|_| Errno::EBADF)?,
+        ..MountAttr::default()
+    };
+    set(mount.as_fd(), recursive, &attr)
+}
+
+/// How mount events travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Propagation {
+    Private,
+    Slave,
+}
+
+/// Says how mount events travel at one mount of this process's namespace.
+pub fn set_propagation(mount: impl AsFd, propagation: Propagation) -> nix::Result<()> {
+    let propagation = match propagation {
+        Propagation::Private => libc::MS_PRIVATE,
+        Propagation::Slave => libc::MS_SLAVE,
+    };
+    set(mount.as_fd(), false, &MountAttr { propagation, ..MountAttr::default() })
+}
