@@ -63,12 +63,13 @@ e2e: ## the tests through the socket
 vm-test: setup-vm build ## the main job in a virtual machine with Debian's kernel and cgroup v2 (minutes)
 	tests/vm/run.sh target/release
 
-vm-systemd: setup-vm build ## the same with systemd keeping the cgroups, on v2 and on a hybrid node
+vm-systemd: setup-vm build ## the same with systemd keeping the cgroups, on v2, hybrid and v1
 	@SUDO="$(SUDO)" tests/setup.sh systemd
 	tests/vm/run.sh --systemd target/release
 	tests/vm/run.sh --systemd --hybrid target/release
+	tests/vm/run.sh --systemd --legacy target/release
 
-# Under emulation the whole suite takes an hour or more; FOCUS and SKIP choose specs.
+# Under emulation the whole suite takes a quarter of an hour; FOCUS and SKIP choose specs.
 vm-critest: setup-vm build ## critest in that machine, with AppArmor; needs critest and a registry with its images
 	COFFERDAM_VM_SECONDS=$${COFFERDAM_VM_SECONDS:-7200} \
 	tests/vm/run.sh --critest $(if $(FOCUS),--focus '$(FOCUS)') $(if $(SKIP),--skip '$(SKIP)') target/release

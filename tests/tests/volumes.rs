@@ -3,7 +3,7 @@
 use cofferdam_proto::cri::{self, NamespaceMode};
 use cofferdam_tests::client::build;
 use cofferdam_tests::fixtures::image::{Blob, Built, Image};
-use cofferdam_tests::fixtures::layer::Layer;
+use cofferdam_tests::fixtures::layer::{Kind, Layer};
 use cofferdam_tests::harness::{Node, Pod};
 use tonic::Code;
 
@@ -189,6 +189,23 @@ async fn a_pod_with_users_of_its_own_sees_its_own_owners() {
     let mut config = build::shell("main", &base, script);
     config.mounts = vec![mapped(&data, "", "/a"), mapped(&single, "d", "/b")];
     assert_eq!(node.output(&pod, config).await, "1000:1000\n0:0\n0:0\nchanged\nkept\n");
+    node.destroy(&pod).await;
+    node.assert_clean().await;
+}
+
+#[tokio::test]
+async fn a_directory_that_a_layer_only_implies_keeps_its_rights() {
+    let node = Node::start().await;
+    let base = node.base_image().await;
+    let lower = Layer::new().entry("private", Kind::Dir, 0o711).file("private/old", "old");
+    let upper = Layer::new().file("private/new", "new");
+    let image = Image::new().layer(lower).layer(upper).build().unwrap();
+    let reference = node.registry.push("implied", "1", &image);
+    node.cri.pull(&reference, None).await.unwrap();
+    let pod = node.run_pod(&node.pod("implied")).await;
+    let script = format!("cd {INSIDE}; stat -c %a private; cat private/old private/new");
+    let output = node.output(&pod, with(volume(&reference, ""), &base, &script)).await;
+    assert_eq!(output, "711\noldnew");
     node.destroy(&pod).await;
     node.assert_clean().await;
 }

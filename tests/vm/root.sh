@@ -41,6 +41,20 @@ add_program() { # FILE TARGET
     done
 }
 
+# What loads profiles, and what profiles include: the package is unpacked and not installed, like the kernel.
+add_apparmor() {
+    local from=$cache/apparmor
+    if [ ! -x "$from/sbin/apparmor_parser" ] && (cd "$dir" && apt-get download -q apparmor >/dev/null 2>&1); then
+        dpkg -x "$dir"/apparmor_*.deb "$from"
+    fi
+    # The checks say that they lack it.
+    [ -x "$from/sbin/apparmor_parser" ] || return 0
+    add_program "$from/sbin/apparmor_parser" /sbin/apparmor_parser
+    mkdir -p "$root/etc/apparmor.d"
+    cp -r "$from"/etc/apparmor "$root/etc/"
+    cp -r "$from"/etc/apparmor.d/{abi,abstractions,tunables} "$root/etc/apparmor.d/"
+}
+
 # systemd as this machine has it, with the least that it needs: no journal, no bus, no logins.
 add_systemd() {
     [ -x /lib/systemd/systemd ] || { echo "systemd is missing: apt-get install systemd" >&2; exit 1; }
@@ -59,7 +73,7 @@ add_systemd() {
 
 build_root() { # CHECK...
     root=$dir/root
-    mkdir -p "$root"/{bin,sbin,proc,sys,dev,run,tmp,etc,root,usr/local/bin,var/lib,var/log,checks}
+    mkdir -p "$root"/{bin,sbin,proc,sys,dev,run,tmp,etc,root,usr/bin,usr/local/bin,var/lib,var/log,var/cache/apparmor,checks}
     install "$(command -v busybox)" "$root/bin/busybox"
     ln -s busybox "$root/bin/sh"
     ln -s ../bin/busybox "$root/sbin/modprobe"
@@ -106,7 +120,9 @@ build_root() { # CHECK...
 add_critest() {
     add_program "$critest" /usr/local/bin/critest
     install -m 644 "$here/critest.sh" "$root/checks/critest.sh"
-    # What the suite itself calls on the node.
+    # What the suite itself calls on the node; it is root already.
+    printf '#!/bin/sh\nexec "$@"\n' > "$root/usr/bin/sudo"
+    chmod 755 "$root/usr/bin/sudo"
     local program
     for program in ipcmk ipcs ipcrm; do
         [ ! -x "$(command -v $program)" ] || add_program "$(command -v $program)" /usr/bin/$program

@@ -112,6 +112,11 @@ impl Corrections {
         Ok(Self(made))
     }
 
+    /// Whether the layers fit each other as they are.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Makes them in the new, empty writable layer `upper` of `owners`; the empty path is `upper` itself.
     pub fn make(&self, upper: &Path, owners: Option<Owners>) -> Result<(), SnapshotError> {
         for (path, wanted) in &self.0 {
@@ -120,8 +125,7 @@ impl Corrections {
                 fs::create_dir(&target).map_err(SnapshotError::io("make directory", &target))?;
             }
             let (uid, gid) = owners.map_or(wanted.owner, |owners| owners.on_the_node(wanted.owner));
-            chown(&target, Some(uid), Some(gid))
-                .map_err(SnapshotError::io("set the owner of", &target))?;
+            chown(&target, Some(uid), Some(gid)).map_err(SnapshotError::io("set the owner of", &target))?;
             fs::set_permissions(&target, fs::Permissions::from_mode(wanted.mode))
                 .map_err(SnapshotError::io("set the mode of", &target))?;
         }

@@ -5,6 +5,7 @@
 //! <root>/containers/<id>/{upper,work}        a container's writable layer
 //! <root>/containers/<id>/layers.json         what it stands on
 //! <root>/containers/<id>/volumes.json        layers of its image volumes
+//! <root>/containers/<id>/volume-<digest>/    what such a volume shows over its layers, see [`implied`]
 //! <root>/empty                               stands below containers of images without layers
 //! ```
 //!
@@ -24,6 +25,7 @@ mod tests;
 mod tree;
 mod usage;
 mod view;
+mod volume;
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -183,35 +185,6 @@ impl Snapshots {
         Ok(vec![Mount { kind: "overlay".to_owned(), source: "overlay".to_owned(), options }])
     }
 
-    /// The directories that make up an image volume of the container, top first, kept as long as its writable layer is. An
-    /// overlay without a writable layer needs two; there is one where the image has no layers. Blocks.
-    ///
-    /// # Errors
-    /// When the container has no writable layer or a layer is missing.
-    pub fn volume_layers(&self, layers: &[Digest], id: &ContainerId) -> Result<Vec<PathBuf>, SnapshotError> {
-        let mut containers = self.containers();
-        let mut lower = self.lower(layers)?;
-        let path = self.container(id).join("volumes.json");
-        let unprepared =
-            || std::io::Error::new(std::io::ErrorKind::NotFound, "the container is not prepared");
-        let standing =
-            containers.get_mut(id).ok_or_else(|| SnapshotError::io("find", &path)(unprepared()))?;
-        let new = layers.iter().filter(|layer| !standing.volumes.contains(layer)).cloned();
-        let all: Vec<Digest> = standing.volumes.iter().cloned().chain(new).collect();
-        if all != standing.volumes {
-            let text =
-                serde_json::to_vec(&all).map_err(|e| SnapshotError::io("describe", &path)(e.into()))?;
-            fs::write(&path, text).map_err(SnapshotError::io("write", &path))?;
-            standing.volumes = all;
-        }
-        if let [only] = lower.as_slice()
-            && *only != self.root.join("empty")
-        {
-            lower.push(self.root.join("empty"));
-        }
-        Ok(lower)
-    }
-
     /// Directories to stack, top first; layers that an opaque one hides are left out.
     fn lower(&self, layers: &[Digest]) -> Result<Vec<PathBuf>, SnapshotError> {
         let mut lower = Vec::with_capacity(layers.len());
@@ -358,7 +331,7 @@ fn prepare(
     top: Option<&Path>,
     (corrections, owners): (&Corrections, Option<Owners>),
 ) -> Result<(), SnapshotError> {
-    use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
+    use std::os::unix::fs::DirBuilderExt;
     for (name, mode) in [("upper", 0o755), ("work", 0o700)] {
         let path = home.join(name);
         fs::DirBuilder::new()
@@ -368,16 +341,21 @@ fn prepare(
             .map_err(SnapshotError::io("make directory", &path))?;
     }
     if let Some(top) = top {
-        let upper = home.join("upper");
-        let like = fs::metadata(top).map_err(SnapshotError::io("stat", top))?;
-        let own = (like.uid(), like.gid());
-        let (uid, gid) = owners.map_or(own, |owners| owners.on_the_node(own));
-        chown(&upper, Some(uid), Some(gid)).map_err(SnapshotError::io("set the owner of", &upper))?;
-        fs::set_permissions(&upper, fs::Permissions::from_mode(like.mode() & 0o7777))
-            .map_err(SnapshotError::io("set the mode of", &upper))?;
+        look_like(&home.join("upper"), top, owners)?;
     }
     corrections.make(&home.join("upper"), owners)?;
     let path = home.join("layers.json");
     let text = serde_json::to_vec(layers).map_err(|e| SnapshotError::io("describe", &path)(e.into()))?;
     fs::write(&path, text).map_err(SnapshotError::io("write", &path))
+}
+
+/// Gives a directory the owner and the mode of another.
+fn look_like(directory: &Path, other: &Path, owners: Option<Owners>) -> Result<(), SnapshotError> {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+    let like = fs::metadata(other).map_err(SnapshotError::io("stat", other))?;
+    let own = (like.uid(), like.gid());
+    let (uid, gid) = owners.map_or(own, |owners| owners.on_the_node(own));
+    chown(directory, Some(uid), Some(gid)).map_err(SnapshotError::io("set the owner of", directory))?;
+    fs::set_permissions(directory, fs::Permissions::from_mode(like.mode() & 0o7777))
+        .map_err(SnapshotError::io("set the mode of", directory))
 }

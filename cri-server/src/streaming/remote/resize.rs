@@ -79,6 +79,10 @@ impl Parser {
             let blank =
                 self.rest.iter().take_while(|byte| matches!(byte, b' ' | b'\t' | b'\r' | b'\n')).count();
             self.rest.drain(..blank);
+            // Said at once: a number, say, is only complete when something else follows it.
+            if self.rest.first().is_some_and(|byte| *byte != b'{') {
+                return Err(NotASize);
+            }
             let mut objects = serde_json::Deserializer::from_slice(&self.rest).into_iter::<TerminalSize>();
             let Some(next) = objects.next() else { return Ok(last) };
             match next {
@@ -124,7 +128,9 @@ mod tests {
 
     #[test]
     fn what_is_no_size_is_refused() {
-        assert!(parse(b"hello").is_err());
+        for no_object in ["hello", "0100.", "1", "[80,24]", "}", " \"a\""] {
+            assert!(parse(no_object.as_bytes()).is_err(), "{no_object}");
+        }
         assert!(parse(br#"{"Width":70000,"Height":1}"#).is_err());
         assert_eq!(parse(b"{").unwrap(), None);
         let endless = format!("{{\"Width\":1,\"x\":\"{}", "y".repeat(2 * LONGEST));
