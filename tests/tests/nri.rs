@@ -134,6 +134,31 @@ async fn adjustments_are_there_in_the_container() {
 }
 
 #[tokio::test]
+async fn a_cdi_device_of_a_plugin_is_there_and_an_unknown_one_is_refused() {
+    let node = Node::builder().config("nri", SOCKET).config("cdi", "spec_dirs = [\"@DIR@/cdi\"]");
+    let Some(node) = node.start().await else { return };
+    let image = node.base_image().await;
+    std::fs::create_dir(node.dir().join("cdi")).unwrap();
+    let file = r#"{"cdiVersion": "0.6.0", "kind": "example.com/gauge",
+        "devices": [{"name": "one", "containerEdits": {"env": ["GAUGE=one"]}}]}"#;
+    std::fs::write(node.dir().join("cdi/gauge.json"), file).unwrap();
+    let asking = Behaviour::new("10", "cdi", &[Event::CreateContainer]).on("CreateContainer", |payload| {
+        let request = nri::CreateContainerRequest::decode(payload).unwrap();
+        let name = format!("example.com/gauge={}", request.container.unwrap().name);
+        let cdi_devices = vec![nri::CdiDevice { name }];
+        Answer::adjust(nri::ContainerAdjustment { cdi_devices, ..Default::default() })
+    });
+    let _plugin = Plugin::connect(&socket(&node), asking).await.unwrap();
+    let pod = node.run_pod(&node.pod("cdi")).await;
+    assert_eq!(node.output(&pod, build::shell("one", &image, "echo $GAUGE")).await, "one\n");
+    let two = build::shell("two", &image, "true");
+    let refused = node.cri.create(&pod.id, &pod.config, two).await.unwrap_err();
+    assert!(refused.message().contains("example.com/gauge=two"), "{refused:?}");
+    node.destroy(&pod).await;
+    node.assert_clean().await;
+}
+
+#[tokio::test]
 async fn plugins_are_asked_in_the_order_of_their_indices_and_see_what_is_set() {
     let Some(node) = Node::builder().config("nri", SOCKET).start().await else { return };
     let image = node.base_image().await;
