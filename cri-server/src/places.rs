@@ -3,6 +3,7 @@
 //! ```text
 //! <root>/metadata.redb               the records
 //! <root>/...                         images, layers, writable layers: see content, snapshot
+//! <root>/checkpoints/<id>/           images of a checkpoint under way
 //! <state>/sandboxes/<id>/            a sandbox's bundle, resolv.conf, hostname, hosts, shm/
 //! <state>/containers/<id>/           a container's bundle
 //! <state>/netns/<sandbox id>         pinned network namespaces
@@ -60,6 +61,12 @@ impl Places {
     #[must_use]
     pub fn records(&self) -> PathBuf {
         self.root.join("metadata.redb")
+    }
+
+    /// Where checkpoints under way keep their images: memory of containers, so not on a small /run.
+    #[must_use]
+    pub fn checkpoints(&self) -> PathBuf {
+        self.root.join("checkpoints")
     }
 
     #[must_use]

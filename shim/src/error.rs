@@ -59,6 +59,7 @@ impl ShimError {
                 | FailureKind::ExecutableNotPermitted
                 | FailureKind::ExecutableInvalid
                 | FailureKind::Spec => Code::INVALID_ARGUMENT,
+                FailureKind::Checkpoint => Code::FAILED_PRECONDITION,
                 FailureKind::Rootfs | FailureKind::Runtime => Code::UNKNOWN,
             },
             ShimError::Path { .. } | ShimError::Io { .. } => Code::INTERNAL,

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use cofferdam_proto::shim as extension;
@@ -26,6 +27,11 @@ use crate::reaper::Reaper;
 use crate::task::log::StreamName;
 use crate::task::state::Lifecycle;
 use crate::task::{Surroundings, Task};
+
+/// How long a checkpoint may take when the caller does not say.
+const CHECKPOINT: Duration = Duration::from_secs(600);
+/// Of a caller's time, what ending criu and the answer get.
+const ANSWER: Duration = Duration::from_secs(5);
 
 enum Slot {
     Creating,
@@ -178,9 +184,17 @@ impl TaskRpc for Service {
         Ok(Empty::new())
     }
 
-    async fn checkpoint(&self, _: &TtrpcContext, r: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
-        self.task(&r.id)?;
-        Err(ShimError::Unsupported("checkpointing").into())
+    async fn checkpoint(&self, ctx: &TtrpcContext, r: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
+        let task = self.task(&r.id)?;
+        if r.options.as_ref().is_some_and(|options| !options.value.is_empty()) {
+            return Err(ShimError::Unsupported("a checkpoint with options").into());
+        }
+        let told = u64::try_from(ctx.timeout_nano).ok().filter(|told| *told > 0).map(Duration::from_nanos);
+        let limit = told.map_or(CHECKPOINT, |told| told.saturating_sub(ANSWER));
+        // Seen to its end when the caller's connection breaks: the freezer has to be put back. It ends by its limit.
+        let work = tokio::spawn(async move { task.checkpoint(Path::new(&r.path), limit).await });
+        work.await.map_err(|_| ShimError::Invalid("the checkpoint was cut off".into()))??;
+        Ok(Empty::new())
     }
 
     async fn kill(&self, _: &TtrpcContext, r: KillRequest) -> ttrpc::Result<Empty> {

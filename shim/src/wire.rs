@@ -4,6 +4,7 @@
 //! stream after a start means "the program runs", and a message before it says why it does not.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -49,11 +50,22 @@ pub struct TaskOrder {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
+pub struct CheckpointOrder {
+    pub init_pid: i32,
+    pub cgroups: CgroupPaths,
+    /// An empty folder.
+    pub images: PathBuf,
+    /// How long it may take.
+    pub limit: Duration,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
 pub enum Order {
     Create(CreateOrder),
     Start(TaskOrder),
     Exec(ExecOrder),
     Delete(TaskOrder),
+    Checkpoint(CheckpointOrder),
 }
 
 /// What the child found out while it made the container; also kept in the bundle for a later `delete`.

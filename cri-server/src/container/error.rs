@@ -74,6 +74,10 @@ pub enum ContainerError {
     NotRunning { state: &'static str },
     #[error("the container is {state}: its resources cannot be changed")]
     NotUpdatable { state: &'static str },
+    #[error("the container cannot be checkpointed: {0}")]
+    NoCheckpoint(String),
+    #[error("the checkpoint was not done within {after:?}")]
+    CheckpointTime { after: Duration },
     #[error("resources of the container")]
     Update(#[source] RuntimeError),
     #[error("the container did not end within {after:?} of SIGKILL")]

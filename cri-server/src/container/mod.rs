@@ -3,6 +3,7 @@
 //! [`Containers`] owns every [`Container`]; a container's changes are stored before they are seen. The task itself is
 //! prepared in the background once the container is created, so that its start has little left to do: see `prepare`.
 
+mod checkpoint;
 mod create;
 mod error;
 mod exec;
@@ -50,6 +51,8 @@ pub struct Container {
     resources: ArcSwapOption<cri::LinuxContainerResources>,
     /// Held while its spec is changed, and while its task is made from it.
     spec: Mutex<()>,
+    /// Held while a checkpoint is made.
+    checkpoint: Mutex<()>,
     shim: ArcSwapOption<Shim>,
     /// Where the cgroup is, if an NRI plugin moved it while the container was created.
     moved_cgroup: OnceLock<String>,
@@ -64,6 +67,7 @@ impl Container {
             state,
             change: Mutex::new(()),
             spec: Mutex::new(()),
+            checkpoint: Mutex::new(()),
             shim: ArcSwapOption::empty(),
             moved_cgroup: OnceLock::new(),
         })

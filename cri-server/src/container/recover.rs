@@ -19,6 +19,7 @@ impl Containers {
     /// # Errors
     /// When the records cannot be read.
     pub async fn recover(self: &Arc<Self>) -> Result<(), ContainerError> {
+        self.sweep_checkpoints();
         let records = self.ports.store.load::<ContainerRecord>(Table::Containers)?;
         let recoveries = records.into_iter().map(|(_, record)| {
             let container = Container::new(record);
@@ -66,6 +67,7 @@ impl Containers {
 
     async fn recover_running(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), ContainerError> {
         if let Some(shim) = container.shim.load_full() {
+            Self::resume_if_paused(container, &shim).await;
             self.supervise(container, shim);
             return Ok(());
         }

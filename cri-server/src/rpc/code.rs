@@ -123,11 +123,12 @@ fn of_container(error: &ContainerError) -> Option<Code> {
         ContainerError::Refused(_)
         | ContainerError::NotRunning { .. }
         | ContainerError::NotUpdatable { .. }
+        | ContainerError::NoCheckpoint(_)
         | ContainerError::SandboxNotReady { .. } => Some(Code::FailedPrecondition),
         ContainerError::Nri(error) => of_nri(error),
-        ContainerError::Unkillable { .. } | ContainerError::Exec(ExecError::DeadlineExceeded { .. }) => {
-            Some(Code::DeadlineExceeded)
-        }
+        ContainerError::Unkillable { .. }
+        | ContainerError::CheckpointTime { .. }
+        | ContainerError::Exec(ExecError::DeadlineExceeded { .. }) => Some(Code::DeadlineExceeded),
         _ => None,
     }
 }

@@ -91,6 +91,19 @@ pub(super) async fn reopen_container_log(
     Ok(cri::ReopenContainerLogResponse {})
 }
 
+pub(super) async fn checkpoint_container(
+    daemon: &Daemon,
+    request: cri::CheckpointContainerRequest,
+) -> Result<cri::CheckpointContainerResponse, Status> {
+    let seconds =
+        u64::try_from(request.timeout).map_err(|_| Status::invalid_argument("timeout is negative"))?;
+    let container = find(daemon, &request.container_id)?;
+    let timeout = (seconds > 0).then(|| Duration::from_secs(seconds));
+    let made = daemon.containers.checkpoint(&container, request.location.into(), timeout).await;
+    made.map_err(|e| status(&*e))?;
+    Ok(cri::CheckpointContainerResponse {})
+}
+
 pub(super) async fn exec_sync(
     daemon: &Daemon,
     request: cri::ExecSyncRequest,

@@ -5,6 +5,7 @@
 //! container's log itself, and it serves `ReopenLog`.
 
 mod bootstrap;
+mod checkpoint;
 mod connection;
 mod dead_socket;
 mod error;

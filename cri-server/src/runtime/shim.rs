@@ -168,7 +168,11 @@ impl Shim {
         self.connection.lost()
     }
 
-    async fn call<A: Message>(
+    pub(super) fn deadlines(&self) -> Deadlines {
+        self.deadlines
+    }
+
+    pub(super) async fn call<A: Message>(
         &self,
         method: &'static str,
         request: impl Message,

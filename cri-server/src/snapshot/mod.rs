@@ -14,6 +14,7 @@
 
 pub(crate) mod archive;
 mod decompress;
+mod diff;
 mod error;
 mod extract;
 mod implied;
@@ -237,6 +238,20 @@ impl Snapshots {
             measured().insert(id.clone(), (Instant::now(), usage));
         }
         Ok(usage)
+    }
+
+    /// Archives what the container changed on the image's `layers` into `out`; answers the paths that it removed. The
+    /// container should stand still. Blocks.
+    ///
+    /// # Errors
+    /// When something cannot be read, is too much, or `out` refuses.
+    pub fn diff(
+        &self,
+        id: &ContainerId,
+        layers: &[Digest],
+        out: impl std::io::Write,
+    ) -> Result<Vec<String>, SnapshotError> {
+        diff::write(&self.container(id).join("upper"), &self.view(layers)?, out)
     }
 
     /// The image's root file system, read-only and without a path. Blocks.

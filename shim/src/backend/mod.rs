@@ -5,6 +5,7 @@
 
 mod cgroup_mount;
 mod console;
+mod criu;
 mod detail;
 mod device_filter;
 mod executable;
@@ -56,6 +57,8 @@ pub enum FailureKind {
     Spec,
     Rootfs,
     Runtime,
+    /// criu is not there, or cannot do it here.
+    Checkpoint,
 }
 
 impl FailureKind {
@@ -232,6 +235,7 @@ fn carry_out(order: &Order, reporter: Reporter) -> Result<Report, Failure> {
         Order::Delete(order) => {
             runtime_for(&order.options, &order.bundle, reporter).delete(order).map(|()| Report::Done)
         }
+        Order::Checkpoint(order) => criu::dump(order).map(|()| Report::Done),
     }
 }
 

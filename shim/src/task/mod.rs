@@ -3,6 +3,7 @@
 //! Invariant: once an exit is published, all output of that process is delivered (within a bound), nothing of the
 //! container lives on, and an out-of-memory kill has been told before.
 
+mod checkpoint;
 pub mod console;
 mod exec;
 mod exit;

@@ -27,6 +27,7 @@ pub struct Node {
     pub registry: Registry,
     folder: tempfile::TempDir,
     daemon: Option<Child>,
+    env: Vec<(String, String)>,
     certs_d: PathBuf,
     announced: Mutex<Vec<String>>,
     pods: Mutex<Vec<String>>,
@@ -46,6 +47,7 @@ pub struct NodeBuilder {
     sections: HashMap<&'static str, String>,
     cni: Vec<(String, String)>,
     disk: Option<String>,
+    env: Vec<(String, String)>,
 }
 
 impl NodeBuilder {
@@ -60,6 +62,12 @@ impl NodeBuilder {
     /// Puts a file into the CNI configuration folder. `@DIR@` in it stands for the node's folder.
     pub fn cni(mut self, name: &str, text: &str) -> Self {
         self.cni.push((name.into(), text.into()));
+        self
+    }
+
+    /// Sets a variable of the daemon's environment, which its shims inherit.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.into(), value.into()));
         self
     }
 
@@ -122,6 +130,7 @@ impl Node {
         let cri = Cri::new(&dir.join("run.sock").display().to_string());
         let mut node = Self::assemble(Netns::create(), cri, folder, dir.join("certs.d"));
         node.registry.announce(&node.certs_d, "docker.io");
+        node.env = builder.env;
         node.spawn();
         node.wait_up().await;
         node.baseline = Some(Baseline::of(&node));
@@ -136,6 +145,7 @@ impl Node {
             registry,
             folder,
             daemon: None,
+            env: Vec::new(),
             certs_d,
             announced: Mutex::default(),
             pods: Mutex::default(),
@@ -152,7 +162,7 @@ impl Node {
         let mut command = self.netns.command(binary);
         command.arg("serve").arg("--config").arg(self.dir().join("config.toml"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log.expect("cannot open the daemon's log"));
-        command.env("RUST_BACKTRACE", "1");
+        command.env("RUST_BACKTRACE", "1").envs(self.env.iter().cloned());
         self.daemon = Some(command.spawn().expect("cannot start the daemon"));
     }
 
