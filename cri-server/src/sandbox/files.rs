@@ -16,6 +16,7 @@ use cofferdam_proto::cri;
 use nix::mount::{MntFlags, MsFlags};
 
 use super::{Sandbox, SandboxError};
+use crate::lsm::relabel::label_file;
 use crate::model::SandboxId;
 use crate::ports::Ports;
 use crate::spec::{self, namespaces::PodNamespaces};
@@ -72,17 +73,23 @@ pub(super) async fn create(
     ports: &Ports,
     sandbox: &Sandbox,
     namespaces: PodNamespaces,
+    label: Option<String>,
 ) -> Result<SandboxFiles, SandboxError> {
     let files = SandboxFiles::of(ports.places.sandbox(sandbox.id()), namespaces.ipc);
     let config = sandbox.config().clone();
     tokio::task::spawn_blocking(move || {
-        write_all(&files, &config)?;
+        write_all(&files, &config, label.as_deref())?;
         Ok(files)
     })
     .await?
 }
 
-fn write_all(files: &SandboxFiles, config: &cri::PodSandboxConfig) -> Result<(), SandboxError> {
+/// `label` is the pod's SELinux label of files.
+fn write_all(
+    files: &SandboxFiles,
+    config: &cri::PodSandboxConfig,
+    label: Option<&str>,
+) -> Result<(), SandboxError> {
     let rootfs = files.bundle.join("rootfs");
     fs::create_dir_all(&rootfs).map_err(failed("make", &rootfs))?;
     let resolv_conf = resolv_conf(config.dns_config.as_ref());
@@ -90,10 +97,15 @@ fn write_all(files: &SandboxFiles, config: &cri::PodSandboxConfig) -> Result<(),
     let name = format!("{}\n", host_name(config));
     fs::write(&files.hostname, name).map_err(failed("write", &files.hostname))?;
     fs::write(&files.hosts, hosts(config, &[])).map_err(failed("write", &files.hosts))?;
+    for file in [&files.resolv_conf, &files.hostname, &files.hosts] {
+        label.map_or(Ok(()), |label| label_file(file, label))?;
+    }
     if let Some(shm) = &files.shm {
         fs::create_dir_all(shm).map_err(failed("make", shm))?;
+        let context = label.map_or_else(String::new, |label| format!(",context=\"{label}\""));
+        let options = format!("{SHM_OPTIONS}{context}");
         let flags = MsFlags::MS_NOEXEC | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-        nix::mount::mount(Some("shm"), shm, Some("tmpfs"), flags, Some(SHM_OPTIONS))
+        nix::mount::mount(Some("shm"), shm, Some("tmpfs"), flags, Some(options.as_str()))
             .map_err(|errno| failed("mount shared memory on", shm)(errno.into()))?;
     }
     Ok(())

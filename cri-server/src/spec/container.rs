@@ -11,7 +11,8 @@ use super::error::SpecError;
 use super::host::Host;
 use super::mounts::{MountPolicy, Mounts, SandboxFiles};
 use super::namespaces::SandboxNamespaces;
-use super::security::{Profile, SelinuxLabels};
+use super::security::Profile;
+use super::selinux::{self, SelinuxLabels};
 use super::user::ResolvedUser;
 use super::{
     Defaults, OCI_VERSION, annotations, capabilities, devices, env, mounts, namespaces, process, resources,
@@ -45,6 +46,8 @@ pub struct ContainerInput<'a> {
     pub files: &'a SandboxFiles,
     /// The bytes of the file that [`localhost_seccomp_path`] names.
     pub localhost_seccomp: Option<&'a [u8]>,
+    /// The pod's, where the node's policy tells containers apart.
+    pub selinux_level: Option<&'a str>,
     pub host: &'a dyn Host,
     pub defaults: &'a Defaults,
     pub features: &'a Features,
@@ -200,7 +203,7 @@ pub fn container_spec(input: &ContainerInput<'_>) -> Result<Spec, SpecError> {
         security.privileged,
         &input.features.capabilities,
     )?;
-    let labels = security::selinux(security.selinux_options.as_ref(), input.features);
+    let labels = selinux::for_container(&security, input.sandbox_config, input.selinux_level, input.features);
     let Mounts { list, rootfs_propagation } = build_mounts(input, &security)?;
     let mut linux = build_linux(input, &security, &held, &labels)?;
     linux.set_rootfs_propagation(rootfs_propagation);

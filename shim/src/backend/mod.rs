@@ -14,6 +14,7 @@ mod join;
 mod null;
 mod oci;
 mod rootfs;
+mod selinux;
 mod spec;
 mod workdir;
 
@@ -205,7 +206,7 @@ fn carry_out(order: &Order, reporter: Reporter) -> Result<Report, Failure> {
             let mut prepared = spec::prepare(&order.bundle, reporter)?;
             if order.options.binary.is_none() {
                 let unit = order.options.systemd_cgroup && plain_path(&prepared.spec).is_none();
-                prepared.fit_libcontainer(unit)?;
+                prepared.fit_libcontainer(unit, order.options.selinux)?;
             }
             let visit = join_scope(order, &prepared.spec)?;
             let on_host = rootfs::mount(order, &prepared.spec)?;
@@ -221,9 +222,15 @@ fn carry_out(order: &Order, reporter: Reporter) -> Result<Report, Failure> {
                 }
             }
         }
-        Order::Start(order) => runtime_for(&order.options, &order.bundle, reporter).start(order).map(|()| Report::Done),
-        Order::Exec(order) => runtime_for(&order.options, &order.bundle, reporter).exec(order).map(Report::Executed),
-        Order::Delete(order) => runtime_for(&order.options, &order.bundle, reporter).delete(order).map(|()| Report::Done),
+        Order::Start(order) => {
+            runtime_for(&order.options, &order.bundle, reporter).start(order).map(|()| Report::Done)
+        }
+        Order::Exec(order) => {
+            runtime_for(&order.options, &order.bundle, reporter).exec(order).map(Report::Executed)
+        }
+        Order::Delete(order) => {
+            runtime_for(&order.options, &order.bundle, reporter).delete(order).map(|()| Report::Done)
+        }
     }
 }
 
@@ -234,11 +241,11 @@ fn join_scope(order: &CreateOrder, spec: &Spec) -> Result<Visit, Failure> {
         return Ok(Visit::default());
     }
     if let Some(path) = plain_path(spec) {
-        return systemd::enter(path)
-            .map_err(Failure::because(FailureKind::Runtime, "join the pod's scope"));
+        return systemd::enter(path).map_err(Failure::because(FailureKind::Runtime, "join the pod's scope"));
     }
     if order.options.binary.is_none() && !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
-        let words = "a scope for each container needs cgroup v2: give a plain path below a scope, or a binary";
+        let words =
+            "a scope for each container needs cgroup v2: give a plain path below a scope, or a binary";
         return Err(Failure::new(FailureKind::Spec, words));
     }
     Ok(Visit::default())

@@ -13,7 +13,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use oci_spec::runtime::{PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, Spec};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
-use super::{Failure, FailureKind, Reporter, cgroup_mount, guard, workdir};
+use super::{Failure, FailureKind, Reporter, cgroup_mount, guard, selinux, workdir};
 
 const CAP_SYS_RESOURCE: u32 = 24;
 /// No sane passwd file is longer; a hostile one is not read further.
@@ -27,13 +27,15 @@ pub struct Prepared {
 impl Prepared {
     /// Says the same in the way that libcontainer can carry out. Limits stay in it for a container that is a unit of
     /// systemd's, which would take away what it does not know of.
-    pub fn fit_libcontainer(&mut self, is_unit: bool) -> Result<(), Failure> {
-        // libcontainer does not look at labels, and a container must not get less than it asked for unseen.
+    pub fn fit_libcontainer(&mut self, is_unit: bool, labels: bool) -> Result<(), Failure> {
+        // A container must not get less than it asked for unseen.
         let process = self.spec.process().as_ref();
-        if process.is_some_and(|p| p.selinux_label().as_ref().is_some_and(|label| !label.is_empty())) {
-            let words = "SELinux labels need an external OCI runtime: set binary in the handler";
+        let label = process.and_then(|p| p.selinux_label().as_deref()).unwrap_or_default();
+        if !label.is_empty() && !labels {
+            let words = "SELinux labels are off: set selinux = true, or an external OCI runtime as binary of the handler";
             return Err(Failure::new(FailureKind::Spec, words));
         }
+        self.changed |= selinux::spread(&mut self.spec);
         self.name_propagation();
         if !is_unit {
             self.leave_limits_out();
