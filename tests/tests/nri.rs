@@ -177,17 +177,14 @@ async fn other_containers_are_updated_and_evicted() {
     );
     let plugin = Plugin::connect(&socket(&node), busy).await.unwrap();
     node.run_container(&pod, build::shell("second", &image, "exec sleep 1000")).await;
-    let weights =
-        |shares: &str, v2: &[&str]| [&[shares][..], v2].concat().iter().map(|w| (*w).to_owned()).collect();
+    let weights = |shares: &str, v2: &[&str]| [&[shares][..], v2].concat().iter().map(|w| (*w).to_owned()).collect();
     let expected: Vec<String> = weights("444", &["17", "16"]);
     assert!(expected.contains(&shares_of(&node, &first).await));
     assert_eq!(node.cri.status(&victim).await.unwrap().state(), ContainerState::ContainerExited);
     assert_eq!(plugin.methods(&victim), ["StopContainer"]);
     let unknown = shares("no-such-container", 5);
-    let request = nri::UpdateContainersRequest {
-        update: vec![shares(&first, 555), unknown.clone()],
-        ..Default::default()
-    };
+    let request =
+        nri::UpdateContainersRequest { update: vec![shares(&first, 555), unknown.clone()], ..Default::default() };
     let answer = plugin.call("UpdateContainers", &request).await.unwrap();
     let answer = nri::UpdateContainersResponse::decode(answer.as_slice()).unwrap();
     assert_eq!(answer.failed, [unknown]);
@@ -211,8 +208,7 @@ async fn a_plugin_is_synchronized_with_what_there_is_also_after_the_daemons_deat
     let over = node.run_container(&pod, build::shell("over", &image, "exit 0")).await;
     node.cri.wait_exited(&over, Duration::from_secs(10)).await.unwrap();
     for round in 0..2 {
-        let update =
-            Answer::message(&nri::SynchronizeResponse { update: vec![shares(&id, 222)], more: false });
+        let update = Answer::message(&nri::SynchronizeResponse { update: vec![shares(&id, 222)], more: false });
         let behaviour = Behaviour::new("10", "late", ALL).on("Synchronize", move |_| update.clone());
         let plugin = Plugin::connect(&socket(&node), behaviour).await.unwrap();
         let heard = plugin.heard().into_iter().find(|heard| heard.method == "Synchronize").unwrap();
@@ -266,12 +262,9 @@ async fn more_than_a_message_holds_is_synchronized_in_parts() {
         pods.push(node.run_pod(&config).await);
     }
     let plugin = Plugin::connect(&socket(&node), Behaviour::new("10", "patient", ALL)).await.unwrap();
-    let complete = || {
-        plugin
-            .heard()
-            .iter()
-            .any(|h| h.method == "Synchronize" && !h.decode::<nri::SynchronizeRequest>().more)
-    };
+    let complete = || plugin.heard().iter().any(|h| {
+        h.method == "Synchronize" && !h.decode::<nri::SynchronizeRequest>().more
+    });
     assert!(eventually(Duration::from_secs(10), async || complete()).await, "the last part never comes");
     let heard = plugin.heard();
     let parts: Vec<nri::SynchronizeRequest> =

@@ -11,7 +11,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tonic::Code;
 
-const QUICK: &str = "socket = \"@DIR@/nri.sock\"\nregistration_timeout = 1\nrequest_timeout = 0.5\n";
+const QUICK: &str =
+    "socket = \"@DIR@/nri.sock\"\nregistration_timeout = 1\nrequest_timeout = 0.5\n";
 
 fn socket(node: &Node) -> PathBuf {
     node.dir().join("nri.sock")
@@ -90,7 +91,8 @@ async fn a_refusal_fails_what_can_still_be_undone() {
 async fn a_plugin_that_does_not_answer_is_let_go_and_the_pod_goes_on() {
     let Some((node, image)) = quick().await else { return };
     for (name, answer) in [("silent", Answer::Silence), ("crashing", Answer::HangUp)] {
-        let behaviour = Behaviour::new("10", name, ALL).on("CreateContainer", move |_| answer.clone());
+        let behaviour =
+            Behaviour::new("10", name, ALL).on("CreateContainer", move |_| answer.clone());
         let plugin = Plugin::connect(&socket(&node), behaviour).await.unwrap();
         let other = Plugin::connect(&socket(&node), setter("20", "other")).await.unwrap();
         let pod = node.run_pod(&node.pod(name)).await;
@@ -101,10 +103,7 @@ async fn a_plugin_that_does_not_answer_is_let_go_and_the_pod_goes_on() {
         let answer = node.cri.exec_sync(&id, &["sh", "-c", "echo $ONE"], 10).await.unwrap();
         assert_eq!(answer.stdout, b"1\n", "the plugin after {name}");
         node.destroy(&pod).await;
-        assert!(
-            !plugin.methods(&id).iter().any(|method| method == "StartContainer"),
-            "{name} is still asked"
-        );
+        assert!(!plugin.methods(&id).iter().any(|method| method == "StartContainer"), "{name} is still asked");
         drop(other);
     }
     node.assert_clean().await;
@@ -193,18 +192,12 @@ async fn what_cannot_be_had_is_refused_in_words() {
     };
     let sysctl = [("kernel.pid_max".to_owned(), "99".to_owned())].into();
     let wanted = [
-        (
-            "block I/O class",
-            linux(nri::LinuxContainerAdjustment { resources: Some(class), ..Default::default() }),
-        ),
+        ("block I/O class", linux(nri::LinuxContainerAdjustment { resources: Some(class), ..Default::default() })),
         ("kernel.pid_max", linux(nri::LinuxContainerAdjustment { sysctl, ..Default::default() })),
-        (
-            "annotation",
-            nri::ContainerAdjustment {
-                annotations: [("io.kubernetes.cri.sandbox-id".to_owned(), "x".to_owned())].into(),
-                ..Default::default()
-            },
-        ),
+        ("annotation", nri::ContainerAdjustment {
+            annotations: [("io.kubernetes.cri.sandbox-id".to_owned(), "x".to_owned())].into(),
+            ..Default::default()
+        }),
     ];
     let pod = node.run_pod(&node.pod("refusals")).await;
     for (word, adjust) in wanted {

@@ -138,8 +138,7 @@ async fn swap_is_forbidden_allowed_or_without_a_limit() {
     let image = node.base_image().await;
     let pod = node.run_pod(&node.pod("swap")).await;
     let both = "memory.memsw.limit_in_bytes";
-    for (name, swap, seen) in
-        [("off", 0, 32 * MIB), ("equal", 32 * MIB, 32 * MIB), ("some", 40 * MIB, 40 * MIB)]
+    for (name, swap, seen) in [("off", 0, 32 * MIB), ("equal", 32 * MIB, 32 * MIB), ("some", 40 * MIB, 40 * MIB)]
     {
         let asked = cri::LinuxContainerResources {
             memory_limit_in_bytes: 32 * MIB,
@@ -395,11 +394,7 @@ async fn an_end_for_want_of_memory_is_told_from_any_other() {
     node.assert_clean().await;
 }
 
-async fn resize(
-    node: &Node,
-    pod: &str,
-    request: cri::UpdatePodSandboxResourcesRequest,
-) -> Result<(), Status> {
+async fn resize(node: &Node, pod: &str, request: cri::UpdatePodSandboxResourcesRequest) -> Result<(), Status> {
     let request = cri::UpdatePodSandboxResourcesRequest { pod_sandbox_id: pod.into(), ..request };
     node.cri.runtime.clone().update_pod_sandbox_resources(request).await.map(drop)
 }

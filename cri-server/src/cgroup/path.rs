@@ -25,10 +25,8 @@ pub fn cgroups_path(driver: Driver, parent: &str, id: &str) -> Result<String, &'
     match driver {
         Driver::Cgroupfs => {
             if parent.ends_with(".slice") {
-                return Err(
-                    "a slice is systemd's, and this runtime makes cgroups itself: set cgroup_driver to \
-                     \"systemd\", or the kubelet's cgroupDriver to cgroupfs",
-                );
+                return Err("a slice is systemd's, and this runtime makes cgroups itself: set cgroup_driver to \
+                     \"systemd\", or the kubelet's cgroupDriver to cgroupfs");
             }
             let parent = if parent.is_empty() { DEFAULT_PARENT } else { parent };
             Ok(format!("/{}/{id}", parent.trim_start_matches('/')))

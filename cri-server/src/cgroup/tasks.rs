@@ -72,8 +72,7 @@ impl Cgroups {
     /// systemd it is the pod's scope in those v1 hierarchies that systemd does not look after.
     pub fn remove_around(&self, cgroups_path: &str) {
         let Ok(paths) = self.hierarchies.paths(cgroups_path) else { return };
-        let scope =
-            Path::new(cgroups_path).parent().filter(|above| above.extension().is_some_and(|e| e == "scope"));
+        let scope = Path::new(cgroups_path).parent().filter(|above| above.extension().is_some_and(|e| e == "scope"));
         if let Some(scope) = scope {
             let scope = self.hierarchies.paths(&scope.to_string_lossy()).unwrap_or_default();
             // What systemd has taken away already is done; what it is about to, it finds gone.

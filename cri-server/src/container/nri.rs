@@ -43,11 +43,7 @@ impl Container {
                 .collect(),
             image: Some(nri::Image {
                 name: config.image.as_ref().map(|image| image.image.clone()).unwrap_or_default(),
-                digest: made
-                    .image_ref
-                    .split_once('@')
-                    .map(|(_, digest)| digest.to_owned())
-                    .unwrap_or_default(),
+                digest: made.image_ref.split_once('@').map(|(_, digest)| digest.to_owned()).unwrap_or_default(),
                 config_digest: made.image_id.clone(),
             }),
             ..Default::default()
@@ -174,10 +170,7 @@ impl Containers {
             return Err(ContainerError::NotRunning { state: state.name() });
         }
         let built = crate::spec::resources::build(&adjust::to_cri(wanted), None, &self.ports.features)?;
-        let shim = self
-            .prepared(container)
-            .await
-            .map_err(|error| ContainerError::Shared(crate::report::chain(&*error)))?;
+        let shim = self.prepared(container).await.map_err(|error| ContainerError::Shared(crate::report::chain(&*error)))?;
         Ok(shim.update(&built, std::collections::HashMap::new()).await?)
     }
 }

@@ -108,7 +108,9 @@ impl Containers {
         let limits = after.linux().as_ref().and_then(|linux| linux.resources().as_ref()).unwrap_or(&none);
         if let Err(error) = shim.update(limits, annotations).await {
             return Err(match container.state() {
-                state @ ContainerState::Exited { .. } => ContainerError::NotUpdatable { state: state.name() },
+                state @ ContainerState::Exited { .. } => {
+                    ContainerError::NotUpdatable { state: state.name() }
+                }
                 _ => ContainerError::Update(error),
             });
         }

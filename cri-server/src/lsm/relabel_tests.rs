@@ -1,3 +1,5 @@
+//! The rules of [`super`], on real files.
+
 use std::cell::Cell;
 use std::os::unix::fs::symlink;
 

@@ -214,9 +214,7 @@ impl Plugin {
         }
         if !self.old.load(Ordering::Relaxed) {
             match self.connection.call::<nri::Empty>(method, request, self.limit).await {
-                Err(CallError::Refused { code: UNIMPLEMENTED, .. }) => {
-                    self.old.store(true, Ordering::Relaxed)
-                }
+                Err(CallError::Refused { code: UNIMPLEMENTED, .. }) => self.old.store(true, Ordering::Relaxed),
                 answer => return self.judge(method, answer).map(drop),
             }
         }
@@ -294,8 +292,7 @@ mod tests {
     #[test]
     fn names_and_indices_are_checked() {
         assert_eq!(Identity::new("05", "my-plugin.x").unwrap().name(), "05-my-plugin.x");
-        for (index, base) in [("5", "a"), ("a5", "a"), ("005", "a"), ("05", ""), ("05", "a/b"), ("05", "ä")]
-        {
+        for (index, base) in [("5", "a"), ("a5", "a"), ("005", "a"), ("05", ""), ("05", "a/b"), ("05", "ä")] {
             assert!(Identity::new(index, base).is_err(), "{index} {base}");
         }
     }

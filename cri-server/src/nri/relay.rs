@@ -214,11 +214,7 @@ impl Nri {
     ///
     /// # Errors
     /// When a plugin refuses; then it must not start.
-    pub async fn start_container(
-        &self,
-        pod: nri::PodSandbox,
-        container: nri::Container,
-    ) -> Result<(), NriError> {
+    pub async fn start_container(&self, pod: nri::PodSandbox, container: nri::Container) -> Result<(), NriError> {
         self.order.lock().await.tell(Event::StartContainer, &pod, Some(&container)).await
     }
 

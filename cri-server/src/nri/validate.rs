@@ -70,8 +70,7 @@ fn of_missing(
     asked: &[Identity],
 ) -> Result<Option<String>, String> {
     let tolerate = &config.tolerate_missing_plugins_annotation;
-    if let Some(value) = Some(tolerate).filter(|t| !t.is_empty()).and_then(|t| annotation(pod, t, container))
-    {
+    if let Some(value) = Some(tolerate).filter(|t| !t.is_empty()).and_then(|t| annotation(pod, t, container)) {
         match value {
             "true" | "True" | "TRUE" | "t" | "T" | "1" => return Ok(None),
             "false" | "False" | "FALSE" | "f" | "F" | "0" => {}
@@ -107,7 +106,8 @@ fn names(list: &str) -> Option<Vec<String>> {
         return Some(inside.split(',').map(plain).collect()).filter(|names: &Vec<String>| all_named(names));
     }
     let lines = list.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-    let names: Vec<String> = lines.map(|line| line.strip_prefix("- ").map(plain)).collect::<Option<_>>()?;
+    let names: Vec<String> =
+        lines.map(|line| line.strip_prefix("- ").map(plain)).collect::<Option<_>>()?;
     Some(names).filter(|names| all_named(names))
 }
 

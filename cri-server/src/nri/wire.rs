@@ -102,8 +102,12 @@ mod tests {
     use super::*;
 
     fn request(payload: Vec<u8>) -> Message {
-        let request =
-            ttrpc::Request { service: "s".to_owned(), method: "m".to_owned(), payload, timeout_nano: 5 };
+        let request = ttrpc::Request {
+            service: "s".to_owned(),
+            method: "m".to_owned(),
+            payload,
+            timeout_nano: 5,
+        };
         Message::Request { stream: 3, request }
     }
 

@@ -15,13 +15,11 @@ use crate::sandbox::SandboxState;
 impl Node for Pods {
     async fn snapshot(&self) -> (Vec<nri::PodSandbox>, Vec<nri::Container>) {
         let ports = self.sandboxes.ports();
-        let there =
-            |state: &SandboxState| matches!(state, SandboxState::Ready { .. } | SandboxState::NotReady);
+        let there = |state: &SandboxState| matches!(state, SandboxState::Ready { .. } | SandboxState::NotReady);
         let sandboxes = self.sandboxes.all();
         let pods = sandboxes.iter().filter(|sandbox| there(&sandbox.status().state));
-        let alive = |state: &ContainerState| {
-            matches!(state, ContainerState::Created | ContainerState::Running { .. })
-        };
+        let alive =
+            |state: &ContainerState| matches!(state, ContainerState::Created | ContainerState::Running { .. });
         let containers = self.containers.all();
         let containers = containers.iter().filter(|container| alive(&container.state()));
         tokio::join!(

@@ -274,11 +274,8 @@ pub fn cgroups_path(
     pod: &str,
     id: &str,
 ) -> Result<String, SpecError> {
-    crate::cgroup::container_path(features.driver, form, parent, pod, id).map_err(|why| SpecError::Invalid {
-        field: "cgroup_parent",
-        value: parent.to_owned(),
-        why,
-    })
+    crate::cgroup::container_path(features.driver, form, parent, pod, id)
+        .map_err(|why| SpecError::Invalid { field: "cgroup_parent", value: parent.to_owned(), why })
 }
 
 #[cfg(test)]

@@ -133,8 +133,7 @@ fn an_update_is_checked_against_what_stays() {
     assert!(updated(&before, &swap(50), &features).is_err(), "below the limit that stays");
     let more = cri::LinuxContainerResources { hugepage_limits: vec![huge("2MB", 4 << 20)], ..request() };
     let after = updated(&before, &more, &features).unwrap();
-    let mut limits: Vec<_> =
-        after.hugepage_limits().iter().flatten().map(LinuxHugepageLimit::limit).collect();
+    let mut limits: Vec<_> = after.hugepage_limits().iter().flatten().map(LinuxHugepageLimit::limit).collect();
     limits.sort_unstable();
     assert_eq!(limits, [0, 4 << 20]);
 }

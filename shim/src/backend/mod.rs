@@ -222,15 +222,9 @@ fn carry_out(order: &Order, reporter: Reporter) -> Result<Report, Failure> {
                 }
             }
         }
-        Order::Start(order) => {
-            runtime_for(&order.options, &order.bundle, reporter).start(order).map(|()| Report::Done)
-        }
-        Order::Exec(order) => {
-            runtime_for(&order.options, &order.bundle, reporter).exec(order).map(Report::Executed)
-        }
-        Order::Delete(order) => {
-            runtime_for(&order.options, &order.bundle, reporter).delete(order).map(|()| Report::Done)
-        }
+        Order::Start(order) => runtime_for(&order.options, &order.bundle, reporter).start(order).map(|()| Report::Done),
+        Order::Exec(order) => runtime_for(&order.options, &order.bundle, reporter).exec(order).map(Report::Executed),
+        Order::Delete(order) => runtime_for(&order.options, &order.bundle, reporter).delete(order).map(|()| Report::Done),
     }
 }
 
@@ -241,11 +235,11 @@ fn join_scope(order: &CreateOrder, spec: &Spec) -> Result<Visit, Failure> {
         return Ok(Visit::default());
     }
     if let Some(path) = plain_path(spec) {
-        return systemd::enter(path).map_err(Failure::because(FailureKind::Runtime, "join the pod's scope"));
+        return systemd::enter(path)
+            .map_err(Failure::because(FailureKind::Runtime, "join the pod's scope"));
     }
     if order.options.binary.is_none() && !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
-        let words =
-            "a scope for each container needs cgroup v2: give a plain path below a scope, or a binary";
+        let words = "a scope for each container needs cgroup v2: give a plain path below a scope, or a binary";
         return Err(Failure::new(FailureKind::Spec, words));
     }
     Ok(Visit::default())

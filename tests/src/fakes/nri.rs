@@ -83,17 +83,11 @@ impl Behaviour {
     }
 
     /// Answers one method with something else.
-    pub fn on(
-        mut self,
-        method: &'static str,
-        answer: impl Fn(&[u8]) -> Answer + Send + Sync + 'static,
-    ) -> Self {
+    pub fn on(mut self, method: &'static str, answer: impl Fn(&[u8]) -> Answer + Send + Sync + 'static) -> Self {
         let script = self.script;
-        self.script = Arc::new(
-            move |asked, payload| {
-                if asked == method { answer(payload) } else { script(asked, payload) }
-            },
-        );
+        self.script = Arc::new(move |asked, payload| {
+            if asked == method { answer(payload) } else { script(asked, payload) }
+        });
         self
     }
 }
@@ -276,8 +270,7 @@ impl Served {
             let more = nri::SynchronizeRequest::decode(request.payload.as_slice())?.more;
             answer = Answer::message(&nri::SynchronizeResponse { more, ..Default::default() });
         }
-        let respond =
-            |response: ttrpc::Response| frame(PLUGIN, &message(stream, RESPONSE, &response.encode_to_vec()));
+        let respond = |response: ttrpc::Response| frame(PLUGIN, &message(stream, RESPONSE, &response.encode_to_vec()));
         let bytes = |payload| respond(ttrpc::Response { status: None, payload });
         let frames = match answer {
             Answer::Empty => bytes(Vec::new()),

@@ -117,7 +117,8 @@ impl Node {
             std::fs::write(dir.join("net.d").join(name), text).expect("cannot write the CNI configuration");
         }
         let text = config(&dir, &builder.sections).replace("@DIR@", &dir.display().to_string());
-        std::fs::write(dir.join("config.toml"), text).expect("cannot write config.toml");
+        std::fs::write(dir.join("config.toml"), text)
+            .expect("cannot write config.toml");
         let cri = Cri::new(&dir.join("run.sock").display().to_string());
         let mut node = Self::assemble(Netns::create(), cri, folder, dir.join("certs.d"));
         node.registry.announce(&node.certs_d, "docker.io");

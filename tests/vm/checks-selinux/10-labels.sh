@@ -21,7 +21,7 @@ of_process() { text < "/proc/$1/attr/current"; }
 pid_of() { cri inspect -o go-template --template '{{.info.pid}}' "$1" 2>/dev/null; }
 # label_of CONTAINER: as the kernel tells from outside
 label_of() { of_process "$(pid_of "$1")"; }
-file_label() { getfattr --only-values -n security.selinux "$1" 2>&1 | text; }
+file_label() { getfattr --absolute-names --only-values -n security.selinux "$1" 2>&1 | text; }
 volume() { printf '[{"container_path":"/v","host_path":"%s","selinux_relabel":%s}]' "$1" "${2:-true}"; }
 
 if has_crictl; then

@@ -71,15 +71,11 @@ pub fn sysctl(linux: &mut Linux, wanted: &HashMap<String, String>) -> Result<(),
 }
 
 /// Moves network devices of the host into the container's network namespace.
-pub fn net_devices(
-    linux: &mut Linux,
-    wanted: &HashMap<String, nri::LinuxNetDevice>,
-) -> Result<(), SpecError> {
+pub fn net_devices(linux: &mut Linux, wanted: &HashMap<String, nri::LinuxNetDevice>) -> Result<(), SpecError> {
     if wanted.is_empty() {
         return Ok(());
     }
-    let invalid =
-        |value: &str, why| SpecError::Invalid { field: "network device", value: value.to_owned(), why };
+    let invalid = |value: &str, why| SpecError::Invalid { field: "network device", value: value.to_owned(), why };
     let mut devices = linux.net_devices().clone().unwrap_or_default();
     devices.retain(|key, _| !wanted.contains_key(&format!("-{key}")));
     for (key, device) in wanted.iter().filter(|(key, _)| !removal(key).1) {

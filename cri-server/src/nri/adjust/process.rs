@@ -2,13 +2,12 @@
 
 use cofferdam_proto::nri::{self, IoPrioClass, LinuxSchedulerFlag as Flag};
 use oci_spec::runtime::{
-    IOPriorityClass, LinuxIOPriorityBuilder, LinuxSchedulerFlag, PosixRlimit, PosixRlimitBuilder,
-    PosixRlimitType, Process, Scheduler,
+    IOPriorityClass, LinuxIOPriorityBuilder, LinuxSchedulerFlag, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, Scheduler,
 };
 
 use super::named;
-use crate::node::Features;
 use crate::nri::collect::{removal, variable};
+use crate::node::Features;
 use crate::spec::{SpecError, resources};
 
 /// Of the kernel's I/O priorities, the last.
@@ -82,8 +81,7 @@ pub fn oom_score_adj(
 /// The class NONE takes the priority away.
 pub fn io_priority(process: &mut Process, wanted: Option<&nri::LinuxIoPriority>) -> Result<(), SpecError> {
     let Some(wanted) = wanted else { return Ok(()) };
-    let invalid =
-        |value: i32, why| SpecError::Invalid { field: "I/O priority", value: value.to_string(), why };
+    let invalid = |value: i32, why| SpecError::Invalid { field: "I/O priority", value: value.to_string(), why };
     let class = IoPrioClass::try_from(wanted.class);
     let class = class.map_err(|_| invalid(wanted.class, "no class of the interface"))?;
     if class == IoPrioClass::IoprioClassNone {

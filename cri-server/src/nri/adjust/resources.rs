@@ -124,8 +124,7 @@ fn cpu(known: &mut LinuxCpu, wanted: &nri::LinuxCpu) {
     known.set_shares(wanted.shares.as_ref().map(|n| n.value).or(known.shares()));
     known.set_quota(wanted.quota.as_ref().map(|n| n.value).or(known.quota()));
     known.set_period(wanted.period.as_ref().map(|n| n.value).or(known.period()));
-    known
-        .set_realtime_runtime(wanted.realtime_runtime.as_ref().map(|n| n.value).or(known.realtime_runtime()));
+    known.set_realtime_runtime(wanted.realtime_runtime.as_ref().map(|n| n.value).or(known.realtime_runtime()));
     known.set_realtime_period(wanted.realtime_period.as_ref().map(|n| n.value).or(known.realtime_period()));
     if !wanted.cpus.is_empty() {
         known.set_cpus(Some(wanted.cpus.clone()));

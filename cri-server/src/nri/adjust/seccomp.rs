@@ -8,11 +8,7 @@ use crate::node::Features;
 use crate::spec::SpecError;
 
 /// Sets the policy, read by the runtime specification's names.
-pub fn apply(
-    linux: &mut Linux,
-    wanted: Option<&nri::LinuxSeccomp>,
-    features: &Features,
-) -> Result<(), SpecError> {
+pub fn apply(linux: &mut Linux, wanted: Option<&nri::LinuxSeccomp>, features: &Features) -> Result<(), SpecError> {
     let Some(wanted) = wanted else { return Ok(()) };
     if !features.seccomp {
         return Err(SpecError::Unavailable {

@@ -160,10 +160,7 @@ fn resources_are_set_and_what_the_node_lacks_is_refused() {
     let class = Some(nri::OptionalString { value: "gold".to_owned() });
     let refused = [
         nri::LinuxResources { blockio_class: class, ..Default::default() },
-        nri::LinuxResources {
-            unified: [("memory.high".to_owned(), "1".to_owned())].into(),
-            ..Default::default()
-        },
+        nri::LinuxResources { unified: [("memory.high".to_owned(), "1".to_owned())].into(), ..Default::default() },
         nri::LinuxResources {
             hugepage_limits: vec![nri::HugepageLimit { page_size: "2MB".to_owned(), limit: 1 }],
             ..Default::default()
@@ -172,8 +169,10 @@ fn resources_are_set_and_what_the_node_lacks_is_refused() {
     for resources in refused {
         assert_eq!(kind(&wanted(resources.clone())), SpecErrorKind::Unavailable, "{resources:?}");
     }
-    let hierarchy =
-        nri::LinuxMemory { use_hierarchy: Some(nri::OptionalBool { value: true }), ..Default::default() };
+    let hierarchy = nri::LinuxMemory {
+        use_hierarchy: Some(nri::OptionalBool { value: true }),
+        ..Default::default()
+    };
     let resources = nri::LinuxResources { memory: Some(hierarchy), ..Default::default() };
     assert_eq!(kind(&wanted(resources)), SpecErrorKind::Unsupported);
 }
@@ -183,10 +182,7 @@ fn limits_priorities_and_scheduling_of_the_process() {
     let limit = |typ: &str, soft, hard| nri::PosixRlimit { r#type: typ.to_owned(), soft, hard };
     let mut wanted = of_linux(nri::LinuxContainerAdjustment {
         oom_score_adj: Some(nri::OptionalInt { value: 77 }),
-        io_priority: Some(nri::LinuxIoPriority {
-            class: nri::IoPrioClass::IoprioClassBe.into(),
-            priority: 3,
-        }),
+        io_priority: Some(nri::LinuxIoPriority { class: nri::IoPrioClass::IoprioClassBe.into(), priority: 3 }),
         scheduler: Some(nri::LinuxScheduler {
             policy: nri::LinuxSchedulerPolicy::SchedBatch.into(),
             nice: 5,
@@ -215,8 +211,7 @@ fn limits_priorities_and_scheduling_of_the_process() {
 
 #[test]
 fn namespaces_and_sysctls_stay_the_containers_own() {
-    let namespace =
-        |typ: &str, path: &str| nri::LinuxNamespace { r#type: typ.to_owned(), path: path.to_owned() };
+    let namespace = |typ: &str, path: &str| nri::LinuxNamespace { r#type: typ.to_owned(), path: path.to_owned() };
     let wanted = |namespaces: Vec<_>, sysctl: &[(&str, &str)]| {
         let sysctl = sysctl.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         of_linux(nri::LinuxContainerAdjustment { namespaces, sysctl, ..Default::default() })
@@ -262,8 +257,7 @@ fn seccomp_hooks_cgroup_and_memory_policy() {
         ..Default::default()
     };
     let mut wanted = of_linux(linux);
-    let hook =
-        nri::Hook { path: "/bin/hook".to_owned(), args: strings(&["hook", "x"]), ..Default::default() };
+    let hook = nri::Hook { path: "/bin/hook".to_owned(), args: strings(&["hook", "x"]), ..Default::default() };
     wanted.hooks = Some(nri::Hooks { create_runtime: vec![hook.clone()], ..Default::default() });
     let spec = changed(&wanted).unwrap();
     let linux = spec.linux().as_ref().unwrap();

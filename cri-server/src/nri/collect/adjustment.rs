@@ -38,11 +38,7 @@ impl Creation {
         }
         if answer.update.iter().any(|update| update.container_id == self.container.id) {
             let why = "it is being created: adjust it instead".to_owned();
-            return Err(NriError::Invalid {
-                plugin: plugin.to_owned(),
-                what: "an update of the container",
-                why,
-            });
+            return Err(NriError::Invalid { plugin: plugin.to_owned(), what: "an update of the container", why });
         }
         self.updates.add(&mut self.owners, plugin, answer.update, answer.evict)
     }

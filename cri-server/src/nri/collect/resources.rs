@@ -17,12 +17,7 @@ impl Claim<'_> {
         self.owners.claim(self.container, field, key, self.plugin)
     }
 
-    fn set<T: Clone>(
-        &mut self,
-        field: Field,
-        from: &Option<T>,
-        into: &mut Option<T>,
-    ) -> Result<(), NriError> {
+    fn set<T: Clone>(&mut self, field: Field, from: &Option<T>, into: &mut Option<T>) -> Result<(), NriError> {
         if from.is_some() {
             self.field(field, "")?;
             into.clone_from(from);
@@ -43,11 +38,7 @@ impl Claim<'_> {
 ///
 /// # Errors
 /// When another plugin has set one of them.
-pub fn merge(
-    claim: &mut Claim<'_>,
-    from: &LinuxResources,
-    into: &mut LinuxResources,
-) -> Result<(), NriError> {
+pub fn merge(claim: &mut Claim<'_>, from: &LinuxResources, into: &mut LinuxResources) -> Result<(), NriError> {
     if let Some(memory) = &from.memory {
         merge_memory(claim, memory, into.memory.get_or_insert_default())?;
     }

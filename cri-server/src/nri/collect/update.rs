@@ -2,8 +2,8 @@
 
 use cofferdam_proto::nri;
 
-use super::Owners;
 use super::resources::{self, Claim};
+use super::Owners;
 use crate::nri::error::NriError;
 
 /// What plugins want changed in answer to one request.

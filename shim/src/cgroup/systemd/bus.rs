@@ -102,7 +102,8 @@ impl Bus {
         body: &[u8],
     ) -> Result<(), BusError> {
         self.serial += 1;
-        let interface = if destination == MANAGER { "org.freedesktop.systemd1.Manager" } else { destination };
+        let interface =
+            if destination == MANAGER { "org.freedesktop.systemd1.Manager" } else { destination };
         let message = message(self.serial, [path, interface, member, destination], signature, body);
         self.stream.write_all(&message)?;
         loop {
