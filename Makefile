@@ -17,7 +17,7 @@ PEER_PACKAGES := docker-registry busybox-static containernetworking-plugins cont
 # To run the main job on Debian's kernel and cgroup v2 alone, in a virtual machine.
 VM_PACKAGES := qemu-system-x86 kmod cpio busybox-static nftables
 
-.PHONY: help build shim setup setup-build setup-vm vm-test vm-systemd vm-critest demo test unit e2e lint ci bench fuzz install clean
+.PHONY: help build shim setup setup-build setup-vm vm-test vm-systemd vm-selinux vm-critest demo test unit e2e lint ci bench fuzz install clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | column -t -s "$$(printf '\t')"
@@ -68,6 +68,9 @@ vm-systemd: setup-vm build ## the same with systemd keeping the cgroups, on v2, 
 	tests/vm/run.sh --systemd target/release
 	tests/vm/run.sh --systemd --hybrid target/release
 	tests/vm/run.sh --systemd --legacy target/release
+
+vm-selinux: setup-vm build ## labels, categories and relabelled volumes under SELinux in that machine
+	tests/vm/run.sh --selinux target/release
 
 # Under emulation the whole suite takes a quarter of an hour; FOCUS and SKIP choose specs.
 vm-critest: setup-vm build ## critest in that machine, with AppArmor; needs critest and a registry with its images

@@ -23,6 +23,8 @@ pub struct Options {
     /// An external OCI runtime in place of the built-in one.
     pub binary: Option<PathBuf>,
     pub systemd_cgroup: bool,
+    /// Whether the built-in runtime gives processes SELinux labels, or refuses them.
+    pub selinux: bool,
     /// Longest text in one record of the container's log, in bytes.
     pub log_max_line: usize,
 }
@@ -33,6 +35,7 @@ impl Default for Options {
             isolation: String::new(),
             binary: None,
             systemd_cgroup: false,
+            selinux: false,
             log_max_line: DEFAULT_LOG_MAX_LINE,
         }
     }

@@ -53,6 +53,8 @@ start_daemon() {
         systemctl start cofferdam.service
         daemon=$(systemctl show -P MainPID cofferdam.service)
     else
+        mkdir -p /etc/cofferdam
+        [ ! -e /selinux.policy ] || echo 'selinux = true' > /etc/cofferdam/config.toml
         # As systemd hands them down.
         for folder in $cgroups $cgroups/system.slice; do
             mkdir -p $folder

@@ -31,6 +31,24 @@ fetch_apparmor() {
     touch "$cache/apparmor/ready"
 }
 
+# The compiler of SELinux's policy, and what reads the labels of files.
+fetch_selinux() {
+    [ -e "$cache/selinux/ready" ] && return
+    echo "fetching checkpolicy and attr"
+    mkdir -p "$cache/selinux"
+    (cd "$dir" && apt-get download -q checkpolicy attr >/dev/null 2>&1)
+    dpkg -x "$dir"/checkpolicy_*.deb "$cache/selinux"
+    dpkg -x "$dir"/attr_*.deb "$cache/selinux"
+    touch "$cache/selinux/ready"
+}
+
+# For kernels with other classes than the policy has, those are allowed.
+add_selinux_policy() {
+    "$here/selinux/policy.sh" > "$dir/policy.conf"
+    "$cache/selinux/usr/bin/checkpolicy" -M -U allow -c 33 -o "$root/selinux.policy" "$dir/policy.conf" >/dev/null
+    add_program "$cache/selinux/usr/bin/getfattr" /bin/getfattr
+}
+
 # A program with the libraries that it is linked to, at the same places.
 add_program() { # FILE TARGET
     install -D "$1" "$root$2"
@@ -87,6 +105,10 @@ build_root() { # CHECK...
     install -m 755 "$here/node.sh" "$root/node.sh"
     install -m 644 "$here/lib.sh" "$root/lib.sh"
     local checks=$here/checks check
+    if [ "$lsm" = selinux ]; then
+        add_selinux_policy
+        checks=$here/checks-selinux
+    fi
     if [ "$init" = systemd ]; then
         add_systemd
         checks=$here/checks-systemd

@@ -6,6 +6,8 @@
 #     --systemd     systemd is the first process and keeps the cgroups; the checks are those of tests/vm/checks-systemd
 #     --hybrid      cgroup v1 with the unified hierarchy beside it, as systemd sets it up; only with --systemd
 #     --legacy      cgroup v1 alone; only with --systemd
+#     --selinux     SELinux with a small policy of our own instead of AppArmor; the checks are those of
+#                   tests/vm/checks-selinux
 #     --critest     critest from PATH (or CRITEST) instead of checks, with images from a registry that this machine
 #                   reaches (COFFERDAM_VM_REGISTRY, else 127.0.0.1:5000); says "skipped" where there is none of either
 #     --focus TEXT  only the specs of critest that match; --skip TEXT leaves specs out
@@ -13,11 +15,12 @@
 # COFFERDAM_VM_CACHE is where the kernel is kept, COFFERDAM_VM_SECONDS how long the machine may run, COFFERDAM_VM_APPEND
 # what the kernel is told besides.
 set -euo pipefail
-init=ours layout=v2 critest='' focus='' skip=''
+init=ours layout=v2 lsm=apparmor critest='' focus='' skip=''
 while [ $# -gt 0 ]; do
     case $1 in
         --systemd) init=systemd ;;
         --hybrid|--legacy) layout=${1#--} ;;
+        --selinux) lsm=selinux ;;
         --critest) critest=yes ;;
         --focus) focus=${2:?}; shift ;;
         --skip) skip=${2:?}; shift ;;
@@ -39,6 +42,7 @@ if [ -n "$critest" ]; then
     (exec 3<>"/dev/tcp/${registry%:*}/${registry#*:}") 2>/dev/null ||
         { echo "skipped: no registry with the images of critest at $registry"; exit 0; }
 fi
+[ $lsm = apparmor ] || [ $init$critest = ours ] || { echo "--selinux goes with neither --systemd nor --critest" >&2; exit 2; }
 [ $layout = v2 ] || [ $init = systemd ] || { echo "--$layout needs --systemd" >&2; exit 2; }
 
 for tool in qemu-system-x86_64 depmod cpio busybox nft; do
@@ -63,7 +67,11 @@ boot() {
     local mhz khz append
     mhz=$(sed -n 's/^cpu MHz.*: \([0-9]*\).*/\1/p' /proc/cpuinfo | head -1)
     khz=$(( ${mhz:-2000} * 1000 ))
-    append="console=ttyS0 quiet panic=-1 rdinit=/init tsc_early_khz=$khz apparmor=1 security=apparmor"
+    append="console=ttyS0 quiet panic=-1 rdinit=/init tsc_early_khz=$khz"
+    case $lsm in
+        selinux) append="$append security=selinux selinux=1 enforcing=1" ;;
+        *) append="$append apparmor=1 security=apparmor" ;;
+    esac
     case $layout in
         hybrid) append="$append systemd.unified_cgroup_hierarchy=0 systemd.legacy_systemd_cgroup_controller=0" ;;
         legacy) append="$append systemd.unified_cgroup_hierarchy=0 systemd.legacy_systemd_cgroup_controller=1" ;;
@@ -88,12 +96,13 @@ boot() {
 
 fetch_kernel
 fetch_apparmor
+[ $lsm != selinux ] || fetch_selinux
 build_root "$@"
 boot
 # The console has carriage returns, and a machine that stopped half way has no last line.
 passed=$(grep -c '^PASS ' "$dir/console" || true)
 failed=$(grep -c '^FAIL ' "$dir/console" || true)
 skipped=$(grep -c '^SKIP ' "$dir/console" || true)
-echo "$passed passed, $failed failed, $skipped skipped, Linux $release, cgroup $layout${critest:+, critest}"
+echo "$passed passed, $failed failed, $skipped skipped, Linux $release, cgroup $layout, $lsm${critest:+, critest}"
 grep -q '^END' "$dir/console" || { echo "the checks did not come to their end" >&2; exit 1; }
 [ "$failed" = 0 ]

@@ -13,12 +13,16 @@ use crate::config::{Config, DEFAULT_PATH, Overrides};
 use crate::runtime::HandlerTable;
 
 /// What each key is for. Tables are named, handlers share the words of `runtimes.*`.
-const WORDS: [(&str, &str); 50] = [
+const WORDS: [(&str, &str); 51] = [
     ("root", "Data that survives a reboot: images, layers, records, logs of `cofferdam run`."),
     ("state", "Data that does not: bundles, sockets, network namespaces."),
     ("socket", "Where the CRI is served; at most 107 bytes."),
     ("default_runtime", "The handler of pods that name none."),
     ("cgroup_driver", "Who makes cgroups: \"cgroupfs\" or \"systemd\". The kubelet is told."),
+    (
+        "selinux",
+        "Tell pods apart by SELinux labels; false: the built-in runtime refuses a container with a label.",
+    ),
     ("image", "Images: where they come from, and how large they may be."),
     ("image.registry_config", "A folder HOST/hosts.toml for each registry, as containerd's certs.d."),
     ("image.max_layer_bytes", "Unpacked bytes that one layer may have."),

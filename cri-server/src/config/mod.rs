@@ -33,6 +33,8 @@ pub struct Config {
     pub default_runtime: String,
     /// Who makes cgroups; the kubelet is told by RuntimeConfig.
     pub cgroup_driver: CgroupDriver,
+    /// Whether pods are told apart by SELinux labels, on a node that has SELinux.
+    pub selinux: bool,
     pub image: image::Config,
     pub network: network::Config,
     pub streaming: StreamingConfig,
@@ -87,6 +89,7 @@ impl Default for Config {
             metrics: MetricsConfig::default(),
             runtimes: runtime::HandlerTable::built_in(),
             cgroup_driver: CgroupDriver::Cgroupfs,
+            selinux: false,
         }
     }
 }
@@ -186,6 +189,7 @@ impl Config {
         // Shims must make cgroups in the way that the kubelet is told.
         for handler in config.runtimes.values_mut() {
             handler.systemd_cgroup = config.cgroup_driver == CgroupDriver::Systemd;
+            handler.selinux = config.selinux;
         }
         Ok(config)
     }

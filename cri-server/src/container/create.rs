@@ -10,7 +10,7 @@ use std::sync::Arc;
 use cofferdam_proto::cri;
 
 use super::record::{ContainerRecord, ContainerState};
-use super::{Container, ContainerError, Containers, Shared};
+use super::{Container, ContainerError, Containers, Shared, selinux};
 use crate::cdi;
 use crate::image::{ImageError, ImageRecord};
 use crate::lsm::apparmor;
@@ -245,12 +245,14 @@ impl Build {
             target_pid_namespace: self.target.as_deref(),
             files: &files.for_spec(),
             localhost_seccomp: localhost_seccomp.as_deref(),
+            selinux_level: self.sandbox.selinux_level(),
             host: &LinuxHost,
             defaults: &self.ports.spec_defaults,
             features: &self.ports.features,
         })?;
         cdi::apply(&mut spec, &edits, &LinuxHost, self.sandbox.users()?)?;
         check_apparmor(spec.process().as_ref().and_then(|process| process.apparmor_profile().as_deref()))?;
+        selinux::prepare(&self.ports, &spec, &config.mounts)?;
         // Stored with the state that follows.
         self.container.resources.store(Some(Arc::new(spec::resources::in_effect(&spec))));
         spec.save(bundle.join("config.json")).map_err(ContainerError::SpecFile)

@@ -9,6 +9,8 @@ use crate::image::ImageError;
 use crate::index::LookupError;
 use crate::io::IoError;
 use crate::lsm::apparmor::AppArmorError;
+use crate::lsm::relabel::RelabelError;
+use crate::lsm::selinux::SelinuxError;
 use crate::model::ContainerId;
 use crate::nri::NriError;
 use crate::operation::Lost;
@@ -48,6 +50,10 @@ pub enum ContainerError {
     Spec(#[from] SpecError),
     #[error("container AppArmor profile")]
     AppArmor(#[from] AppArmorError),
+    #[error("container SELinux label")]
+    Selinux(#[from] SelinuxError),
+    #[error("container SELinux label of a mount")]
+    Relabel(#[from] RelabelError),
     #[error("container spec file")]
     SpecFile(#[source] oci_spec::OciSpecError),
     #[error(transparent)]

@@ -69,11 +69,12 @@ impl Containers {
         let made = async {
             let _unchanged = container.spec.lock().await;
             let rootfs = self.ports.snapshots.mounts(&container.made.layers, container.id(), owners)?;
+            let rootfs = self.labelled(container, rootfs.into_iter().map(shim_mount).collect()).await?;
             let io = self.streams(container, handler, &bundle).await?;
             let streams = io.streams();
             let task = CreateTask {
                 bundle: bundle.clone(),
-                rootfs: rootfs.into_iter().map(shim_mount).collect(),
+                rootfs,
                 stdin: streams.stdin,
                 stdout: streams.stdout,
                 stderr: streams.stderr,

@@ -14,6 +14,7 @@ use crate::container::ContainerError;
 use crate::event::Lagged;
 use crate::image::ImageError;
 use crate::index::LookupError;
+use crate::lsm::relabel::RelabelError;
 use crate::network::NetworkError;
 use crate::nri::NriError;
 use crate::pod::PodError;
@@ -118,6 +119,8 @@ fn of_container(error: &ContainerError) -> Option<Code> {
         }
         ContainerError::Volume(error) => of_volume(error),
         ContainerError::Cdi(error) => of_cdi(error),
+        ContainerError::Relabel(RelabelError::System(_)) => Some(Code::InvalidArgument),
+        ContainerError::Relabel(RelabelError::Stopped(_)) => Some(Code::Unavailable),
         ContainerError::Exists { .. } => Some(Code::AlreadyExists),
         ContainerError::NoImage { .. } => Some(Code::NotFound),
         ContainerError::Refused(_)

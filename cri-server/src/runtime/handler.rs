@@ -38,6 +38,9 @@ pub struct RuntimeConfig {
     /// Whether cgroups are made by systemd. No key of the file: it follows from `cgroup_driver`.
     #[serde(skip)]
     pub systemd_cgroup: bool,
+    /// Whether SELinux labels are given. No key of the file: it follows from `selinux`.
+    #[serde(skip)]
+    pub selinux: bool,
     /// The longest line of a container's log before it is split; own shim only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_max_line: Option<u32>,
@@ -213,6 +216,7 @@ fn handler_options(config: &RuntimeConfig, kind: ShimKind) -> Result<Option<Any>
             isolation: config.isolation.clone(),
             binary: config.binary.clone().unwrap_or_default(),
             systemd_cgroup: config.systemd_cgroup,
+            selinux: config.selinux,
             log_max_line: config.log_max_line,
         }
         .into_any()

@@ -46,6 +46,9 @@ pub struct OwnOptions {
     /// Whether cgroups are made by systemd.
     #[serde(default)]
     pub systemd_cgroup: bool,
+    /// Whether the built-in runtime gives processes SELinux labels, or refuses them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub selinux: bool,
     /// The longest line of the log before it is split.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_max_line: Option<u32>,

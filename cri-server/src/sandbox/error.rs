@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use crate::cgroup::CgroupError;
 use crate::index::LookupError;
+use crate::lsm::relabel::RelabelError;
+use crate::lsm::selinux::SelinuxError;
 use crate::model::SandboxId;
 use crate::network::NetworkError;
 use crate::nri::NriError;
@@ -34,6 +36,10 @@ pub enum SandboxError {
     Network(#[from] NetworkError),
     #[error("sandbox spec")]
     Spec(#[from] SpecError),
+    #[error("sandbox SELinux label")]
+    Selinux(#[from] SelinuxError),
+    #[error("sandbox SELinux label of files")]
+    Label(#[from] RelabelError),
     #[error("sandbox spec cannot be written")]
     SpecFile(#[source] oci_spec::OciSpecError),
     #[error("pod sandbox's shim")]

@@ -17,6 +17,7 @@ use cofferdam_proto::cri;
 use nix::mount::{MntFlags, MsFlags};
 
 use super::{Sandbox, SandboxError};
+use crate::lsm::relabel::label_file;
 use crate::model::SandboxId;
 use crate::ports::Ports;
 use crate::spec::{self, namespaces::PodNamespaces};
@@ -73,22 +74,24 @@ pub(super) async fn create(
     ports: &Ports,
     sandbox: &Sandbox,
     namespaces: PodNamespaces,
+    label: Option<String>,
 ) -> Result<SandboxFiles, SandboxError> {
     let files = SandboxFiles::of(ports.places.sandbox(sandbox.id()), namespaces.ipc);
     let config = sandbox.config().clone();
     let root = namespaces.user.map_or((0, 0), |users| (users.uids.outside, users.gids.outside));
     tokio::task::spawn_blocking(move || {
-        write_all(&files, &config, root)?;
+        write_all(&files, &config, root, label.as_deref())?;
         Ok(files)
     })
     .await?
 }
 
-/// `root` is who the pod's root is on the node.
+/// `root` is who the pod's root is on the node, `label` the pod's SELinux label of files.
 fn write_all(
     files: &SandboxFiles,
     config: &cri::PodSandboxConfig,
     root: (u32, u32),
+    label: Option<&str>,
 ) -> Result<(), SandboxError> {
     let rootfs = files.bundle.join("rootfs");
     fs::create_dir_all(&rootfs).map_err(failed("make", &rootfs))?;
@@ -99,10 +102,14 @@ fn write_all(
     let name = format!("{}\n", host_name(config));
     fs::write(&files.hostname, name).map_err(failed("write", &files.hostname))?;
     fs::write(&files.hosts, hosts(config, &[])).map_err(failed("write", &files.hosts))?;
+    for file in [&files.resolv_conf, &files.hostname, &files.hosts] {
+        label.map_or(Ok(()), |label| label_file(file, label))?;
+    }
     if let Some(shm) = &files.shm {
         fs::create_dir_all(shm).map_err(failed("make", shm))?;
+        let context = label.map_or_else(String::new, |label| format!(",context=\"{label}\""));
+        let options = format!("{SHM_OPTIONS},uid={},gid={}{context}", root.0, root.1);
         let flags = MsFlags::MS_NOEXEC | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-        let options = format!("{SHM_OPTIONS},uid={},gid={}", root.0, root.1);
         nix::mount::mount(Some("shm"), shm, Some("tmpfs"), flags, Some(options.as_str()))
             .map_err(|errno| failed("mount shared memory on", shm)(errno.into()))?;
     }

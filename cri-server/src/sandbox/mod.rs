@@ -10,6 +10,7 @@ pub mod record;
 mod recover;
 mod remove;
 mod run;
+pub(crate) mod selinux;
 mod stop;
 mod supervise;
 mod update;
@@ -28,6 +29,7 @@ pub use record::{PodResources, SandboxRecord, SandboxState, SandboxStatus};
 use crate::cgroup::Form;
 use crate::event::Phase;
 use crate::index::{Index, LookupError};
+use crate::lsm::selinux::{Held, Levels};
 use crate::model::SandboxId;
 use crate::network::PodAttachment;
 use crate::operation::{Operations, UnderWay};
@@ -49,10 +51,12 @@ pub struct Sandbox {
     /// Held while the pause container's spec is changed.
     spec: Mutex<()>,
     shim: ArcSwapOption<Shim>,
+    /// Its SELinux level, which nobody else is given.
+    level: Option<Held>,
 }
 
 impl Sandbox {
-    fn new(record: SandboxRecord) -> Arc<Self> {
+    fn new(record: SandboxRecord, level: Option<Held>) -> Arc<Self> {
         let (status, _) = watch::channel(record.status.clone());
         Arc::new(Self {
             made: record,
@@ -60,6 +64,7 @@ impl Sandbox {
             change: Mutex::new(()),
             spec: Mutex::new(()),
             shim: ArcSwapOption::empty(),
+            level,
         })
     }
 
@@ -71,6 +76,11 @@ impl Sandbox {
     #[must_use]
     pub fn config(&self) -> &cri::PodSandboxConfig {
         &self.made.config
+    }
+
+    #[must_use]
+    pub fn selinux_level(&self) -> Option<&str> {
+        self.level.as_ref().map(Held::level)
     }
 
     /// The record as it was made; for the status see [`Self::status`].
@@ -216,6 +226,7 @@ impl Sandbox {
 pub struct Sandboxes {
     ports: Arc<Ports>,
     all: Index<Sandbox>,
+    levels: Levels,
     runs: Operations<Shared<SandboxId>>,
     stops: Operations<Shared<()>>,
     removals: Operations<Shared<()>>,
@@ -228,6 +239,7 @@ impl Sandboxes {
         let tracker = || ports.tracker.clone();
         Arc::new(Self {
             all: Index::new("pod sandbox"),
+            levels: Levels::default(),
             runs: Operations::new("RunPodSandbox", tracker()),
             stops: Operations::new("stop sandbox", tracker()),
             removals: Operations::new("remove sandbox", tracker()),

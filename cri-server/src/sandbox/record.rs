@@ -95,6 +95,9 @@ pub struct SandboxRecord {
     /// Of the pause container, as its spec names it.
     #[serde(default)]
     pub cgroups_path: Option<String>,
+    /// Of its processes and files, where the node's SELinux tells pods apart.
+    #[serde(default)]
+    pub selinux_level: Option<String>,
     pub status: SandboxStatus,
 }
 

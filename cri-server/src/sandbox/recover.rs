@@ -18,7 +18,8 @@ impl Sandboxes {
     pub async fn recover(self: &Arc<Self>) -> Result<(), SandboxError> {
         let records = self.ports.store.load::<SandboxRecord>(Table::Sandboxes)?;
         let recoveries = records.into_iter().map(|(_, record)| {
-            let sandbox = Sandbox::new(record);
+            let level = self.level_of(&record);
+            let sandbox = Sandbox::new(record, level);
             self.all.insert(sandbox.id().as_str(), Arc::clone(&sandbox));
             self.recall(&sandbox);
             self.recover_one(sandbox)

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use cofferdam_proto::cri;
 
 use super::record::{SandboxRecord, SandboxState, SandboxStatus};
-use super::{Sandbox, SandboxError, Sandboxes, Shared, files};
+use super::{Sandbox, SandboxError, Sandboxes, Shared, files, selinux};
 use crate::model::SandboxId;
 use crate::network::netns::Pins;
 use crate::network::{AttachResult, Dns, PodAttachment, PortMapping};
@@ -54,6 +54,7 @@ impl Sandboxes {
         if let Some(users) = namespaces.user {
             self.check_users(users, handler)?;
         }
+        let level = self.level_for(&config)?;
         let mut record = SandboxRecord {
             id: SandboxId::generate().map_err(|source| SandboxError::File {
                 operation: "id from",
@@ -66,6 +67,7 @@ impl Sandboxes {
             created_at: now(),
             own_network: namespaces.network,
             cgroups_path: None,
+            selinux_level: level.as_ref().map(|level| level.level().to_owned()),
             status: SandboxStatus {
                 state: SandboxState::Creating,
                 ips: Vec::new(),
@@ -73,11 +75,11 @@ impl Sandboxes {
                 resized: None,
             },
         };
-        let path = Sandbox::new(record.clone()).cgroups_path(&self.ports)?;
+        let path = Sandbox::new(record.clone(), None).cgroups_path(&self.ports)?;
         record.cgroups_path = Some(path);
         stage.set("recording");
         self.ports.store.put(Table::Sandboxes, record.id.as_str(), &record).await?;
-        let sandbox = Sandbox::new(record);
+        let sandbox = Sandbox::new(record, level);
         self.all.insert(sandbox.id().as_str(), Arc::clone(&sandbox));
         match self.build(&sandbox, handler, namespaces, stage).await {
             Ok(()) => Ok(sandbox.id().clone()),
@@ -132,7 +134,8 @@ impl Sandboxes {
     ) -> Result<(), SandboxError> {
         stage.set("making files");
         let ports = &self.ports;
-        let shared = files::create(ports, sandbox, namespaces).await?;
+        let labels = selinux::labels(ports, sandbox)?;
+        let shared = files::create(ports, sandbox, namespaces, labels.mount).await?;
         self.write_spec(sandbox, &shared)?;
         stage.set("attaching the network and starting the shim");
         // Neither waits for the other; both are waited for, so that an undo finds them finished.
@@ -202,6 +205,7 @@ impl Sandboxes {
             shm: shared.shm.as_deref(),
             resolv_conf: Some(&shared.resolv_conf),
             localhost_seccomp: seccomp.as_deref(),
+            selinux_level: sandbox.selinux_level(),
             defaults: &ports.spec_defaults,
             features: &ports.features,
         })?;

@@ -192,7 +192,7 @@ async fn open(
         handlers,
         images,
         snapshots,
-        spec_defaults: defaults(&features).await,
+        spec_defaults: defaults(&features, config.selinux).await,
         features,
         cdi: config.cdi.clone(),
         events: Arc::default(),
@@ -202,8 +202,8 @@ async fn open(
 }
 
 /// What containers get that ask for nothing else, as far as this node can give it.
-async fn defaults(features: &Features) -> Defaults {
-    let mut defaults = Defaults::default();
+async fn defaults(features: &Features, selinux: bool) -> Defaults {
+    let mut defaults = Defaults { selinux: selinux && features.selinux, ..Defaults::default() };
     if features.apparmor {
         match tokio::task::spawn_blocking(apparmor::load_default).await {
             Ok(Ok(())) => defaults.apparmor_profile = Some(apparmor::DEFAULT_PROFILE.to_owned()),

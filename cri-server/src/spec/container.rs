@@ -13,7 +13,8 @@ use super::error::SpecError;
 use super::host::Host;
 use super::mounts::{MountPolicy, Mounts, SandboxFiles};
 use super::namespaces::SandboxNamespaces;
-use super::security::{Profile, SelinuxLabels};
+use super::security::Profile;
+use super::selinux::{self, SelinuxLabels};
 use super::user::ResolvedUser;
 use super::userns::{self, UserNamespace};
 use super::{
@@ -48,6 +49,8 @@ pub struct ContainerInput<'a> {
     pub files: &'a SandboxFiles,
     /// The bytes of the file that [`localhost_seccomp_path`] names.
     pub localhost_seccomp: Option<&'a [u8]>,
+    /// The pod's, where the node's policy tells containers apart.
+    pub selinux_level: Option<&'a str>,
     pub host: &'a dyn Host,
     pub defaults: &'a Defaults,
     pub features: &'a Features,
@@ -225,7 +228,7 @@ pub fn container_spec(input: &ContainerInput<'_>) -> Result<Spec, SpecError> {
         security.privileged,
         &input.features.capabilities,
     )?;
-    let labels = security::selinux(security.selinux_options.as_ref(), input.features);
+    let labels = selinux::for_container(&security, input.sandbox_config, input.selinux_level, input.features);
     let users = users_of(input, &security)?;
     let Mounts { mut list, rootfs_propagation } = build_mounts(input, &security, users)?;
     let devices = devices::for_container(&input.config.devices, security.privileged, input.host)?;

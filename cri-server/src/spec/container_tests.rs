@@ -63,6 +63,7 @@ impl Request {
             target_pid_namespace: None,
             files: &SandboxFiles { shm: Some("/s/shm".into()), ..SandboxFiles::default() },
             localhost_seccomp: None,
+            selinux_level: None,
             host: &MadeUpHost::default(),
             defaults: &self.defaults,
             features: &self.features,

@@ -20,6 +20,7 @@ pub mod resources;
 pub mod sandbox;
 pub mod seccomp;
 pub mod security;
+pub mod selinux;
 pub mod signal;
 pub mod sysctl;
 pub mod user;
@@ -56,6 +57,8 @@ pub struct Defaults {
     pub pids_limit: Option<i64>,
     /// Name of the AppArmor profile that serves as RuntimeDefault, once it is loaded.
     pub apparmor_profile: Option<String>,
+    /// Whether pods are told apart by SELinux labels that the daemon chooses, and their volumes labelled.
+    pub selinux: bool,
 }
 
 impl Default for Defaults {
@@ -67,6 +70,7 @@ impl Default for Defaults {
             always_mask_proc: false,
             pids_limit: None,
             apparmor_profile: None,
+            selinux: false,
         }
     }
 }

@@ -142,6 +142,7 @@ fn run(bundle: &Bundle, config: &cri::ContainerConfig, image: &ImageConfiguratio
         target_pid_namespace: None,
         files: &SandboxFiles { shm: Some(shm), resolv_conf, hostname, hosts },
         localhost_seccomp: None,
+        selinux_level: None,
         host: &LinuxHost,
         defaults: &Defaults { pids_limit: Some(100), ..Defaults::default() },
         features: &Features::probe(),
@@ -232,6 +233,7 @@ fn privileged_the_pause_container_runs_from_an_empty_root() {
         shm: None,
         resolv_conf: None,
         localhost_seccomp: None,
+        selinux_level: None,
         defaults: &Defaults::default(),
         features: &Features::probe(),
     })

@@ -12,6 +12,7 @@ use oci_spec::runtime::{Linux, Mount, Process, Root, Spec, User};
 use super::error::SpecError;
 use super::namespaces::{self, PodNamespaces};
 use super::security::Profile;
+use super::selinux::{self, SelinuxLabels};
 use super::userns::{self, IdRange, UserNamespace};
 use super::{Defaults, OCI_VERSION, annotations, capabilities, devices, mounts, resources, security, sysctl};
 use crate::model::SandboxId;
@@ -42,6 +43,8 @@ pub struct SandboxInput<'a> {
     pub resolv_conf: Option<&'a Path>,
     /// The bytes of the file that a localhost seccomp profile names.
     pub localhost_seccomp: Option<&'a [u8]>,
+    /// The pod's, where the node's policy tells containers apart.
+    pub selinux_level: Option<&'a str>,
     pub defaults: &'a Defaults,
     pub features: &'a Features,
 }
@@ -80,7 +83,7 @@ fn user(
     Ok(user)
 }
 
-fn process(input: &SandboxInput<'_>, labels: &security::SelinuxLabels) -> Result<Process, SpecError> {
+fn process(input: &SandboxInput<'_>, labels: &SelinuxLabels) -> Result<Process, SpecError> {
     let mut process = Process::default();
     process.set_terminal(Some(false));
     let security = security(input.config);
@@ -116,7 +119,7 @@ fn overhead(config: &cri::PodSandboxConfig) -> cri::LinuxContainerResources {
     config.linux.as_ref().and_then(|linux| linux.overhead.clone()).unwrap_or_default()
 }
 
-fn linux(input: &SandboxInput<'_>, labels: &security::SelinuxLabels) -> Result<Linux, SpecError> {
+fn linux(input: &SandboxInput<'_>, labels: &SelinuxLabels) -> Result<Linux, SpecError> {
     let config = input.config;
     let security = security(config);
     let pod = PodNamespaces::of(security.namespace_options.as_ref())?;
@@ -183,7 +186,7 @@ pub fn sandbox_spec(input: &SandboxInput<'_>) -> Result<Spec, SpecError> {
     }
     let security = security(input.config);
     let pod = PodNamespaces::of(security.namespace_options.as_ref())?;
-    let labels = security::selinux(security.selinux_options.as_ref(), input.features);
+    let labels = selinux::for_pod(input.config, input.selinux_level, input.features);
     let mut root = Root::default();
     root.set_path(PathBuf::from("rootfs"));
     root.set_readonly(Some(true));

@@ -31,6 +31,7 @@ fn build(config: &cri::PodSandboxConfig, features: &Features) -> Result<Spec, Sp
         shm: Some(Path::new("/run/s1/shm")),
         resolv_conf: None,
         localhost_seccomp: None,
+        selinux_level: None,
         defaults: &Defaults::default(),
         features,
     })

@@ -1,7 +1,7 @@
-//! What confines a process besides capabilities: seccomp, AppArmor, SELinux labels, and the guarded paths of /proc.
+//! What confines a process besides capabilities: seccomp, AppArmor, and the guarded paths of /proc. For SELinux see
+//! [`super::selinux`].
 //!
-//! Invariant: a request that names a profile gets it or an error, never silently less. SELinux labels are the exception
-//! that other runtimes have made a habit: on a node without SELinux they are ignored with a warning.
+//! Invariant: a request that names a profile gets it or an error, never silently less.
 
 use std::path::PathBuf;
 
@@ -151,36 +151,6 @@ pub fn apparmor(
     }
 }
 
-/// Labels of a process and of its mounts.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SelinuxLabels {
-    pub process: Option<String>,
-    pub mount: Option<String>,
-}
-
-/// The SELinux labels that a request asks for.
-#[must_use]
-pub fn selinux(request: Option<&cri::SeLinuxOption>, features: &Features) -> SelinuxLabels {
-    let Some(request) = request.filter(|request| **request != cri::SeLinuxOption::default()) else {
-        return SelinuxLabels::default();
-    };
-    if !features.selinux {
-        tracing::warn!("the kernel runs without SELinux: the requested label is ignored");
-        return SelinuxLabels::default();
-    }
-    fn or<'a>(text: &'a str, default: &'a str) -> &'a str {
-        if text.is_empty() { default } else { text }
-    }
-    let user = or(&request.user, "system_u");
-    let level = or(&request.level, "s0");
-    let role = or(&request.role, "system_r");
-    let typ = or(&request.r#type, "container_t");
-    SelinuxLabels {
-        process: Some(format!("{user}:{role}:{typ}:{level}")),
-        mount: Some(format!("{user}:object_r:container_file_t:{level}")),
-    }
-}
-
 /// The masked and the read-only paths of a container.
 #[must_use]
 pub fn guarded_paths(
@@ -260,17 +230,6 @@ mod tests {
         assert_eq!(apparmor(&Profile::Unset, &loaded, &with).unwrap().as_deref(), Some("cofferdam-default"));
         assert_eq!(apparmor(&localhost, &loaded, &with).unwrap().as_deref(), Some("mine"));
         assert!(apparmor(&Profile::RuntimeDefault, &Defaults::default(), &with).is_err());
-    }
-
-    #[test]
-    fn selinux_labels_are_completed_or_ignored() {
-        let request = cri::SeLinuxOption { level: "s0:c1,c2".to_owned(), ..Default::default() };
-        let with = Features { selinux: true, ..Features::default() };
-        let labels = selinux(Some(&request), &with);
-        assert_eq!(labels.process.as_deref(), Some("system_u:system_r:container_t:s0:c1,c2"));
-        assert_eq!(labels.mount.as_deref(), Some("system_u:object_r:container_file_t:s0:c1,c2"));
-        assert_eq!(selinux(Some(&request), &Features::default()), SelinuxLabels::default());
-        assert_eq!(selinux(None, &with), SelinuxLabels::default());
     }
 
     #[test]

@@ -19,7 +19,7 @@ use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid, setsid};
 use oci_spec::runtime::{LinuxSeccomp, Process, Spec};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 
-use super::{Failure, FailureKind, Reporter, connect_in_folder, executable, spec};
+use super::{Failure, FailureKind, Reporter, connect_in_folder, executable, selinux, spec};
 use crate::sys::{self, Forked};
 use crate::wire::{ExecOrder, Report};
 
@@ -59,6 +59,8 @@ pub fn exec(order: &ExecOrder, reporter: Reporter) -> Result<i32, Failure> {
     set_limits(&process)?;
     let init_home = init_environment(order.init_pid, "HOME=");
     join_cgroups(order)?;
+    // While /proc is the host's: what the container has there need not be the kernel's. The forked child inherits it.
+    selinux::on_exec(process.selinux_label().as_deref())?;
     for (name, fd, flag) in &namespaces {
         setns(fd, *flag).map_err(runtime(&format!("enter the container's {name} namespace")))?;
         if *flag == CloneFlags::CLONE_NEWUSER {

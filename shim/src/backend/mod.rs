@@ -19,6 +19,7 @@ mod oci;
 mod probe;
 mod propagation;
 mod rootfs;
+mod selinux;
 mod spec;
 mod staging;
 mod workdir;

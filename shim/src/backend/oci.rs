@@ -14,7 +14,7 @@ use oci_spec::runtime::{LinuxResources, Spec};
 
 use super::{
     Failure, FailureKind, OciRuntime, Reporter, chain, console, device_filter, executable, guard, join, null,
-    propagation,
+    propagation, selinux,
 };
 use crate::bundle::Bundle;
 use crate::cgroup::limits::{self, place};
@@ -218,7 +218,9 @@ impl Executor for Program {
         let (args, _) = Self::words(spec);
         let env = executable::environment();
         let name = args.first().map(String::as_str).unwrap_or_default();
-        let failure = match executable::find(name, &env) {
+        let label = spec.process().as_ref().and_then(|process| process.selinux_label().as_deref());
+        let found = executable::find(name, &env).and_then(|path| selinux::on_exec(label).map(|()| path));
+        let failure = match found {
             Ok(path) => executable::run(&path, &args, &env),
             Err(failure) => failure,
         };

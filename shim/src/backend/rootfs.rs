@@ -168,6 +168,8 @@ fn mount_long_overlay(one: &Mount, flags: u64, data: &[&str], at: &Path) -> rust
                     fsconfig_set_string(&context, "lowerdir+", layer)?;
                 }
             }
+            // Quotes keep the commas of a label together where all options are one text.
+            Some(("context", label)) => fsconfig_set_string(&context, "context", label.trim_matches('"'))?,
             Some((key, value)) => fsconfig_set_string(&context, key, value)?,
             None => fsconfig_set_flag(&context, *option)?,
         }

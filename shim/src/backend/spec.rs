@@ -15,7 +15,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use super::idmap::Mapping;
 use super::rootfs::{self, Place};
-use super::{Failure, FailureKind, Reporter, cgroup_mount, guard, staging, workdir};
+use super::{Failure, FailureKind, Reporter, cgroup_mount, guard, selinux, staging, workdir};
 use crate::wire::CreateOrder;
 
 const CAP_SYS_RESOURCE: u32 = 24;
@@ -30,13 +30,15 @@ pub struct Prepared {
 impl Prepared {
     /// Says the same in the way that libcontainer can carry out. Limits stay in it for a container that is a unit of
     /// systemd's, which would take away what it does not know of.
-    fn fit_libcontainer(&mut self, is_unit: bool) -> Result<(), Failure> {
-        // libcontainer does not look at labels, and a container must not get less than it asked for unseen.
+    fn fit_libcontainer(&mut self, is_unit: bool, labels: bool) -> Result<(), Failure> {
+        // A container must not get less than it asked for unseen.
         let process = self.spec.process().as_ref();
-        if process.is_some_and(|p| p.selinux_label().as_ref().is_some_and(|label| !label.is_empty())) {
-            let words = "SELinux labels need an external OCI runtime: set binary in the handler";
+        let label = process.and_then(|p| p.selinux_label().as_deref()).unwrap_or_default();
+        if !label.is_empty() && !labels {
+            let words = "SELinux labels are off: set selinux = true, or an external OCI runtime as binary of the handler";
             return Err(Failure::new(FailureKind::Spec, words));
         }
+        self.changed |= selinux::spread(&mut self.spec);
         self.name_propagation();
         if !is_unit {
             self.leave_limits_out();
@@ -119,7 +121,7 @@ pub fn finish(mut prepared: Prepared, order: &CreateOrder, place: Place) -> Resu
     prepared.take_sources(bundle, place)?;
     if order.options.binary.is_none() {
         let unit = order.options.systemd_cgroup && super::plain_path(&prepared.spec).is_none();
-        prepared.fit_libcontainer(unit)?;
+        prepared.fit_libcontainer(unit, order.options.selinux)?;
     }
     if let (Some(process), Some(root)) = (prepared.spec.process_mut(), &root) {
         prepared.changed |= give_home(process, root);
