@@ -11,11 +11,14 @@ use super::pull::{LayerProgress, LayerStage};
 /// Seconds: from an image that is here to one of many gigabytes.
 const BUCKETS: [f64; 10] = [0.05, 0.25, 1.0, 2.5, 5.0, 15.0, 30.0, 60.0, 300.0, 1200.0];
 
+/// One label and its value.
+type Label = [(&'static str, &'static str); 1];
+
 /// Clones count together.
 #[derive(Clone, Debug)]
 pub struct PullCounts {
     /// By result: "ok" or "failed".
-    pub seconds: Family<[(&'static str, &'static str); 1], Histogram, fn() -> Histogram>,
+    pub seconds: Family<Label, Histogram, fn() -> Histogram>,
     /// Compressed bytes of layers.
     pub received: Counter,
 }

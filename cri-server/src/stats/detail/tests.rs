@@ -86,8 +86,7 @@ fn v1_is_read_whole() {
         total_major_faults: Some(12),
     };
     assert_eq!(read.memory, memory);
-    assert_eq!(read.devices.len(), 2, "the sum of all is no device");
-    assert_eq!(read.devices[0].bytes.len(), 3);
+    assert_eq!((read.devices.len(), read.devices[0].bytes.len()), (2, 3), "the sum of all is no device");
     assert_eq!(read.devices[1].operations, [("Read".to_owned(), 7)]);
     let pages = HugePages { size: "2MB".to_owned(), usage: Some(4096), max_usage: Some(8192) };
     assert_eq!(read.huge_pages, [pages]);

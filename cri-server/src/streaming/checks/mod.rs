@@ -14,8 +14,11 @@ mod tunnel;
 mod upgrade;
 mod websocket;
 
+/// What holds for any bytes; it panics where it does not.
+type Check = fn(&[u8]);
+
 /// The checks by the names of their fuzz targets and corpora.
-pub const ALL: [(&str, fn(&[u8])); 8] = [
+pub const ALL: [(&str, Check); 8] = [
     ("spdy_frames", spdy::frames),
     ("spdy_headers", spdy::headers),
     ("spdy_connection", spdy::connection),
