@@ -239,8 +239,14 @@ async fn an_artifacts_files_are_pulled_listed_mounted_and_removed() {
     let base = node.base_image().await;
     let long = format!("deep/{}/file", "n".repeat(200));
     let large = "x".repeat(600_000);
-    let files =
-        [(Some("model.bin"), "weights"), (Some(&*long), "deep"), (None, "untitled"), (Some("big"), &large)];
+    let files = [
+        (Some("model.bin"), "weights"),
+        (Some(&*long), "deep"),
+        (None, "untitled"),
+        (Some("big"), &large),
+        // A compressed file is its own bytes: nobody unpacks it.
+        (Some("docs.tar.bz2"), "BZh91AY&SY"),
+    ];
     let built = artifact(&files);
     let untitled = built.layers[2].digest.trim_start_matches("sha256:").to_owned();
     let reference = node.registry.push("model", "1", &built);
@@ -257,11 +263,11 @@ async fn an_artifacts_files_are_pulled_listed_mounted_and_removed() {
 
     let pod = node.run_pod(&node.pod("artifact")).await;
     let script = format!(
-        "cd {INSIDE}; cat model.bin {long} {untitled}; echo; wc -c < big; stat -c '%u:%g %a' model.bin; \
+        "cd {INSIDE}; cat model.bin {long} {untitled} docs.tar.bz2; echo; wc -c < big; stat -c '%u:%g %a' model.bin; \
          (echo x > model.bin) 2>/dev/null || echo read-only"
     );
     let output = node.output(&pod, with(volume(&reference, ""), &base, &script)).await;
-    assert_eq!(output, "weightsdeepuntitled\n600000\n0:0 644\nread-only\n");
+    assert_eq!(output, "weightsdeepuntitledBZh91AY&SY\n600000\n0:0 644\nread-only\n");
     let mut config = build::shell("sub", &base, &format!("ls {INSIDE}"));
     config.mounts = vec![volume(&reference, "deep")];
     assert_eq!(node.output(&pod, config).await, format!("{}\n", "n".repeat(200)));

@@ -13,8 +13,9 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
+use super::durable;
 use super::error::ImageError;
-use super::fetch::Origin;
+use super::fetch::{Origin, Purpose};
 use super::manifest::{Platform, RunConfig};
 use super::pull::{Board, Chosen, LayerStage, blocking};
 use super::record::{ImageRecord, LayerRecord};
@@ -96,25 +97,18 @@ impl ImageService {
         board: &Board,
     ) -> Result<Arc<ImageRecord>, ImageError> {
         let Chosen { digest, media_type, bytes, manifest } = chosen;
+        let all = self.checked_size(&digest, &artifact.files)?;
         let config = self.fetch_small(origin, &manifest.config, MAX_CONFIG).await?;
         self.fetch_files(origin, &artifact.files, board).await?;
-        let size =
-            artifact.files.iter().map(|file| file.size).sum::<u64>() + (bytes.len() + config.len()) as u64;
-        let (content, snapshots, limits) =
-            (self.content.clone(), self.snapshots.clone(), self.config.limits());
-        let (files, name, id) = (artifact.files.clone(), origin.name(), digest.clone());
-        let tree = blocking(move || -> Result<Digest, ImageError> {
-            let failed = |source| ImageError::Layer { layer: name.clone(), source };
-            let unreadable = |e: SourceError| failed(SnapshotError::Source(e));
-            let tree = hash(&content, &files).map_err(unreadable)?;
-            if snapshots.layers().get(&tree).is_none() {
-                let mut archive = Archive::new(&content, &files);
-                let mut source = || archive.piece();
-                snapshots.layers().unpack(&tree, &mut source, &limits).map_err(failed)?;
-            }
-            snapshots.settle(std::slice::from_ref(&tree))?;
+        let size = all + (bytes.len() + config.len()) as u64;
+        let tree = self.unpack_files(&artifact.files, origin.name()).await?;
+        let (content, snapshots, id) = (self.content.clone(), self.snapshots.clone(), digest.clone());
+        if self.content.size(&digest).is_none() {
+            self.disown_blob(&digest).await?;
+        }
+        blocking(move || {
             content.put(&id, &bytes)?;
-            Ok(tree)
+            durable::sync(&[content.folder(), &snapshots.layers().folder()])
         })
         .await??;
         let (repo_tags, repo_digests) = names;
@@ -142,6 +136,50 @@ impl ImageService {
         .await
     }
 
+    /// All bytes of the files, none of which may be larger than it says, nor all together than a layer may be.
+    fn checked_size(&self, digest: &Digest, files: &[ArtifactFile]) -> Result<u64, ImageError> {
+        let malformed =
+            |problem: String| ImageError::Malformed { what: "manifest", digest: digest.to_string(), problem };
+        let most = self.config.limits().max_bytes;
+        let sum = files.iter().try_fold(0_u64, |sum, file| sum.checked_add(file.size));
+        let sum = sum.filter(|sum| *sum <= most);
+        let sum = sum.ok_or_else(|| malformed(format!("has files of more than {most} bytes")))?;
+        for file in files {
+            if self.content.size(&file.blob).is_some_and(|size| size != file.size) {
+                return Err(malformed(format!("gives {:?} a size that is not its own", file.name)));
+            }
+        }
+        Ok(sum)
+    }
+
+    /// Makes the folder with the files, once for all artifacts that have the same.
+    async fn unpack_files(&self, files: &[ArtifactFile], name: String) -> Result<Digest, ImageError> {
+        let failed = move |source| ImageError::Layer { layer: name.clone(), source };
+        let (content, all, failed_hash) = (self.content.clone(), files.to_vec(), failed.clone());
+        let hashed = blocking(move || hash(&content, &all)).await?;
+        let tree = hashed.map_err(|e| failed_hash(SnapshotError::Source(e)))?;
+        let lock = self.layer_lock(&tree);
+        let unpacked = {
+            let _alone = lock.lock().await;
+            self.disown_tree(&tree).await?;
+            let (content, snapshots, limits) =
+                (self.content.clone(), self.snapshots.clone(), self.config.limits());
+            let (files, tree) = (files.to_vec(), tree.clone());
+            blocking(move || -> Result<(), ImageError> {
+                if snapshots.layers().get(&tree).is_none() {
+                    let mut archive = Archive::new(&content, &files);
+                    let mut source = || archive.piece();
+                    snapshots.layers().unpack(&tree, &mut source, &limits).map_err(failed)?;
+                }
+                Ok(snapshots.settle(std::slice::from_ref(&tree))?)
+            })
+            .await
+        };
+        self.forget_lock(&lock, &tree);
+        unpacked??;
+        Ok(tree)
+    }
+
     async fn fetch_files(
         &self,
         origin: &Origin,
@@ -158,16 +196,32 @@ impl ImageService {
         let layers: Vec<LayerRecord> = files.iter().map(as_layer).collect();
         board.begin(&layers);
         for (index, layer) in layers.iter().enumerate() {
-            let lock = self.layer_lock(layer);
-            let _alone = lock.lock().await;
-            if self.content.size(&layer.blob).is_some() {
-                board.set(index, LayerStage::Present, layer.size);
-                continue;
-            }
-            let _slot = self.slots.acquire().await.map_err(|_| ImageError::Interrupted("the pull"))?;
-            self.download(origin, layer, index, board, &CancellationToken::new(), true).await?;
-            board.set(index, LayerStage::Done, layer.size);
+            let lock = self.layer_lock(&layer.diff_id);
+            let fetched = {
+                let _alone = lock.lock().await;
+                self.fetch_file(origin, layer, index, board).await
+            };
+            self.forget_lock(&lock, &layer.diff_id);
+            fetched?;
         }
+        Ok(())
+    }
+
+    async fn fetch_file(
+        &self,
+        origin: &Origin,
+        layer: &LayerRecord,
+        index: usize,
+        board: &Board,
+    ) -> Result<(), ImageError> {
+        if self.content.size(&layer.blob).is_some() {
+            board.set(index, LayerStage::Present, layer.size);
+            return Ok(());
+        }
+        self.disown_blob(&layer.blob).await?;
+        let _slot = self.slots.acquire().await.map_err(|_| ImageError::Interrupted("the pull"))?;
+        self.download(origin, layer, index, board, &CancellationToken::new(), Purpose::Keep).await?;
+        board.set(index, LayerStage::Done, layer.size);
         Ok(())
     }
 }

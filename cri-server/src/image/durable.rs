@@ -48,6 +48,14 @@ impl ImageService {
         self.disown(|image| image.blobs().any(|blob| blob == digest)).await
     }
 
+    /// The same for the folder of an artifact's files.
+    pub(super) async fn disown_tree(&self, tree: &Digest) -> Result<(), ImageError> {
+        if self.snapshots.layers().get(tree).is_some() {
+            return Ok(());
+        }
+        self.disown(|image| image.artifact.as_ref().is_some_and(|artifact| artifact.tree == *tree)).await
+    }
+
     /// The images stay known to this process, so that their tags are found again by the pull that makes them whole.
     async fn disown(&self, lost: impl Fn(&ImageRecord) -> bool) -> Result<(), ImageError> {
         let _changing = self.changes.lock().await;

@@ -134,19 +134,24 @@ impl ImageService {
         board: &Board,
         cancel: &CancellationToken,
     ) -> Result<(), ImageError> {
-        let lock = self.layer_lock(layer);
+        let lock = self.layer_lock(&layer.diff_id);
         let result = self.fetch_layer_locked(&lock, origin, layer, index, board, cancel).await;
-        let mut locks = self.layer_locks.lock().unwrap_or_else(PoisonError::into_inner);
-        // Ours and the map's: nobody else waits for it.
-        if Arc::strong_count(&lock) == 2 {
-            locks.remove(&layer.diff_id);
-        }
+        self.forget_lock(&lock, &layer.diff_id);
         result
     }
 
-    pub(super) fn layer_lock(&self, layer: &LayerRecord) -> Arc<tokio::sync::Mutex<()>> {
+    /// Held by who makes what this digest names.
+    pub(super) fn layer_lock(&self, digest: &Digest) -> Arc<tokio::sync::Mutex<()>> {
         let mut locks = self.layer_locks.lock().unwrap_or_else(PoisonError::into_inner);
-        locks.entry(layer.diff_id.clone()).or_default().clone()
+        locks.entry(digest.clone()).or_default().clone()
+    }
+
+    pub(super) fn forget_lock(&self, lock: &Arc<tokio::sync::Mutex<()>>, digest: &Digest) {
+        let mut locks = self.layer_locks.lock().unwrap_or_else(PoisonError::into_inner);
+        // Ours and the map's: nobody else waits for it.
+        if Arc::strong_count(lock) == 2 {
+            locks.remove(digest);
+        }
     }
 
     async fn fetch_layer_locked(
@@ -188,7 +193,7 @@ impl ImageService {
                 }
             }
         }
-        self.download(origin, layer, index, board, cancel, unpacked).await?;
+        self.download(origin, layer, index, board, cancel, purpose(unpacked)).await?;
         self.pairs().insert(layer.pair());
         board.set(index, LayerStage::Done, layer.size);
         Ok(())
@@ -211,7 +216,7 @@ impl ImageService {
                 (&mut file).take(PIECE as u64).read_to_end(&mut piece)?;
                 Ok((!piece.is_empty()).then(|| Bytes::from(piece)))
             };
-            take_in(snapshots.layers(), &layer.diff_id, &mut source, &limits, unpacked)
+            take_in(snapshots.layers(), &layer.diff_id, &mut source, &limits, purpose(unpacked))
                 .map_err(|e| unpack_error(&layer, "", e))
         })
         .await?
@@ -224,7 +229,7 @@ impl ImageService {
         index: usize,
         board: &Board,
         cancel: &CancellationToken,
-        unpacked: bool,
+        purpose: Purpose,
     ) -> Result<(), ImageError> {
         let wanted =
             Descriptor { media_type: layer.media_type.clone(), digest: layer.blob.clone(), size: layer.size };
@@ -252,23 +257,23 @@ impl ImageService {
             drop(pieces_in);
         };
         let name = reference.to_string();
-        tokio::join!(receive, self.store_and_unpack(layer, name, pieces_out, unpacked)).1
+        tokio::join!(receive, self.store_and_unpack(layer, name, pieces_out, purpose)).1
     }
 
-    /// Stores the blob while it is unpacked, or looked through when the layer is there.
+    /// Stores the blob, and meanwhile does with its bytes what they are for.
     async fn store_and_unpack(
         &self,
         layer: &LayerRecord,
         reference: String,
         pieces: Pieces,
-        unpacked: bool,
+        purpose: Purpose,
     ) -> Result<(), ImageError> {
         let (content, snapshots, limits) =
             (self.content.clone(), self.snapshots.clone(), self.config.limits());
         let layer = layer.clone();
         blocking(move || {
             let mut source = storing(&content, &layer, pieces)?;
-            take_in(snapshots.layers(), &layer.diff_id, &mut source, &limits, unpacked)
+            take_in(snapshots.layers(), &layer.diff_id, &mut source, &limits, purpose)
                 .map_err(|error| unpack_error(&layer, &reference, error))
         })
         .await?
@@ -301,17 +306,36 @@ fn storing<'a>(
     })
 }
 
+/// What the bytes of a blob are for, besides being stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// They become a layer.
+    Unpack,
+    /// The layer is there: they are looked through for being it.
+    Check,
+    /// They are a file of an artifact, whatever they hold.
+    Keep,
+}
+
+fn purpose(unpacked: bool) -> Purpose {
+    if unpacked { Purpose::Check } else { Purpose::Unpack }
+}
+
 fn take_in(
     layers: &Layers,
     diff_id: &Digest,
     source: &mut Source<'_>,
     limits: &Limits,
-    unpacked: bool,
+    purpose: Purpose,
 ) -> Result<(), SnapshotError> {
-    if unpacked {
-        return layers.check(diff_id, source, limits);
+    match purpose {
+        Purpose::Unpack => layers.unpack(diff_id, source, limits).map(drop),
+        Purpose::Check => layers.check(diff_id, source, limits),
+        Purpose::Keep => {
+            while source().map_err(SnapshotError::Source)?.is_some() {}
+            Ok(())
+        }
     }
-    layers.unpack(diff_id, source, limits).map(drop)
 }
 
 /// The registry's and the disk's own errors decide the answer to the caller, so they are not wrapped.
