@@ -60,6 +60,11 @@ impl Containers {
                 ContainerState::Created if *existing.config() == config => return Ok(existing.id().clone()),
                 // No creation of this name is under way but this one: it is what an undo could not take away.
                 ContainerState::Creating => self.dismantle(&existing).await?,
+                // Nor is it told to anybody, so nobody else would take it away.
+                state if *state.told() == ContainerState::Creating => {
+                    let removed = self.remove(&existing).await;
+                    removed.map_err(|error| ContainerError::Shared(crate::report::chain(&*error)))?;
+                }
                 state => {
                     return Err(ContainerError::Exists { id: existing.id().clone(), state: state.name() });
                 }

@@ -89,6 +89,28 @@ pub enum ContainerState {
     },
 }
 
+/// A state as this version stores it, or as the one before did: it did not keep what a container under removal was.
+fn stored_state<'de, D: serde::Deserializer<'de>>(from: D) -> Result<ContainerState, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    enum Before {
+        Removing,
+    }
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Stored {
+        Now(ContainerState),
+        Before(Before),
+    }
+    Ok(match Stored::deserialize(from)? {
+        Stored::Now(state) => state,
+        Stored::Before(Before::Removing) => {
+            let exit = Exit { code: 255, finished_at: 0, cause: ExitCause::Unknown, message: String::new() };
+            ContainerState::Exited { started_at: 0, exit }.removing()
+        }
+    })
+}
+
 /// A transition that the state does not allow.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the container is {state}: it cannot {event}")]
@@ -203,6 +225,7 @@ pub struct ContainerRecord {
     /// What its spec puts into force, known once the spec is built.
     #[serde(default)]
     pub resources: Option<cri::LinuxContainerResources>,
+    #[serde(deserialize_with = "stored_state")]
     pub state: ContainerState,
 }
 
@@ -212,6 +235,22 @@ mod tests {
 
     fn exit(code: i32) -> Exit {
         Exit { code, finished_at: 9, cause: ExitCause::of(code, false), message: String::new() }
+    }
+
+    #[test]
+    fn states_of_the_version_before_are_read() {
+        #[derive(Deserialize)]
+        struct Record {
+            #[serde(deserialize_with = "stored_state")]
+            state: ContainerState,
+        }
+        let read = |text: &str| serde_json::from_str::<Record>(text).map(|record| record.state);
+        let before = read(r#"{"state":"removing"}"#).unwrap();
+        assert!(matches!(before.told(), ContainerState::Exited { exit, .. } if exit.code == 255));
+        let now = serde_json::to_string(&ContainerState::Created.removing()).unwrap();
+        assert_eq!(read(&format!("{{\"state\":{now}}}")).unwrap(), ContainerState::Created.removing());
+        assert_eq!(read(r#"{"state":"creating"}"#).unwrap(), ContainerState::Creating);
+        assert!(read(r#"{"state":"gone"}"#).is_err());
     }
 
     #[test]

@@ -165,7 +165,9 @@ impl Nri {
         pristine: nri::Container,
         creation: &Creation,
     ) -> Result<(), NriError> {
-        let asked: Vec<_> = order.plugins.iter().map(|plugin| plugin.identity.clone()).collect();
+        // One that was let go meanwhile has not looked at this container.
+        let here: Vec<_> = order.plugins.iter().filter(|plugin| !plugin.is_closed()).collect();
+        let asked: Vec<_> = here.iter().map(|plugin| plugin.identity.clone()).collect();
         if let Some(reason) = validate::refusal(&self.config.default_validator, &pod, creation, &asked) {
             return Err(NriError::Rejected { plugin: "default-validator".to_owned(), reason });
         }
@@ -175,7 +177,7 @@ impl Nri {
         if validators.is_empty() {
             return Ok(());
         }
-        let instance = |plugin: &Arc<Plugin>| nri::PluginInstance {
+        let instance = |plugin: &&Arc<Plugin>| nri::PluginInstance {
             name: plugin.identity.base.clone(),
             index: plugin.identity.index.clone(),
         };
@@ -185,7 +187,7 @@ impl Nri {
             adjust: Some(creation.adjust.clone()),
             update: creation.updates.updates.clone(),
             owners: Some(creation.owners.to_wire()),
-            plugins: order.plugins.iter().map(instance).collect(),
+            plugins: here.iter().map(instance).collect(),
         };
         for plugin in validators {
             type Answer = nri::ValidateContainerAdjustmentResponse;
