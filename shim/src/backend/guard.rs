@@ -38,6 +38,7 @@ const REPLACEABLE: [&str; 10] = [
     "/proc/sys/kernel/ns_last_pid",
 ];
 const PROC: &str = "/proc";
+const DEV: &str = "/dev";
 /// As many links as the kernel follows in one path.
 const MOST_LINKS: u32 = 40;
 const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
@@ -56,7 +57,7 @@ fn open_root(root: &Path) -> Result<OwnedFd, Failure> {
 }
 
 /// Refuses an image, and mounts on it, that would lead the runtime elsewhere. `root` is the mounted root file system.
-pub fn before(spec: &Spec, root: &Path) -> Result<(), Failure> {
+pub fn before(spec: &Spec, root: &Path, built_in: bool) -> Result<(), Failure> {
     let root = open_root(root)?;
     for name in SYSTEM {
         match statat(&root, name, AtFlags::SYMLINK_NOFOLLOW).map(|stat| FileType::from_raw_mode(stat.st_mode))
@@ -74,6 +75,12 @@ pub fn before(spec: &Spec, root: &Path) -> Result<(), Failure> {
         if place.starts_with(PROC) && !may_lie_in_proc(mount, &place) {
             let asked = mount.destination().display();
             return Err(rootfs(format!("{asked}: nothing may be mounted on {}", place.display())));
+        }
+        // libcontainer makes its nodes and links in whatever lies there, by path: the host's, and another container's.
+        let foreign_dev = place == Path::new(DEV) && mount.typ().as_deref() != Some("tmpfs");
+        if built_in && foreign_dev {
+            let words = "a volume in place of /dev needs an external OCI runtime: set binary in the handler";
+            return Err(rootfs(words));
         }
     }
     Ok(())
@@ -223,7 +230,7 @@ mod tests {
     #[test]
     fn only_the_kernels_own_lies_in_proc() {
         let root = image();
-        let tried = |destination, typ, source| before(&spec(destination, typ, source), root.path());
+        let tried = |destination, typ, source| before(&spec(destination, typ, source), root.path(), true);
         for place in
             ["/proc", "/proc/self/attr", "/door/sys", "/deep", "/sys/up/1", "/bin/../proc/x", "/./door"]
         {
@@ -247,14 +254,19 @@ mod tests {
     fn a_system_folder_that_is_a_link_or_a_file_is_refused() {
         let root = image();
         fs::remove_dir(root.path().join("dev")).unwrap();
-        before(&Spec::default(), root.path()).unwrap();
+        before(&Spec::default(), root.path(), true).unwrap();
         symlink("/tmp", root.path().join("dev")).unwrap();
         assert!(
-            before(&Spec::default(), root.path()).unwrap_err().message.contains("/dev is a symbolic link")
+            before(&Spec::default(), root.path(), true)
+                .unwrap_err()
+                .message
+                .contains("/dev is a symbolic link")
         );
         fs::remove_file(root.path().join("dev")).unwrap();
         fs::write(root.path().join("dev"), "").unwrap();
-        assert!(before(&Spec::default(), root.path()).unwrap_err().message.contains("/dev is not a folder"));
+        assert!(
+            before(&Spec::default(), root.path(), true).unwrap_err().message.contains("/dev is not a folder")
+        );
     }
 
     #[test]

@@ -16,7 +16,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
 use super::{Failure, FailureKind};
-use crate::sys::{self, Forked, mount::map_ids};
+use crate::sys::{self, Forked, mount::map_layer};
 use crate::wire::Mount;
 
 /// What the kernel takes in one map: user_namespaces(7).
@@ -194,7 +194,7 @@ impl Layers {
     fn add(&mut self, layer: &Path, userns: &OwnedFd, scratch: &Path) -> Result<(), Failure> {
         let doing = |e: &dyn std::error::Error| rootfs(format!("map the owners of {}: {e}", layer.display()));
         let mount = clone_tree(layer, false).map_err(|e| doing(&e))?;
-        map_ids(&mount, userns, false).map_err(|e| doing(&e))?;
+        map_layer(&mount, userns).map_err(|e| doing(&e))?;
         // Kernels before 6.15 take no layer from a mount that lies nowhere.
         let place = scratch.join(self.mounts.len().to_string());
         fs::create_dir_all(&place).map_err(|e| doing(&e))?;

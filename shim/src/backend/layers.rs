@@ -9,7 +9,7 @@ use std::path::Path;
 use super::idmap::{Layers, Mapping, attach, clone_tree};
 use super::rootfs::mount_one;
 use super::{Failure, FailureKind};
-use crate::sys::mount::map_ids;
+use crate::sys::mount::map_layer;
 use crate::wire::Mount;
 
 /// More than any image's layers take.
@@ -30,7 +30,7 @@ fn mount(at: &Path, layers: &[&str], mapping: &[String]) -> Result<(), Failure> 
     if let [only] = layers {
         let tree = clone_tree(Path::new(only), false)
             .map_err(|e| failure(format!("copy the mount of {only}: {e}")))?;
-        map_ids(&tree, mapping.namespace()?, false)
+        map_layer(&tree, mapping.namespace()?)
             .map_err(|e| failure(format!("map the owners of {only}: {e}")))?;
         return attach(&tree, at).map_err(|e| failure(format!("mount {only}: {e}")));
     }

@@ -97,7 +97,11 @@ fn settle_inside(spec: &Spec, table: &str, namespace: &File) -> std::io::Result<
         volumes.push((place, wanted(mount)));
     }
     for (point, mode) in changes(table, &volumes) {
-        let mount = open(&point)?;
+        let mount = match open(&point) {
+            // Hidden by what was mounted above it later: nobody reaches it.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            opened => opened?,
+        };
         set_propagation(&mount, mode)
             .map_err(|errno| std::io::Error::other(format!("{}: {}", point.display(), errno.desc())))?;
     }

@@ -111,7 +111,7 @@ pub fn finish(mut prepared: Prepared, order: &CreateOrder, place: Place) -> Resu
     let root = prepared.spec.root().as_ref().map(|r| bundle.join(r.path()));
     if let Some(root) = &root {
         // As the specification has the mounts, before their sources get other names.
-        guard::before(&prepared.spec, root)?;
+        guard::before(&prepared.spec, root, order.options.binary.is_none())?;
         let mapping = order.rootfs.iter().find_map(|mount| Mapping::of_options(&mount.options).transpose());
         let owner = mapping.transpose()?.and_then(|mapping| mapping.root());
         let cwd = prepared.spec.process().as_ref().map(|p| p.cwd().display().to_string()).unwrap_or_default();

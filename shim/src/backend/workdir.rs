@@ -32,7 +32,11 @@ pub fn make(spec: &Spec, root: &Path, owner: Option<(u32, u32)>) -> io::Result<(
     let Some(process) = spec.process() else { return Ok(()) };
     let mounts = spec.mounts().as_deref().unwrap_or_default();
     match place(process.cwd(), mounts) {
-        Place::Root => Ok(make_below(root, process.cwd(), ResolveFlags::NO_XDEV, owner)?),
+        Place::Root => match make_below(root, process.cwd(), ResolveFlags::NO_XDEV, owner) {
+            // A link to what is mounted later, or a root that cannot be written: entering it decides.
+            Err(Errno::EXIST | Errno::ROFS | Errno::XDEV) => Ok(()),
+            made => Ok(made?),
+        },
         // A link in a volume can mean another place in the container than it does here: entering it decides.
         Place::Volume(source, rest) => {
             let _ = make_below(source, &rest, ResolveFlags::empty(), None);

@@ -35,9 +35,18 @@ fn set(mount: BorrowedFd<'_>, recursive: bool, attr: &MountAttr) -> nix::Result<
 
 /// Shows a detached mount, or the whole tree of it, with the owners that the user namespace's mapping gives.
 pub fn map_ids(mount: impl AsFd, userns: impl AsFd, recursive: bool) -> nix::Result<()> {
+    map_with(mount, userns, recursive, 0)
+}
+
+/// The same for the folder of a layer, which others share: whoever comes upon the mount can change nothing through it.
+pub fn map_layer(mount: impl AsFd, userns: impl AsFd) -> nix::Result<()> {
+    map_with(mount, userns, false, libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NODEV)
+}
+
+fn map_with(mount: impl AsFd, userns: impl AsFd, recursive: bool, more: u64) -> nix::Result<()> {
     let userns = userns.as_fd().as_raw_fd();
     let attr = MountAttr {
-        set: libc::MOUNT_ATTR_IDMAP,
+        set: libc::MOUNT_ATTR_IDMAP | more,
         userns_fd: u64::try_from(userns).map_err(|_| Errno::EBADF)?,
         ..MountAttr::default()
     };

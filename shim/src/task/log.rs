@@ -82,7 +82,10 @@ impl LogFile {
 
     pub fn reopen(&self) -> io::Result<()> {
         let fresh = open(&self.path)?;
-        *self.file.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        // The file that is let go ends with a whole record too, if that can be had.
+        drop(file.mend());
+        *file = fresh;
         Ok(())
     }
 

@@ -17,6 +17,7 @@ pub mod tap;
 
 use std::collections::HashMap;
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -61,6 +62,9 @@ pub struct Task {
     execs: Mutex<HashMap<String, Arc<Process>>>,
     until_exec: Mutex<Option<UntilExec>>,
     oom_told: Mutex<u64>,
+    /// Held while what the container left is removed; the exit once it is.
+    deleted: tokio::sync::Mutex<Option<Exit>>,
+    hooks_ran: AtomicBool,
 }
 
 impl Task {
@@ -107,6 +111,8 @@ impl Task {
             execs: Mutex::default(),
             until_exec: Mutex::new(Some(until_exec)),
             oom_told: Mutex::new(0),
+            deleted: tokio::sync::Mutex::default(),
+            hooks_ran: AtomicBool::new(false),
         });
         exit::watch_init(&task, exited);
         if let Err(error) = task.settle(opened).await {
@@ -237,8 +243,19 @@ impl Task {
         Ok(())
     }
 
-    /// Removes what the container left. A container that never ran is killed first, a running one is refused.
+    /// Removes what the container left, once however often it is asked for. A container that never ran is killed first, a
+    /// running one is refused.
     pub async fn delete(&self) -> Result<Exit, ShimError> {
+        let mut deleted = self.deleted.lock().await;
+        if let Some(exit) = &*deleted {
+            return Ok(*exit);
+        }
+        let exit = self.remove().await?;
+        *deleted = Some(exit);
+        Ok(exit)
+    }
+
+    async fn remove(&self) -> Result<Exit, ShimError> {
         match self.init.state() {
             Lifecycle::Added | Lifecycle::Created { .. } => {
                 kill::signal_all(&self.created.cgroups, libc::SIGKILL)
@@ -254,7 +271,9 @@ impl Task {
             .await
             .map_err(|_| ShimError::io("wait for the killed process")(std::io::ErrorKind::TimedOut.into()))?;
         self.init.streams.abandon();
-        if self.created.delete_by_child {
+        // An external runtime may be asked again, hooks may not run again.
+        let external = self.options.binary.is_some();
+        if self.created.delete_by_child && (external || !self.hooks_ran.swap(true, Ordering::Relaxed)) {
             let order = Order::Delete(self.order());
             let child = launch::spawn(&self.around.reaper, &self.bundle, &order, Default::default())?;
             if let Err(error) = child.done().await {
