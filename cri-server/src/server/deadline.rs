@@ -1,7 +1,7 @@
 //! The caller's deadline, in the words that callers expect.
 //!
 //! tonic answers CANCELLED when the time in `grpc-timeout` is over; kubelets and crictl look for DEADLINE_EXCEEDED. The
-//! answer is given a moment earlier here. What was begun goes on: see [`crate::operation`].
+//! answer is given a moment earlier here. What was begun goes on: see [`crate::operation`]; but a command of ExecSync is ended.
 
 use std::future::Future;
 use std::pin::Pin;
