@@ -24,6 +24,7 @@ mod spec;
 mod staging;
 mod workdir;
 
+use cofferdam_failpoints::failpoint;
 use std::fmt;
 use std::io::{BufRead, BufReader};
 use std::os::fd::OwnedFd;
@@ -94,6 +95,14 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
+    }
+}
+
+/// Failures that tests inject, in builds for tests only.
+#[cfg(feature = "failpoints")]
+impl From<cofferdam_failpoints::Injected> for Failure {
+    fn from(injected: cofferdam_failpoints::Injected) -> Self {
+        Failure::new(FailureKind::Runtime, injected.to_string())
     }
 }
 
@@ -212,8 +221,10 @@ fn carry_out(order: &Order, reporter: Reporter) -> Result<Report, Failure> {
         Order::Create(order) => {
             let runtime = runtime_for(&order.options, &order.bundle, reporter);
             let prepared = spec::prepare(&order.bundle, reporter)?;
+            failpoint!("shim.child.spec_read");
             let visit = join_scope(order, &prepared.spec)?;
             let place = rootfs::mount(order, &prepared.spec)?;
+            failpoint!("shim.child.rootfs_mounted", infallible);
             let on_host = place == rootfs::Place::Host;
             let made = spec::finish(prepared, order, place)
                 .and_then(|bundle| runtime.create(order, &bundle, &visit));

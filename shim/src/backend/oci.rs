@@ -2,6 +2,7 @@
 //!
 //! Its state lies below the bundle, never in a folder of the whole host.
 
+use cofferdam_failpoints::failpoint;
 use std::io::Write;
 use std::path::Path;
 
@@ -64,6 +65,7 @@ impl OciRuntime for Libcontainer {
             let more = if causes.contains("unix syscall") { folder(bundle) } else { unknown_sysctls(bundle) };
             Failure::new(kind, format!("create the container: {causes}{more}"))
         })?;
+        failpoint!("shim.child.made", infallible);
         let spec = load_spec(&order.bundle)?;
         let home = visit.end().map_err(Failure::because(FailureKind::Runtime, "leave the pod's scope"));
         let placed = home.and_then(|()| place(&spec, pid));
@@ -79,6 +81,7 @@ impl OciRuntime for Libcontainer {
             abandon(order, pid, &cgroups);
             return Err(failure);
         }
+        failpoint!("shim.child.limited", infallible);
         if order.console.is_some()
             && let Err(error) = give_terminal(pid)
         {
