@@ -50,6 +50,7 @@ impl Containers {
         .await?;
         let (snapshots, id) = (Arc::clone(&self.ports.snapshots), container.id().clone());
         tokio::task::spawn_blocking(move || snapshots.remove(&id)).await??;
+        self.forget_restore(container).await;
         let bundle = self.ports.places.container(container.id());
         match tokio::fs::remove_dir_all(&bundle).await {
             Err(source) if source.kind() != std::io::ErrorKind::NotFound => {

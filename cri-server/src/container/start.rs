@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::{Container, ContainerError, ContainerState, Containers, Exit, ExitCause, Shared};
+use super::{Container, ContainerError, ContainerState, Containers, Exit, ExitCause, Shared, restore};
 use crate::operation::Stage;
 use crate::ports::now;
 use crate::runtime::Shim;
@@ -68,7 +68,12 @@ impl Containers {
         stage.set("asking NRI plugins");
         self.plugins_start(container).await.map_err(Arc::new)?;
         stage.set("starting the process");
-        let pid = shim.start("").await.map_err(|e| Arc::new(e.into()))?;
+        let pid = match container.made().restored {
+            true => shim.start_restored(restore::LIMIT).await,
+            false => shim.start("").await,
+        };
+        let pid = pid.map_err(|e| Arc::new(e.into()))?;
+        self.forget_restore(container).await;
         Ok((shim, pid))
     }
 
