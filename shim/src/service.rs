@@ -96,7 +96,7 @@ impl Service {
     }
 }
 
-fn status(state: &Lifecycle) -> Status {
+pub fn status(state: &Lifecycle) -> Status {
     match state {
         Lifecycle::Added | Lifecycle::Created { .. } => Status::CREATED,
         Lifecycle::Running { .. } => Status::RUNNING,

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cofferdam_proto::agent as proto;
-use ttrpc::context::{self, Context};
 use ttrpc::r#async::transport::Socket;
+use ttrpc::context::{self, Context};
 
 use crate::channel::{Channel, ChannelError, Purpose};
 

@@ -88,7 +88,8 @@ impl Plan {
         let parts = self.config.parts()?;
         let log = self.log("virtiofsd.log")?;
         let (share, share_end) = Share::start(&parts.virtiofsd, &self.folder.join("share"), Some(log))?;
-        place(share.pid()).map_err(|source| BootError::Io { operation: "put virtiofsd into the pod's cgroup", source })?;
+        place(share.pid())
+            .map_err(|source| BootError::Io { operation: "put virtiofsd into the pod's cgroup", source })?;
         Ok(Prepared { plan: self, parts, share, share_end })
     }
 

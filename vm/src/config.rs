@@ -91,18 +91,20 @@ impl VmConfig {
                 named.is_file().then(|| named.to_owned())
             };
             found.unwrap_or_else(|| {
-                let places = if named.as_os_str().is_empty() {
-                    usual.join(", ")
-                } else {
-                    named.display().to_string()
-                };
+                let places =
+                    if named.as_os_str().is_empty() { usual.join(", ") } else { named.display().to_string() };
                 wrong.push(format!("no {what} at {places} ({hint})"));
                 PathBuf::new()
             })
         };
         let parts = Parts {
             monitor: find("monitor", &self.monitor, &MONITORS, "Debian: qemu-system-x86"),
-            virtiofsd: find("virtiofsd", &self.virtiofsd, &SHARERS, "Debian: virtiofsd, or qemu-system-common up to 12"),
+            virtiofsd: find(
+                "virtiofsd",
+                &self.virtiofsd,
+                &SHARERS,
+                "Debian: virtiofsd, or qemu-system-common up to 12",
+            ),
             firmware: find("firmware", &self.firmware, &FIRMWARES, "Debian: qemu-system-data"),
             kernel: find("kernel", &self.kernel, &[], "cofferdam vm build-image"),
             image: find("guest image", &self.image, &[], "cofferdam vm build-image"),

@@ -105,7 +105,8 @@ impl Machine {
             };
             // The guest turns itself off in the end; the rest follows.
             watched.kill();
-            let _ = timeout(DEATH, async { tokio::join!(watched.monitor.exited(), watched.share.exited()) }).await;
+            let _ = timeout(DEATH, async { tokio::join!(watched.monitor.exited(), watched.share.exited()) })
+                .await;
             told.send_modify(|state| *state = state.ended(what));
         });
         Machine { processes, channel, agent, guest, accelerator, state, _tasks: tasks }

@@ -25,7 +25,9 @@ const POLL: Duration = Duration::from_millis(50);
 pub enum ProbeError {
     #[error(transparent)]
     Config(#[from] ConfigError),
-    #[error("microVMs need KVM, which this node does not give: {0} (emulation = true allows them without, slowly)")]
+    #[error(
+        "microVMs need KVM, which this node does not give: {0} (emulation = true allows them without, slowly)"
+    )]
     NotAvailable(String),
     #[error("keep what the probe found in {}: {source}", path.display())]
     Keep { path: PathBuf, source: io::Error },
@@ -108,7 +110,8 @@ async fn boot(config: &VmConfig, folder: &Path) -> Result<(), BootError> {
 fn subject(parts: &Parts) -> String {
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let file = |path: &Path| {
-        let about = fs::metadata(path).map(|m| format!("{}:{}:{}", m.ino(), m.size(), m.mtime())).unwrap_or_default();
+        let about =
+            fs::metadata(path).map(|m| format!("{}:{}:{}", m.ino(), m.size(), m.mtime())).unwrap_or_default();
         format!("{}:{about}", path.display())
     };
     let files = [&parts.monitor, &parts.firmware, &parts.kernel, &parts.image].map(|path| file(path));

@@ -24,11 +24,13 @@ fn ingredients() -> Result<Ingredients, String> {
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/x86_64-unknown-linux-gnu/debug"),
         PathBuf::from,
     );
-    let cache = std::env::var_os("COFFERDAM_VM_CACHE").map(PathBuf::from).or_else(|| {
-        Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/cofferdam-vm"))
-    });
+    let cache = std::env::var_os("COFFERDAM_VM_CACHE")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/cofferdam-vm")));
     let kernels = cache.iter().flat_map(|cache| std::fs::read_dir(cache).into_iter().flatten().flatten());
-    let kernel = kernels.map(|entry| entry.path()).find(|path| path.join("ready").exists() && path.join("boot").exists());
+    let kernel = kernels
+        .map(|entry| entry.path())
+        .find(|path| path.join("ready").exists() && path.join("boot").exists());
     let kernel = kernel.ok_or("no kernel is unpacked: tests/vm/run.sh unpacks one")?;
     let release = kernel.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let from = Ingredients {
@@ -111,7 +113,11 @@ async fn a_guest_boots_is_given_files_and_streams_and_ends() {
     std::fs::write(&file, "for the guest").unwrap();
     let items = [
         Item { name: "mounts/0".into(), source: Source::Bind(file.clone()), read_only: true },
-        Item { name: "mounts/1".into(), source: Source::Bind(bench.folder.path().to_owned()), read_only: false },
+        Item {
+            name: "mounts/1".into(),
+            source: Source::Bind(bench.folder.path().to_owned()),
+            read_only: false,
+        },
     ];
     machine.share().show("c1", &items).unwrap();
     assert!(!bench.folder.path().join("pod/share/c1").exists(), "the mounts are seen on the host");

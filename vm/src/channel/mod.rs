@@ -71,7 +71,8 @@ impl Channel {
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let (openings, queue) = mpsc::channel(QUEUE);
-        let driver = Driver { connection: Connection::new(socket, settings(), Mode::Client), queue, wanted: None };
+        let driver =
+            Driver { connection: Connection::new(socket, settings(), Mode::Client), queue, wanted: None };
         (Channel { openings }, driver.run())
     }
 

@@ -56,7 +56,11 @@ impl FromStr for Purpose {
 fn checked(name: &str) -> Result<String, PurposeError> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     let fits = !name.is_empty() && name.len() <= LONGEST_NAME && !name.starts_with('.');
-    if fits && name.chars().all(plain) { Ok(name.to_owned()) } else { Err(PurposeError::Name(name.to_owned())) }
+    if fits && name.chars().all(plain) {
+        Ok(name.to_owned())
+    } else {
+        Err(PurposeError::Name(name.to_owned()))
+    }
 }
 
 #[cfg(test)]
@@ -65,7 +69,8 @@ mod tests {
 
     #[test]
     fn purposes_are_lines() {
-        for purpose in [Purpose::Agent, Purpose::Task, Purpose::Input("a-1".into()), Purpose::Output("b.2".into())]
+        for purpose in
+            [Purpose::Agent, Purpose::Task, Purpose::Input("a-1".into()), Purpose::Output("b.2".into())]
         {
             assert_eq!(purpose.to_string().parse(), Ok(purpose));
         }

@@ -65,9 +65,8 @@ async fn a_refusal_has_the_guests_words() {
 
 #[tokio::test]
 async fn a_guest_that_answers_without_end_is_not_listened_to() {
-    let (channel, _tasks) = pair(|mut stream| {
-        Box::pin(async move { while stream.write_all(&[b'x'; 1000]).await.is_ok() {} })
-    });
+    let (channel, _tasks) =
+        pair(|mut stream| Box::pin(async move { while stream.write_all(&[b'x'; 1000]).await.is_ok() {} }));
     let refused = channel.open(&Purpose::Agent).await.unwrap_err();
     assert!(refused.to_string().contains("too long"), "{refused}");
 }

@@ -31,9 +31,9 @@ fn slim(mut bytes: Vec<u8>) -> Result<Vec<u8>, &'static str> {
     let count = number::<2>(&bytes, 56).ok_or(TORN)?;
     let mut end = HEADER;
     for index in 0..count {
-        let at = usize::try_from(table).ok().and_then(|table| {
-            table.checked_add(usize::try_from(index).ok()? * PROGRAM_HEADER)
-        });
+        let at = usize::try_from(table)
+            .ok()
+            .and_then(|table| table.checked_add(usize::try_from(index).ok()? * PROGRAM_HEADER));
         let at = at.ok_or(TORN)?;
         if number::<4>(&bytes, at).ok_or(TORN)? == u64::from(INTERPRETER) {
             return Err("it is not static: build it with -C target-feature=+crt-static");

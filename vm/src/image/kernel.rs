@@ -123,7 +123,9 @@ mod tests {
 
     #[test]
     fn blocks_that_reach_too_far_are_refused() {
-        for block in [&[0x10, b'a', 2, 0][..], &[0x10, b'a', 0, 0], &[0xf0, 255, 255], &[0x50, b'a'], &[0x01, 1]] {
+        for block in
+            [&[0x10, b'a', 2, 0][..], &[0x10, b'a', 0, 0], &[0xf0, 255, 255], &[0x50, b'a'], &[0x01, 1]]
+        {
             assert!(block_into(block, &mut b"before".to_vec()).is_none(), "{block:?}");
         }
     }

@@ -47,7 +47,8 @@ struct Detached {
 pub fn tmpfs_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let options = ["size=1m", "mode=755", "nosuid", "nodev"].map(str::to_owned);
     let writable = new_mount("tmpfs", "share", &options)?;
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     let shown = open_tree(&writable, "", flags)?;
     set_read_only(shown.as_fd())?;
     Ok((writable, shown))
@@ -183,7 +184,9 @@ fn new_mount(kind: &str, source: &str, options: &[String]) -> rustix::io::Result
 fn set_layers(context: BorrowedFd<'_>, layers: &str) -> rustix::io::Result<()> {
     for (at, layer) in layers.split(':').filter(|layer| !layer.is_empty()).enumerate() {
         match fsconfig_set_string(context, "lowerdir+", layer) {
-            Err(rustix::io::Errno::INVAL) if at == 0 => return fsconfig_set_string(context, "lowerdir", layers),
+            Err(rustix::io::Errno::INVAL) if at == 0 => {
+                return fsconfig_set_string(context, "lowerdir", layers);
+            }
             other => other?,
         }
     }

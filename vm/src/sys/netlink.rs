@@ -7,9 +7,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
-use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with,
-};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with};
 
 const HEADER: usize = 16;
 const RECEIVE: usize = 64 << 10;
@@ -98,8 +96,7 @@ impl Netlink {
     /// When the kernel gives none.
     pub fn open() -> io::Result<Self> {
         // Without a protocol it is that of routes and links, NETLINK_ROUTE.
-        let socket =
-            socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+        let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
         Ok(Netlink { socket, sequence: 0 })
     }
 
@@ -183,7 +180,8 @@ mod tests {
 
     #[test]
     fn attributes_are_padded_and_read_again() {
-        let message = Message::new(1, 0).attribute(3, b"eth0\0").nested(7, |inside| inside.attribute(1, &[9]));
+        let message =
+            Message::new(1, 0).attribute(3, b"eth0\0").nested(7, |inside| inside.attribute(1, &[9]));
         let found: Vec<_> = attributes(&message.0[HEADER..]).collect();
         assert_eq!(found[0], (3, &b"eth0\0"[..]));
         assert_eq!(attributes(found[1].1).next(), Some((1, &[9][..])));

@@ -138,8 +138,7 @@ fn drop_capabilities() -> io::Result<()> {
     // Effective, permitted and inheritable, twice 32 bits.
     let none = [0_u32; 6];
     // SAFETY: capset(2) reads a header and two sets of the layout of this version; both live until it returns.
-    let outcome =
-        unsafe { libc::syscall(libc::SYS_capset, std::ptr::from_ref(&header), none.as_ptr()) };
+    let outcome = unsafe { libc::syscall(libc::SYS_capset, std::ptr::from_ref(&header), none.as_ptr()) };
     if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -25,7 +25,8 @@ fn named<E: Into<io::Error>>(doing: impl std::fmt::Display) -> impl FnOnce(E) ->
 pub fn load_modules() -> io::Result<()> {
     let order = fs::read_to_string(format!("{MODULES}/order")).map_err(named("read the list of modules"))?;
     for name in order.lines() {
-        let file = File::open(format!("{MODULES}/{name}")).map_err(named(format_args!("open module {name}")))?;
+        let file =
+            File::open(format!("{MODULES}/{name}")).map_err(named(format_args!("open module {name}")))?;
         sys::load_module(&file).map_err(named(format_args!("load module {name}")))?;
     }
     Ok(())

@@ -63,7 +63,8 @@ fn link(index: i32, name: Option<&str>, mtu: u32) -> Message {
 
 /// `struct ifaddrmsg`. The host has checked that nobody else has the address.
 fn add_address(index: i32, prefix: Prefix) -> Message {
-    let no_check = if prefix.address.is_ipv6() { u8::try_from(libc::IFA_F_NODAD).unwrap_or_default() } else { 0 };
+    let no_check =
+        if prefix.address.is_ipv6() { u8::try_from(libc::IFA_F_NODAD).unwrap_or_default() } else { 0 };
     let fixed = [&[family(prefix.address), prefix.length, no_check, 0][..], &index.to_ne_bytes()].concat();
     let address = octets(prefix.address);
     Message::new(libc::RTM_NEWADDR, libc::NLM_F_CREATE | libc::NLM_F_REPLACE)

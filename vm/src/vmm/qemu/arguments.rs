@@ -81,7 +81,8 @@ fn kernel_line(accelerator: Accelerator, khz: Option<u64>) -> String {
 
 fn host_khz() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
-    let mhz = text.lines().find_map(|line| line.strip_prefix("cpu MHz")?.split(": ").nth(1)?.split('.').next());
+    let mhz =
+        text.lines().find_map(|line| line.strip_prefix("cpu MHz")?.split(": ").nth(1)?.split('.').next());
     Some(mhz?.trim().parse::<u64>().ok()? * 1000)
 }
 
