@@ -103,7 +103,7 @@ fn time_left(ctx: &TtrpcContext) -> Duration {
     told.map_or(CHECKPOINT, |told| told.saturating_sub(ANSWER))
 }
 
-fn status(state: &Lifecycle) -> Status {
+pub fn status(state: &Lifecycle) -> Status {
     match state {
         Lifecycle::Added | Lifecycle::Created { .. } => Status::CREATED,
         Lifecycle::Running { .. } => Status::RUNNING,

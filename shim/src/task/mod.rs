@@ -24,6 +24,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use cofferdam_vm::Isolation;
 use containerd_shim_protos::api::CreateTaskRequest;
 use containerd_shim_protos::events::task as events;
 use containerd_shim_protos::topics;
@@ -76,6 +77,11 @@ impl Task {
     pub async fn create(request: &CreateTaskRequest, around: Surroundings) -> Result<Arc<Task>, ShimError> {
         check_id(&request.id)?;
         let options = Options::from_any(request.options.as_ref())?;
+        if options.isolation()? == Isolation::Vm {
+            let words =
+                "isolation \"vm\" has to be told when the shim is started: its caller sends no options then";
+            return Err(ShimError::Invalid(words.into()));
+        }
         let images = restore::images(request, &options)?;
         let bundle = Bundle::new(&request.bundle);
         let stdio = Stdio {
@@ -340,7 +346,7 @@ impl Task {
 }
 
 /// Names become parts of paths, so what could leave the folder is refused.
-fn check_id(id: &str) -> Result<(), ShimError> {
+pub fn check_id(id: &str) -> Result<(), ShimError> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '+');
     if id.is_empty() || id == "." || id == ".." || id.len() > 128 || !id.chars().all(plain) {
         return Err(ShimError::Invalid(format!("the id {id:?} is not usable as a name")));
