@@ -72,3 +72,11 @@ impl From<ShimError> for ttrpc::Error {
         ttrpc::Error::RpcStatus(get_status(error.code(), error.to_string()))
     }
 }
+
+/// Failures that tests inject, in builds for tests only.
+#[cfg(feature = "failpoints")]
+impl From<cofferdam_failpoints::Injected> for ShimError {
+    fn from(injected: cofferdam_failpoints::Injected) -> Self {
+        ShimError::Io { operation: "pass", source: injected.into() }
+    }
+}
