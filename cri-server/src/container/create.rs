@@ -257,6 +257,7 @@ impl Build {
             state: self.sandbox.status().state.name(),
         })?;
         let edits = cdi::resolve(&self.ports.cdi.spec_dirs, &self.asked.devices)?;
+        let handler = self.ports.handlers.handler(&self.sandbox.made().handler)?;
         let mut spec = container_spec(&ContainerInput {
             id,
             sandbox_id: self.sandbox.id(),
@@ -275,7 +276,7 @@ impl Build {
             selinux_level: self.sandbox.selinux_level(),
             host: &LinuxHost,
             defaults: &self.ports.spec_defaults,
-            features: &self.ports.features,
+            features: &self.ports.features_of(handler),
         })?;
         cdi::apply(&mut spec, &edits, &LinuxHost, self.sandbox.users()?)?;
         check_apparmor(spec.process().as_ref().and_then(|process| process.apparmor_profile().as_deref()))?;

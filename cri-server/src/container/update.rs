@@ -81,11 +81,11 @@ impl Containers {
     /// The spec after the change: the one place where what is asked for becomes what is put into force.
     fn changed(
         &self,
-        _container: &Container,
+        container: &Container,
         before: &Spec,
         request: &cri::LinuxContainerResources,
     ) -> Result<Spec, ContainerError> {
-        let features = &self.ports.features;
+        let features = &self.ports.features_of(self.handler(container)?);
         let mut after = before.clone();
         if let Some(linux) = after.linux_mut() {
             let old = linux.resources().clone().unwrap_or_default();
