@@ -28,8 +28,8 @@ pod_of unit $slice
 if pod=$(cri runp /run/pod.json); then pass "a pod runs"; else fail "a pod runs" "$pod $(tail -5 /run/daemon.log)"; fi
 launch unit '"/bin/sh", "-c", "n=0; while :; do n=$((n+1)); echo $n; sleep 0.2; done"' '"resources": {}'
 began=$(started_of "$container")
-equal "the container is not spared" 0 "$(cri exec --sync "$container" cat /proc/1/oom_score_adj 2>&1)"
-equal "it knows nothing of the supervisor" "" "$(cri exec --sync "$container" cat /proc/1/environ | tr '\0' '\n' | grep -E 'NOTIFY|WATCHDOG')"
+equal "the container is not spared" 0 "$(cat /proc/"$(pid "$container")"/oom_score_adj)"
+equal "it knows nothing of the supervisor" PATH "$(tr '\0' '\n' < /proc/"$(pid "$container")"/environ | grep -oE '^(PATH|NOTIFY|WATCHDOG)' | sort -u)"
 
 before=$(shown MainPID)
 check "systemctl restart" systemctl restart $unit
