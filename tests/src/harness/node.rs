@@ -47,6 +47,7 @@ pub struct NodeBuilder {
     sections: HashMap<&'static str, String>,
     cni: Vec<(String, String)>,
     disk: Option<String>,
+    root: Option<Box<dyn FnOnce(&Path) + Send>>,
     env: Vec<(String, String)>,
 }
 
@@ -74,6 +75,12 @@ impl NodeBuilder {
     /// Puts the daemon's root on a disk of its own: a tmpfs with these mount options.
     pub fn disk(mut self, options: &str) -> Self {
         self.disk = Some(options.into());
+        self
+    }
+
+    /// Lets `prepare` have the daemon's root, an empty folder, before the daemon starts: to mount something there.
+    pub fn root(mut self, prepare: impl FnOnce(&Path) + Send + 'static) -> Self {
+        self.root = Some(Box::new(prepare));
         self
     }
 
@@ -120,6 +127,11 @@ impl Node {
             let flags = nix::mount::MsFlags::empty();
             nix::mount::mount(Some("tmpfs"), &root, Some("tmpfs"), flags, Some(options.as_str()))
                 .expect("cannot mount the root's disk");
+        }
+        if let Some(prepare) = builder.root {
+            let root = dir.join("root");
+            std::fs::create_dir(&root).expect("cannot make the root");
+            prepare(&root);
         }
         for (name, text) in &builder.cni {
             let text = text.replace("@DIR@", &dir.display().to_string());
