@@ -22,7 +22,9 @@ mod server;
 mod service;
 mod sys;
 mod task;
+mod tasks;
 mod wire;
+mod work;
 
 use std::ffi::OsStr;
 use std::path::Path;

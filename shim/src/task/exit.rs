@@ -19,6 +19,9 @@ use crate::publish::to_timestamp;
 /// The exits of execs are told before that of the container they ran in, unless one hangs.
 const EXECS_FIRST: Duration = Duration::from_secs(3);
 
+/// A start is told before the exit, unless a hook that runs after it hangs.
+const START_FIRST: Duration = Duration::from_secs(3);
+
 /// Follows the container's first process. Ends with the process, so nothing needs to hold it.
 pub fn watch_init(task: &Arc<Task>, exited: oneshot::Receiver<u32>) {
     let task = Arc::clone(task);
@@ -35,7 +38,7 @@ pub fn watch_init(task: &Arc<Task>, exited: oneshot::Receiver<u32>) {
         }
         task.init.streams.drain().await;
         drop(timeout(EXECS_FIRST, task.all_execs_ended()).await);
-        drop(task.init.starting.lock().await);
+        drop(timeout(START_FIRST, task.init.starting.lock()).await);
         task.tell_oom();
         task.tell_exit("", exit);
         task.init.announce(exit);
@@ -56,7 +59,7 @@ pub fn watch_exec(
         let exit = Exit { pid, status, at: log::now() };
         exec.mark_stopped(exit);
         exec.streams.drain().await;
-        drop(exec.starting.lock().await);
+        drop(timeout(START_FIRST, exec.starting.lock()).await);
         if let Some(folder) = task.created.cgroups.exec(&id) {
             // Stays while something that the exec left in the background lives; it goes with the container then.
             drop(kill::remove_folder(&folder));
