@@ -2,6 +2,7 @@
 //!
 //! Works from the files of the bundle alone; every step is done whatever became of the ones before.
 
+use cofferdam_failpoints::failpoint;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -35,6 +36,7 @@ pub fn delete(args: &Args) -> Result<(), ShimError> {
     let folder = std::env::current_dir().map_err(ShimError::io("find the bundle"))?;
     let bundle = Bundle::new(args.bundle.clone().unwrap_or(folder));
     end_server(&bundle, &args.id);
+    failpoint!("shim.cleanup.server_ended");
     let record: Option<Record> = bundle.read_json("task.json").ok();
     let (created, options) = record.map(|record| (record.created, record.options)).unzip();
     let cgroups = created.as_ref().map_or_else(|| cgroups_of_spec(&bundle, &args.id), |c| c.cgroups.clone());
@@ -42,6 +44,7 @@ pub fn delete(args: &Args) -> Result<(), ShimError> {
     if created.is_none() {
         remove_making(&bundle, &args.id);
     }
+    failpoint!("shim.cleanup.cgroups_removed");
     // Where nothing tells whether it was mounted on the host: to unmount what is no mount point changes nothing.
     if created.as_ref().is_none_or(|created| created.mounted_on_host) {
         unmount_rootfs(&bundle.rootfs());
@@ -50,10 +53,12 @@ pub fn delete(args: &Args) -> Result<(), ShimError> {
         delete_by_runtime(&bundle, &args.id, created, options);
     }
     drop(fs::remove_dir_all(bundle.runtime_root()));
+    failpoint!("shim.cleanup.state_removed");
     drop(fs::remove_file(socket_path(bundle.path(), &args.id, None)));
     if let Ok(address) = fs::read_to_string(bundle.join("address")) {
         drop(fs::remove_file(address.trim_start_matches("unix://")));
     }
+    failpoint!("shim.cleanup.socket_removed");
     let unknown = || {
         let pid = created.as_ref().map(|c| c.pid).unwrap_or_default();
         Exit { pid, status: KILLED, at: log::now() }
@@ -84,7 +89,7 @@ fn delete_by_runtime(bundle: &Bundle, id: &str, created: &Created, options: Opti
     if !created.delete_by_child || !may_delete(bundle, &options) {
         return;
     }
-    let order = TaskOrder { id: id.to_owned(), bundle: bundle.path().to_owned(), options };
+    let order = TaskOrder { id: id.to_owned(), bundle: bundle.path().to_owned(), options, restored: None };
     let child = match sys::fork() {
         Ok(Forked::Parent(child)) => child,
         Ok(Forked::Child) => {

@@ -23,6 +23,7 @@ mod service;
 mod sys;
 mod task;
 mod tasks;
+mod vm;
 mod wire;
 mod work;
 

@@ -1,5 +1,6 @@
 //! The RPCs: decode, call the task, encode. Nothing is decided here.
 
+use cofferdam_failpoints::failpoint;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,7 +58,13 @@ impl Service {
     }
 }
 
-fn status(state: &Lifecycle) -> Status {
+/// How long criu may take, so that its caller still hears what it says.
+fn time_left(ctx: &TtrpcContext) -> Duration {
+    let told = u64::try_from(ctx.timeout_nano).ok().filter(|told| *told > 0).map(Duration::from_nanos);
+    told.map_or(CHECKPOINT, |told| told.saturating_sub(ANSWER))
+}
+
+pub fn status(state: &Lifecycle) -> Status {
     match state {
         Lifecycle::Added | Lifecycle::Created { .. } => Status::CREATED,
         Lifecycle::Running { .. } => Status::RUNNING,
@@ -102,10 +109,11 @@ impl TaskRpc for Service {
         Ok(response)
     }
 
-    async fn start(&self, _: &TtrpcContext, r: StartRequest) -> ttrpc::Result<StartResponse> {
+    async fn start(&self, ctx: &TtrpcContext, r: StartRequest) -> ttrpc::Result<StartResponse> {
         let task = self.task(&r.id)?;
+        let limit = time_left(ctx);
         let starting = async move {
-            if r.exec_id.is_empty() { task.start().await } else { task.start_exec(&r.exec_id).await }
+            if r.exec_id.is_empty() { task.start(limit).await } else { task.start_exec(&r.exec_id).await }
         };
         let mut response = StartResponse::new();
         response.pid = self.work.finish(starting).await?.cast_unsigned();
@@ -121,6 +129,7 @@ impl TaskRpc for Service {
             }
             let exit = task.delete().await?;
             tasks.forget(&r.id);
+            failpoint!("shim.delete.forgotten", infallible);
             Ok(exit)
         };
         let exit = self.work.finish(deleting).await?;
@@ -159,8 +168,7 @@ impl TaskRpc for Service {
         if r.options.as_ref().is_some_and(|options| !options.value.is_empty()) {
             return Err(ShimError::Unsupported("a checkpoint with options").into());
         }
-        let told = u64::try_from(ctx.timeout_nano).ok().filter(|told| *told > 0).map(Duration::from_nanos);
-        let limit = told.map_or(CHECKPOINT, |told| told.saturating_sub(ANSWER));
+        let limit = time_left(ctx);
         if limit.is_zero() {
             let words = format!("a checkpoint needs more than {ANSWER:?}, of which nothing is left to criu");
             return Err(ShimError::Invalid(words).into());
@@ -229,7 +237,8 @@ impl TaskRpc for Service {
         response.shim_pid = std::process::id();
         response.version = env!("CARGO_PKG_VERSION").to_owned();
         if let Ok(task) = self.task(&r.id) {
-            response.task_pid = task.created.pid.cast_unsigned();
+            let pid = task.init.state().pid().unwrap_or(task.created.pid);
+            response.task_pid = pid.cast_unsigned();
         }
         Ok(response)
     }
@@ -240,6 +249,7 @@ impl TaskRpc for Service {
         }
         let empty = self.tasks.is_empty();
         if empty || r.now {
+            failpoint!("shim.shutdown.begun", infallible);
             self.shutdown.notify_one();
         }
         Ok(Empty::new())

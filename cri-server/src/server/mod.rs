@@ -5,9 +5,14 @@
 
 mod deadline;
 mod events;
+mod gate;
+mod health;
 mod measure;
 mod socket;
+mod supervisor;
+mod watchdog;
 
+use cofferdam_failpoints::failpoint;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,7 +46,7 @@ use crate::spec::Defaults;
 use crate::store::{Store, StoreError};
 use crate::streaming::{ListenError, Parts, Streaming};
 
-/// How long operations under way may take to end when the daemon does.
+/// How long calls and operations under way may take to end, together, when the daemon does.
 const DRAIN: Duration = Duration::from_secs(10);
 /// The largest request: the kubelet's are far smaller.
 const MAX_MESSAGE: usize = 16 << 20;
@@ -107,7 +112,9 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
     let containers = Containers::new(Arc::clone(&ports), Arc::clone(&sandboxes));
     ports.events.paint_with(painter(&sandboxes, &containers));
     sandboxes.recover().await?;
+    failpoint!("server.sandboxes_recovered", infallible);
     containers.recover().await?;
+    failpoint!("server.containers_recovered", infallible);
     if ports.store.is_incomplete() {
         tracing::error!(
             "records are missing: nothing is swept, pods without a record run on until they are ended by hand"
@@ -115,6 +122,7 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
     } else {
         sweep(&ports, &sandboxes, &containers).await;
     }
+    failpoint!("server.swept", infallible);
     let parts = Parts { ports: Arc::clone(&ports), containers: Arc::clone(&containers) };
     let rpc = RpcSeconds::default();
     let measured = Measured {
@@ -223,6 +231,7 @@ async fn sweep(ports: &Ports, sandboxes: &Arc<Sandboxes>, containers: &Arc<Conta
     if let Err(error) = ports.network.gc(valid).await {
         tracing::warn!(error = %crate::report::chain(&error), "network garbage");
     }
+    failpoint!("server.networks_swept", infallible);
     let known = containers.ids();
     for id in ports.snapshots.container_ids().iter().filter(|id| !known.contains(id)) {
         if let Err(error) = ports.snapshots.remove(id) {
@@ -245,6 +254,7 @@ async fn drain(ports: &Ports, daemon: &Daemon, sink: Sink) {
         tracing::warn!(operations = ?under_way(), "ending although operations are under way; the next start settles them");
     }
     ports.nri.shut_down().await;
+    failpoint!("server.drained", infallible);
     if daemon.sandboxes.all().is_empty() {
         if let Err(error) = ports.network.teardown_if_unused().await {
             tracing::warn!(error = %crate::report::chain(&error), "the built-in network stays");

@@ -26,6 +26,7 @@ mod spec;
 mod staging;
 mod workdir;
 
+use cofferdam_failpoints::failpoint;
 use std::fmt;
 use std::io::{BufRead, BufReader};
 use std::os::fd::OwnedFd;
@@ -97,6 +98,14 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
+    }
+}
+
+/// Failures that tests inject, in builds for tests only.
+#[cfg(feature = "failpoints")]
+impl From<cofferdam_failpoints::Injected> for Failure {
+    fn from(injected: cofferdam_failpoints::Injected) -> Self {
+        Failure::new(FailureKind::Runtime, injected.to_string())
     }
 }
 
@@ -228,8 +237,10 @@ fn carry_out(order: &Order, reporter: Reporter) -> Result<Report, Failure> {
         Order::Create(order) => {
             let runtime = runtime_for(&order.options, &order.bundle, reporter);
             let prepared = spec::prepare(&order.bundle, reporter)?;
+            failpoint!("shim.child.spec_read");
             let visit = join_scope(order, &prepared.spec)?;
             let place = rootfs::mount(order, &prepared.spec)?;
+            failpoint!("shim.child.rootfs_mounted", infallible);
             let on_host = place == rootfs::Place::Host;
             let made = spec::finish(prepared, order, place)
                 .and_then(|fitted| runtime.create(order, &fitted, &visit));
@@ -253,6 +264,7 @@ fn carry_out(order: &Order, reporter: Reporter) -> Result<Report, Failure> {
             runtime_for(&order.options, &order.bundle, reporter).delete(order).map(|()| Report::Done)
         }
         Order::Checkpoint(order) => criu::dump(order).map(|()| Report::Done),
+        Order::Restore(order) => criu::restore(order, reporter).map(Report::Restored),
     }
 }
 

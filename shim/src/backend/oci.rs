@@ -2,6 +2,7 @@
 //!
 //! Its state lies below the bundle, never in a folder of the whole host.
 
+use cofferdam_failpoints::failpoint;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -72,6 +73,7 @@ impl OciRuntime for Libcontainer {
     fn create(&self, order: &CreateOrder, fitted: &Fitted, visit: &Visit) -> Result<Created, Failure> {
         let spec = load_spec(&order.bundle)?;
         let pid = self.build(order, fitted).map_err(|error| explain(&error, &fitted.bundle))?;
+        failpoint!("shim.child.made", infallible);
         // The first process still waits, so nothing of the user's has run without filter, limits and masks.
         let cgroups = match self.complete(&spec, pid, &fitted.late, visit) {
             Ok(cgroups) => cgroups,
@@ -80,6 +82,7 @@ impl OciRuntime for Libcontainer {
                 return Err(failure);
             }
         };
+        failpoint!("shim.child.limited", infallible);
         if order.console.is_some()
             && let Err(error) = give_terminal(pid)
         {
@@ -97,10 +100,13 @@ impl OciRuntime for Libcontainer {
     }
 
     fn start(&self, order: &TaskOrder) -> Result<(), Failure> {
-        notify_start(&order.bundle, &order.id)
-            .map_err(Failure::because(FailureKind::Runtime, "notify the container"))?;
+        let mut container = load_container(order)?;
+        match order.restored {
+            Some(pid) => container.state.pid = Some(pid),
+            None => notify_start(&order.bundle, &order.id)
+                .map_err(Failure::because(FailureKind::Runtime, "notify the container"))?,
+        }
         let hooks = load_spec(&order.bundle)?.hooks().clone().unwrap_or_default();
-        let container = load_container(order)?;
         run_hooks(hooks.poststart().as_ref(), Some(&container.state), None, None, None)
             .map_err(Failure::because(FailureKind::Runtime, "run the poststart hooks"))
     }
