@@ -22,8 +22,10 @@ mod server;
 mod service;
 mod sys;
 mod task;
+mod tasks;
 mod vm;
 mod wire;
+mod work;
 
 use std::ffi::OsStr;
 use std::path::Path;
