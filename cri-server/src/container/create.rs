@@ -174,11 +174,13 @@ impl Containers {
             target,
         };
         tokio::task::spawn_blocking(move || work.run()).await??;
-        let _gate = self.ports.nri.gate().await;
-        self.plugins_create(sandbox, container).await?;
+        let gate = self.ports.nri.gate().await;
+        let of_others = self.plugins_create(sandbox, container).await?;
         failpoint!("container.create.plugins_asked");
         container.change(&self.ports, |s| Ok::<_, ContainerError>(s.prepared()?)).await?;
         failpoint!("container.create.created_recorded", infallible);
+        drop(gate);
+        self.ports.nri.carry_out(of_others).await;
         Ok(())
     }
 
