@@ -3,6 +3,7 @@
 //! The server is a fork of this process, so it pays for no second exec. Invariant: when the address is printed the
 //! socket accepts, and everything inherited from the caller is closed in the server.
 
+use cofferdam_failpoints::failpoint;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, IsTerminal, Read, Write};
@@ -44,11 +45,13 @@ pub fn start(args: &Args) -> Result<(), ShimError> {
     let params = parse_params(&read_stdin(), &args.id);
     let socket = socket_path(bundle.path(), &args.id, params.socket_dir.as_deref());
     let listener = listen(&socket)?;
+    failpoint!("shim.start.listening");
     let address = format!("unix://{}", socket.display());
     bundle.write("address", address.as_bytes()).map_err(|error| {
         drop(fs::remove_file(&socket));
         ShimError::path("write", bundle.join("address"))(error)
     })?;
+    failpoint!("shim.start.address_written");
     let events = [params.containerd_ttrpc_address, env("TTRPC_ADDRESS")].into_iter().find(|a| !a.is_empty());
     let setup = Setup {
         namespace: args.namespace.clone(),
@@ -64,6 +67,7 @@ pub fn start(args: &Args) -> Result<(), ShimError> {
                     1
                 }
             };
+            failpoint!("shim.server.ending", infallible);
             drop(fs::remove_file(&socket));
             sys::exit_now(status)
         }
@@ -77,10 +81,14 @@ pub fn start(args: &Args) -> Result<(), ShimError> {
 
 /// Notes who the server is and tells the caller.
 fn introduce(bundle: &Bundle, pid: Pid, address: &str) -> Result<(), ShimError> {
+    failpoint!("shim.start.forked");
     bundle
         .write("shim.pid", pid.to_string().as_bytes())
         .map_err(ShimError::path("write", bundle.join("shim.pid")))?;
-    answer(address)
+    failpoint!("shim.start.pid_written");
+    answer(address)?;
+    failpoint!("shim.start.answered", infallible);
+    Ok(())
 }
 
 /// `-info`: what containerd asks before it shows a runtime to its users.
@@ -177,6 +185,7 @@ fn listen(path: &Path) -> Result<UnixListener, ShimError> {
 fn leave_the_caller(bundle: &Bundle) -> Result<(), ShimError> {
     let failed = || ShimError::io("leave the caller");
     nix::unistd::setsid().map_err(|e| failed()(e.into()))?;
+    failpoint!("shim.server.alone");
     let null = fs::File::options().read(true).write(true).open("/dev/null").map_err(failed())?;
     nix::unistd::dup2_stdin(&null).map_err(|e| failed()(e.into()))?;
     nix::unistd::dup2_stdout(&null).map_err(|e| failed()(e.into()))?;

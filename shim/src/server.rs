@@ -2,6 +2,7 @@
 //!
 //! It ends when a Shutdown found no task left, after a bounded attempt to hand over the last events.
 
+use cofferdam_failpoints::failpoint;
 use std::os::unix::net::UnixListener as StdListener;
 use std::sync::Arc;
 use std::time::Duration;
@@ -73,6 +74,7 @@ async fn run(setup: Setup, listener: StdListener) -> Result<(), ShimError> {
     server = server.register_service(extension::create_shim(service));
     server.start().await.map_err(|e| ShimError::io("serve")(std::io::Error::other(e)))?;
 
+    failpoint!("shim.server.serving");
     tokio::select! {
         ended = reaper.run(signals) => ended.map_err(ShimError::io("watch for ended processes"))?,
         () = publisher.run() => {}

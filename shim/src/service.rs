@@ -1,5 +1,6 @@
 //! The RPCs: decode, call the task, encode. Nothing is decided here.
 
+use cofferdam_failpoints::failpoint;
 use std::collections::HashMap;
 use std::path::Path;
 use std::pin::pin;
@@ -152,6 +153,7 @@ impl TaskRpc for Service {
         let exit = if r.exec_id.is_empty() {
             let exit = task.delete().await?;
             self.settle(&r.id, None);
+            failpoint!("shim.delete.forgotten", infallible);
             exit
         } else {
             task.delete_exec(&r.exec_id)?
@@ -267,6 +269,7 @@ impl TaskRpc for Service {
         }
         let empty = self.tasks.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
         if empty || r.now {
+            failpoint!("shim.shutdown.begun", infallible);
             self.shutdown.notify_one();
         }
         Ok(Empty::new())

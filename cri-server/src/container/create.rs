@@ -2,6 +2,7 @@
 //!
 //! The record is stored before the first effect; a failure at any step takes back what was made.
 
+use cofferdam_failpoints::failpoint;
 use std::fs;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -75,6 +76,7 @@ impl Containers {
         let draft = self.draft(sandbox, config, &image).await?;
         stage.set("recording");
         self.ports.store.put(Table::Containers, draft.record.id.as_str(), &draft.record).await?;
+        failpoint!("container.create.recorded", infallible);
         let container = Container::new(draft.record.clone());
         self.all.insert(container.id().as_str(), Arc::clone(&container));
         stage.set("making the root filesystem and the spec");
@@ -87,6 +89,7 @@ impl Containers {
             }
             Err(error) => {
                 stage.set("undoing");
+                failpoint!("container.create.undoing", infallible);
                 if let Err(left) = self.dismantle(&container).await {
                     tracing::warn!(container = %container.id(), error = %crate::report::chain(&left), "undo");
                 }
@@ -167,7 +170,10 @@ impl Containers {
         tokio::task::spawn_blocking(move || work.run()).await??;
         let _gate = self.ports.nri.gate().await;
         self.plugins_create(sandbox, container).await?;
-        container.change(&self.ports, |s| Ok::<_, ContainerError>(s.prepared()?)).await
+        failpoint!("container.create.plugins_asked");
+        container.change(&self.ports, |s| Ok::<_, ContainerError>(s.prepared()?)).await?;
+        failpoint!("container.create.created_recorded", infallible);
+        Ok(())
     }
 
     /// The pid namespace of the container that TARGET mode names.
@@ -218,14 +224,18 @@ impl Build {
         let id = self.container.id();
         let owners = self.sandbox.users()?.map(super::prepare::owners);
         self.ports.snapshots.mounts(&self.image.diff_ids(), id, owners)?;
+        failpoint!("container.create.layer_made");
         let bundle = self.ports.places.container(id);
         let rootfs = bundle.join("rootfs");
         fs::create_dir_all(&rootfs).map_err(failed("make", &rootfs))?;
+        failpoint!("container.create.bundle_made");
         if let Some(folder) = self.container.made().log_path.as_deref().and_then(Path::parent) {
             fs::create_dir_all(folder).map_err(failed("make the log's folder", folder))?;
         }
         let mut config = self.with_host_paths()?;
+        failpoint!("container.create.host_paths_made");
         self.mount_volumes(&mut config, &bundle)?;
+        failpoint!("container.create.volumes_mounted");
         let localhost_seccomp = spec::container::localhost_seccomp_path(&config)?
             .map(|path| spec::host::read_profile(&path))
             .transpose()?;
@@ -260,7 +270,9 @@ impl Build {
         selinux::prepare(&self.ports, &spec, &config.mounts)?;
         // Stored with the state that follows.
         self.container.resources.store(Some(Arc::new(spec::resources::in_effect(&spec))));
-        spec.save(bundle.join("config.json")).map_err(ContainerError::SpecFile)
+        spec.save(bundle.join("config.json")).map_err(ContainerError::SpecFile)?;
+        failpoint!("container.create.spec_written");
+        Ok(())
     }
 
     /// Mounts the image volumes; in the request, each becomes a path of the host.

@@ -19,6 +19,7 @@ mod stop;
 mod supervise;
 mod update;
 
+use cofferdam_failpoints::failpoint;
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwapOption;
@@ -165,8 +166,10 @@ impl Container {
         if state != *self.state.borrow() {
             let record = self.record(state.clone(), self.resources());
             ports.store.put(Table::Containers, self.made.id.as_str(), &record).await?;
+            failpoint!("container.change.stored", infallible);
             self.state.send_replace(state);
             self.tell(ports, self.phase());
+            failpoint!("container.change.told", infallible);
         }
         Ok(())
     }

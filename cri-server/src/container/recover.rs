@@ -1,5 +1,6 @@
 //! After the daemon's start: finds the containers again that the last one left, and their exits.
 
+use cofferdam_failpoints::failpoint;
 use std::sync::Arc;
 
 use futures::future::join_all;
@@ -20,6 +21,7 @@ impl Containers {
     /// When the records cannot be read.
     pub async fn recover(self: &Arc<Self>) -> Result<(), ContainerError> {
         self.sweep_checkpoints();
+        failpoint!("container.recover.begun", infallible);
         let records = self.ports.store.load::<ContainerRecord>(Table::Containers)?;
         let recoveries = records.into_iter().map(|(_, record)| {
             let container = Container::new(record);
@@ -54,12 +56,14 @@ impl Containers {
             let shim = self.ports.launcher.connect(container.id().as_str(), &endpoint, &bundle).await;
             container.shim.store(shim.ok().map(Arc::new));
         }
+        failpoint!("container.recover.connected", infallible);
         let done = match container.state() {
             ContainerState::Running { .. } => self.recover_running(&container).await,
             ContainerState::Created => self.recover_created(&container).await,
             ContainerState::Creating | ContainerState::Removing { .. } => self.take_away(&container).await,
             ContainerState::Exited { .. } => self.end_task(&container).await,
         };
+        failpoint!("container.recover.done", infallible);
         if let Err(error) = done {
             tracing::warn!(container = %container.id(), error = %crate::report::chain(&error), "recovery");
         }
@@ -82,6 +86,7 @@ impl Containers {
             },
         };
         container.change(&self.ports, |s| Ok::<_, ContainerError>(s.exited(exit))).await?;
+        failpoint!("container.recover.exit_recorded");
         self.end_task(container).await
     }
 
@@ -107,6 +112,7 @@ impl Containers {
             Ok(task) if matches!(task.status, TaskStatus::Running | TaskStatus::Stopped) => {
                 let started = |s: &ContainerState| Ok::<_, ContainerError>(s.started(task.pid, now())?);
                 container.change(&self.ports, started).await?;
+                failpoint!("container.recover.start_recorded");
                 self.supervise(container, shim);
                 Ok(())
             }

@@ -26,6 +26,7 @@ mod remove;
 #[cfg(test)]
 mod tests;
 
+use cofferdam_failpoints::failpoint;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -205,6 +206,7 @@ impl ImageService {
         image.pinned = self.is_pinned(&image.repo_tags);
         let image = Arc::new(image);
         self.store.put(Table::Images, image.id.as_str(), &*image).await?;
+        failpoint!("image.record.stored", infallible);
         let without_tags = |other: &ImageRecord| {
             let mut less = ImageRecord::clone(other);
             less.repo_tags.retain(|tag| !image.repo_tags.contains(tag));

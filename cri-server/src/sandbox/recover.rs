@@ -1,5 +1,6 @@
 //! After the daemon's start: finds the pods again that the last one left, and finishes or undoes what was half done.
 
+use cofferdam_failpoints::failpoint;
 use std::sync::Arc;
 
 use futures::future::join_all;
@@ -39,11 +40,13 @@ impl Sandboxes {
     }
 
     async fn recover_one(self: &Arc<Self>, sandbox: Arc<Sandbox>) {
+        failpoint!("sandbox.recover.loaded", infallible);
         let bundle = self.ports.places.sandbox(sandbox.id());
         if let Some(endpoint) = Launcher::recorded(&bundle) {
             let shim = self.ports.launcher.connect(sandbox.id().as_str(), &endpoint, &bundle).await;
             sandbox.shim.store(shim.ok().map(Arc::new));
         }
+        failpoint!("sandbox.recover.connected", infallible);
         let done = match (sandbox.status().state, sandbox.shim.load_full()) {
             (SandboxState::Ready { .. }, Some(shim)) => {
                 self.supervise(&sandbox, shim);
@@ -54,6 +57,7 @@ impl Sandboxes {
             (SandboxState::Creating | SandboxState::Removing, _) => self.take_away(&sandbox).await,
             (SandboxState::NotReady, _) => Ok(()),
         };
+        failpoint!("sandbox.recover.done", infallible);
         if let Err(error) = done {
             tracing::warn!(sandbox = %sandbox.id(), error = %crate::report::chain(&error), "recovery");
         }
@@ -63,6 +67,7 @@ impl Sandboxes {
     async fn lost(&self, sandbox: &Arc<Sandbox>) -> Result<(), SandboxError> {
         tracing::warn!(sandbox = %sandbox.id(), "the pod's shim is gone: the pod is not ready");
         self.mark_ended(sandbox).await?;
+        failpoint!("sandbox.recover.lost_recorded");
         self.end_pause(sandbox).await
     }
 }

@@ -13,6 +13,7 @@ mod socket;
 mod supervisor;
 mod watchdog;
 
+use cofferdam_failpoints::failpoint;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -140,7 +141,11 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
             tokio::time::sleep(DRAIN).await;
         };
         tokio::select! {
-            served = serving => served,
+            served = serving => {
+                // It ended by itself: so does all else.
+                stop.cancel();
+                served
+            }
             () = overdue => {
                 tracing::warn!("calls under way are cut off; what they began goes on");
                 Ok(())
@@ -189,7 +194,9 @@ async fn start(
     let containers = Containers::new(Arc::clone(&ports), Arc::clone(&sandboxes));
     ports.events.paint_with(painter(&sandboxes, &containers));
     sandboxes.recover().await?;
+    failpoint!("server.sandboxes_recovered", infallible);
     containers.recover().await?;
+    failpoint!("server.containers_recovered", infallible);
     if ports.store.is_incomplete() {
         tracing::error!(
             "records are missing: nothing is swept, pods without a record run on until they are ended by hand"
@@ -197,6 +204,7 @@ async fn start(
     } else {
         sweep(&ports, &sandboxes, &containers).await;
     }
+    failpoint!("server.swept", infallible);
     let parts = Parts { ports: Arc::clone(&ports), containers: Arc::clone(&containers) };
     let measured = Measured {
         ports: Arc::clone(&ports),
@@ -291,6 +299,7 @@ async fn sweep(ports: &Ports, sandboxes: &Arc<Sandboxes>, containers: &Arc<Conta
     if let Err(error) = ports.network.gc(valid).await {
         tracing::warn!(error = %crate::report::chain(&error), "network garbage");
     }
+    failpoint!("server.networks_swept", infallible);
     let known = containers.ids();
     for id in ports.snapshots.container_ids().iter().filter(|id| !known.contains(id)) {
         if let Err(error) = ports.snapshots.remove(id) {
@@ -316,6 +325,7 @@ async fn drain(Started { daemon, sink }: Started, deadline: Instant) {
         tracing::warn!(operations = ?under_way(), "ending although operations are under way; the next start settles them");
     }
     ports.nri.shut_down().await;
+    failpoint!("server.drained", infallible);
     if daemon.sandboxes.all().is_empty() {
         if let Err(error) = ports.network.teardown_if_unused().await {
             tracing::warn!(error = %crate::report::chain(&error), "the built-in network stays");

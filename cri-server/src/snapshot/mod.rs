@@ -28,6 +28,7 @@ mod usage;
 mod view;
 mod volume;
 
+use cofferdam_failpoints::failpoint;
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -217,6 +218,7 @@ impl Snapshots {
     /// When something cannot be removed; the container then still counts as standing on its layers.
     pub fn remove(&self, id: &ContainerId) -> Result<(), SnapshotError> {
         layer::discard(&self.container(id))?;
+        failpoint!("snapshot.remove.discarded");
         self.containers().remove(id);
         self.measured.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
         Ok(())
@@ -356,9 +358,11 @@ fn prepare(
             .map_err(SnapshotError::io("make directory", &path))?;
     }
     if let Some(top) = top {
+        failpoint!("snapshot.prepare.folders_made");
         look_like(&home.join("upper"), top, owners)?;
     }
     corrections.make(&home.join("upper"), owners)?;
+    failpoint!("snapshot.prepare.corrected");
     let path = home.join("layers.json");
     let text = serde_json::to_vec(layers).map_err(|e| SnapshotError::io("describe", &path)(e.into()))?;
     fs::write(&path, text).map_err(SnapshotError::io("write", &path))

@@ -15,6 +15,7 @@ pub mod state;
 pub mod stream;
 pub mod tap;
 
+use cofferdam_failpoints::failpoint;
 use std::collections::HashMap;
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -82,6 +83,7 @@ impl Task {
             terminal: request.terminal,
         };
         let (opened, ends) = io::open(&stdio, &bundle, "init", options.log_max_line)?;
+        failpoint!("shim.create.io_opened");
         let order = Order::Create(CreateOrder {
             id: request.id.clone(),
             bundle: bundle.path().to_owned(),
@@ -90,6 +92,7 @@ impl Task {
             console: opened.console.as_ref().map(console::ConsoleSocket::path),
         });
         let child = launch::spawn(&around.reaper, &bundle, &order, ends)?;
+        failpoint!("shim.create.child_spawned", infallible);
         let launching = around.reaper.launching();
         let (created, until_exec) = match child.created().await {
             Ok(made) => made,
@@ -98,6 +101,7 @@ impl Task {
                 return Err(error);
             }
         };
+        failpoint!("shim.create.made", infallible);
         let exited = around.reaper.watch(created.pid);
         drop(launching);
         let name = format!("task {}", request.id);
@@ -120,6 +124,7 @@ impl Task {
             return Err(error);
         }
         task.tell_created(request);
+        failpoint!("shim.create.told", infallible);
         Ok(task)
     }
 
@@ -132,7 +137,9 @@ impl Task {
             .write_json("task.json", &self.created)
             .and_then(|()| self.bundle.write("init.pid", pid.as_bytes()));
         written.map_err(write)?;
+        failpoint!("shim.create.noted");
         self.init.streams.run(opened, &self.bundle).await?;
+        failpoint!("shim.create.streams_run");
         exit::watch_memory(self);
         Ok(())
     }
@@ -175,15 +182,18 @@ impl Task {
             crate::backend::notify_start(self.bundle.path(), &self.id)
                 .map_err(ShimError::io("notify the container"))?;
         }
+        failpoint!("shim.task.notified", infallible);
         if let Some(until_exec) = until_exec {
             until_exec.wait(&self.bundle).await?;
         }
+        failpoint!("shim.task.running", infallible);
         // A process that already ended has been running all the same.
         drop(self.init.transit("start", |state| state.started(pid)));
         let mut event = events::TaskStart::new();
         event.container_id.clone_from(&self.id);
         event.pid = pid.cast_unsigned();
         self.around.publisher.send(topics::TASK_START_EVENT_TOPIC, &event);
+        failpoint!("shim.task.start_told", infallible);
         Ok(pid)
     }
 
@@ -207,6 +217,7 @@ impl Task {
         }
         if all {
             kill::signal_all(&self.created.cgroups, number).map_err(ShimError::io("signal the container"))?;
+            failpoint!("shim.kill.cgroup_signalled");
         }
         match self.init.signal(signal) {
             Err(ShimError::Finished(_)) if all => {}
@@ -225,6 +236,7 @@ impl Task {
             drop(self.init.transit("resume", Lifecycle::resumed));
             return Err(ShimError::io("freeze the container")(error));
         }
+        failpoint!("shim.pause.frozen", infallible);
         let mut event = events::TaskPaused::new();
         event.container_id.clone_from(&self.id);
         self.around.publisher.send(topics::TASK_PAUSED_EVENT_TOPIC, &event);
@@ -236,6 +248,7 @@ impl Task {
             return Err(self.init.refuse("resume", self.init.state().name()));
         };
         freeze::reach(&self.created.cgroups, false).await.map_err(ShimError::io("thaw the container"))?;
+        failpoint!("shim.resume.thawed");
         self.init.transit("resume", Lifecycle::resumed)?;
         let mut event = events::TaskResumed::new();
         event.container_id.clone_from(&self.id);
@@ -271,6 +284,7 @@ impl Task {
             .await
             .map_err(|_| ShimError::io("wait for the killed process")(std::io::ErrorKind::TimedOut.into()))?;
         self.init.streams.abandon();
+        failpoint!("shim.delete.streams_closed");
         // An external runtime may be asked again, hooks may not run again.
         let external = self.options.binary.is_some();
         if self.created.delete_by_child && (external || !self.hooks_ran.swap(true, Ordering::Relaxed)) {
@@ -281,10 +295,12 @@ impl Task {
             }
         }
         self.remove_cgroups().await;
+        failpoint!("shim.delete.cgroups_removed");
         if self.created.mounted_on_host {
             unmount_rootfs(&self.bundle.rootfs());
         }
         drop(fs::remove_dir_all(self.bundle.runtime_root()));
+        failpoint!("shim.delete.state_removed");
         let mut event = events::TaskDelete::new();
         event.container_id.clone_from(&self.id);
         event.pid = exit.pid.cast_unsigned();
