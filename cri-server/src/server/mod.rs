@@ -141,7 +141,11 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
             tokio::time::sleep(DRAIN).await;
         };
         tokio::select! {
-            served = serving => served,
+            served = serving => {
+                // It ended by itself: so does all else.
+                stop.cancel();
+                served
+            }
             () = overdue => {
                 tracing::warn!("calls under way are cut off; what they began goes on");
                 Ok(())

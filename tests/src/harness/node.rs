@@ -41,13 +41,15 @@ pub struct Pod {
     pub config: cri::PodSandboxConfig,
 }
 
+type Prepare = Box<dyn FnOnce(&Path) + Send>;
+
 /// What differs from the usual configuration.
 #[derive(Default)]
 pub struct NodeBuilder {
     sections: HashMap<&'static str, String>,
     cni: Vec<(String, String)>,
     disk: Option<String>,
-    root: Option<Box<dyn FnOnce(&Path) + Send>>,
+    places: Vec<(&'static str, Prepare)>,
     env: Vec<(String, String)>,
 }
 
@@ -78,9 +80,10 @@ impl NodeBuilder {
         self
     }
 
-    /// Lets `prepare` have the daemon's root, an empty folder, before the daemon starts: to mount something there.
-    pub fn root(mut self, prepare: impl FnOnce(&Path) + Send + 'static) -> Self {
-        self.root = Some(Box::new(prepare));
+    /// Lets `prepare` have a folder of the node's (`root`, `state`) while it is empty and the daemon does not run yet: to
+    /// mount something there.
+    pub fn place(mut self, name: &'static str, prepare: impl FnOnce(&Path) + Send + 'static) -> Self {
+        self.places.push((name, Box::new(prepare)));
         self
     }
 
@@ -128,10 +131,10 @@ impl Node {
             nix::mount::mount(Some("tmpfs"), &root, Some("tmpfs"), flags, Some(options.as_str()))
                 .expect("cannot mount the root's disk");
         }
-        if let Some(prepare) = builder.root {
-            let root = dir.join("root");
-            std::fs::create_dir(&root).expect("cannot make the root");
-            prepare(&root);
+        for (name, prepare) in builder.places {
+            let place = dir.join(name);
+            std::fs::create_dir_all(&place).expect("cannot make the node's folders");
+            prepare(&place);
         }
         for (name, text) in &builder.cni {
             let text = text.replace("@DIR@", &dir.display().to_string());

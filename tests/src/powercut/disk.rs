@@ -40,12 +40,17 @@ impl Disk {
     pub fn mount(&mut self, at: &Path) {
         let fuse = self.folder.path().join("fuse");
         std::fs::create_dir(&fuse).expect("cannot make the folder for the recorder");
-        let image = File::options().read(true).write(true).open(self.folder.path().join("image"));
+        let image = File::options().read(true).write(true).open(self.image());
         let image = image.expect("cannot open the disk's image");
         let server = fuse::serve(image, &fuse, Arc::clone(&self.journal)).expect("cannot mount the recorder");
         self.server = Some(server);
         mount(&fuse.join(fuse::NAME), at);
         self.mounted = Some(at.to_owned());
+    }
+
+    /// The file, to be mounted without a record.
+    pub fn image(&self) -> PathBuf {
+        self.folder.path().join("image")
     }
 
     pub fn journal(&self) -> Arc<Journal> {
