@@ -60,7 +60,8 @@ fn work(queue: &Queue, net: Net) -> Outcome {
             Some(stage)
         };
         // A task, so that a panic ends the trial and its node, and not the others.
-        match runtime.block_on(async { tokio::spawn(trial).await }) {
+        let local = tokio::task::LocalSet::new();
+        match runtime.block_on(local.run_until(tokio::task::spawn_local(trial))) {
             Ok(left) => stage = left,
             Err(error) => {
                 let words = error.try_into_panic().map_or_else(|e| e.to_string(), |panic| words(&*panic));

@@ -5,8 +5,12 @@
 
 mod deadline;
 mod events;
+mod gate;
+mod health;
 mod measure;
 mod socket;
+mod supervisor;
+mod watchdog;
 
 use cofferdam_failpoints::failpoint;
 use std::path::{Path, PathBuf};
@@ -42,7 +46,7 @@ use crate::spec::Defaults;
 use crate::store::{Store, StoreError};
 use crate::streaming::{ListenError, Parts, Streaming};
 
-/// How long operations under way may take to end when the daemon does.
+/// How long calls and operations under way may take to end, together, when the daemon does.
 const DRAIN: Duration = Duration::from_secs(10);
 /// The largest request: the kubelet's are far smaller.
 const MAX_MESSAGE: usize = 16 << 20;

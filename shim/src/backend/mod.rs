@@ -8,11 +8,13 @@ mod console;
 mod criu;
 mod detail;
 mod device_filter;
+mod enter;
 mod executable;
 mod external;
 mod guard;
 mod idmap;
 mod join;
+mod late;
 mod layers;
 mod null;
 mod oci;
@@ -41,6 +43,7 @@ use crate::cgroup::systemd::{self, Visit};
 use crate::options::Options;
 use crate::sys::{self, SharedFd};
 use crate::wire::{CreateOrder, Created, ExecOrder, Order, Report, TaskOrder};
+use spec::Fitted;
 
 /// The first argument of the re-executed shim that makes it the child.
 pub const CHILD_COMMAND: &str = "runtime-child";
@@ -151,7 +154,7 @@ impl Reporter {
 /// One way of making containers.
 pub trait OciRuntime {
     /// `visit` ends as soon as the container's first process is there.
-    fn create(&self, order: &CreateOrder, bundle: &Path, visit: &Visit) -> Result<Created, Failure>;
+    fn create(&self, order: &CreateOrder, fitted: &Fitted, visit: &Visit) -> Result<Created, Failure>;
     fn start(&self, order: &TaskOrder) -> Result<(), Failure>;
     fn exec(&self, order: &ExecOrder) -> Result<i32, Failure>;
     fn delete(&self, order: &TaskOrder) -> Result<(), Failure>;
@@ -227,7 +230,7 @@ fn carry_out(order: &Order, reporter: Reporter) -> Result<Report, Failure> {
             failpoint!("shim.child.rootfs_mounted", infallible);
             let on_host = place == rootfs::Place::Host;
             let made = spec::finish(prepared, order, place)
-                .and_then(|bundle| runtime.create(order, &bundle, &visit));
+                .and_then(|fitted| runtime.create(order, &fitted, &visit));
             match made {
                 Ok(created) => Ok(Report::Created(Created { mounted_on_host: on_host, ..created })),
                 Err(failure) => {
