@@ -61,7 +61,7 @@ fn work(queue: &Queue, net: Net) -> Outcome {
         };
         // A task, so that a panic ends the trial and its node, and not the others.
         let local = tokio::task::LocalSet::new();
-        match runtime.block_on(local.run_until(tokio::task::spawn_local(trial))) {
+        match local.block_on(&runtime, async { tokio::task::spawn_local(trial).await }) {
             Ok(left) => stage = left,
             Err(error) => {
                 let words = error.try_into_panic().map_or_else(|e| e.to_string(), |panic| words(&*panic));

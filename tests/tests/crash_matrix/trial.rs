@@ -25,6 +25,8 @@ pub struct Stage {
     pub node: Node,
     image: String,
     archive: PathBuf,
+    /// Holds the criu that the daemon finds.
+    _programs: tempfile::TempDir,
 }
 
 /// The built-in bridge's own plugin, as an operator configures it.
@@ -36,14 +38,13 @@ const CONFLIST: &str = r#"{"cniVersion":"1.1.0","name":"crash","plugins":[
 impl Stage {
     pub async fn start(net: Net) -> Option<Self> {
         let binaries = failpoint_binaries();
-        let criu = tempfile::tempdir_in("/tmp").expect("no temp folder").keep();
+        let programs = tempfile::tempdir().expect("no temp folder");
         let mut builder = Node::builder();
         if net == Net::Plugin {
             let folder = format!("bin_dirs = [{:?}]", binaries.display().to_string());
             builder = builder.cni("10-crash.conflist", CONFLIST).config("network", &folder);
         }
-        let node = builder.binaries(binaries).env("PATH", &with_criu(&criu)).start().await?;
-        std::fs::rename(criu, node.dir().join("bin")).expect("cannot move criu");
+        let node = builder.binaries(binaries).env("PATH", &with_criu(programs.path())).start().await?;
         let extra = Layer::new().file("etc/extra", "a second layer\n").dir("var/extra");
         let config = Config { env: vec!["PATH=/usr/sbin:/usr/bin:/sbin:/bin".into()], ..Config::default() };
         let image = Image::new().layer(catalog::base_layer().unwrap()).layer(extra).config(config);
@@ -51,7 +52,7 @@ impl Stage {
         let other = Image::new().layer(Layer::new().file("imported", "text\n")).build().unwrap();
         let path = node.dir().join("imported.tar");
         archive::write(&path, Form::Oci, &[(vec![IMPORTED.into()], &other)]).unwrap();
-        Some(Self { node, image, archive: path })
+        Some(Self { node, image, archive: path, _programs: programs })
     }
 
     fn life(&self, case: &Case) -> Life {
