@@ -11,31 +11,39 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use cofferdam_vm::Isolation;
 use containerd_shim_protos::bootstrap_api::BootstrapParams;
 use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
 use nix::unistd::Pid;
+use protobuf::well_known_types::any::Any;
 use protobuf::{Message, MessageField};
 use serde::Deserialize;
 
 use crate::args::Args;
 use crate::bundle::Bundle;
 use crate::error::ShimError;
+use crate::options::Options;
 use crate::server::{self, Setup};
 use crate::sys::{self, Forked};
+use crate::vm::{self, Membership};
 
 /// Socket addresses hold 107 bytes; a longer bundle path gets a socket elsewhere.
 const LONGEST_SOCKET_PATH: usize = 100;
+const LONGEST_NAME: usize = "vm-0123456789abcdef.sock".len();
 const SHORT_SOCKETS: &str = "/run/cofferdam-shim";
 const STDIN_LIMIT: u64 = 1 << 20;
 
 /// What the caller told on stdin, as far as it matters here.
-#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 struct Params {
     #[serde(alias = "containerdTtrpcAddress")]
     containerd_ttrpc_address: String,
     #[serde(alias = "socketDir")]
     socket_dir: Option<String>,
+    /// The handler's, when they are told so early.
+    #[serde(skip)]
+    options: Option<Any>,
 }
 
 pub fn start(args: &Args) -> Result<(), ShimError> {
@@ -43,7 +51,22 @@ pub fn start(args: &Args) -> Result<(), ShimError> {
     let folder = std::env::current_dir().map_err(ShimError::io("find the bundle"))?;
     let bundle = Bundle::new(args.bundle.clone().unwrap_or(folder));
     let params = parse_params(&read_stdin(), &args.id);
-    let socket = socket_path(bundle.path(), &args.id, params.socket_dir.as_deref());
+    let options = Options::from_any(params.options.as_ref())?;
+    let mut vm = None;
+    let socket = match options.isolation()? {
+        Isolation::Namespaces => socket_path(bundle.path(), &args.id, params.socket_dir.as_deref()),
+        Isolation::Vm => {
+            let folder = socket_folder(params.socket_dir.as_deref());
+            let pod = match Membership::of(&bundle)? {
+                Membership::Container(pod) => {
+                    return join_pod(&vm::socket(&folder, &args.namespace, &pod), &pod);
+                }
+                Membership::Pod => &args.id,
+            };
+            vm = Some(folder.clone());
+            vm::socket(&folder, &args.namespace, pod)
+        }
+    };
     let listener = listen(&socket)?;
     failpoint!("shim.start.listening");
     let address = format!("unix://{}", socket.display());
@@ -57,6 +80,7 @@ pub fn start(args: &Args) -> Result<(), ShimError> {
         namespace: args.namespace.clone(),
         events: events.unwrap_or_default(),
         bundle: bundle.clone(),
+        vm,
     };
     match sys::fork().map_err(|e| ShimError::io("fork the server")(e.into()))? {
         Forked::Child => {
@@ -77,6 +101,14 @@ pub fn start(args: &Args) -> Result<(), ShimError> {
             drop(fs::remove_file(&socket));
         }),
     }
+}
+
+/// All containers of a pod in a virtual machine have its shim.
+fn join_pod(socket: &Path, pod: &str) -> Result<(), ShimError> {
+    if let Err(error) = UnixStream::connect(socket) {
+        return Err(ShimError::Invalid(format!("the shim of pod {pod} is not there: {error}")));
+    }
+    answer(&format!("unix://{}", socket.display()))
 }
 
 /// Notes who the server is and tells the caller.
@@ -138,9 +170,15 @@ fn parse_params(bytes: &[u8], id: &str) -> Params {
         Ok(params) if params.instance_id == id => Params {
             containerd_ttrpc_address: params.containerd_ttrpc_address.clone(),
             socket_dir: params.socket_dir.clone(),
+            options: params.extensions.iter().find_map(|extension| extension.value.as_ref().cloned()),
         },
-        _ => Params::default(),
+        _ => Params { options: legacy_options(bytes), ..Params::default() },
     }
+}
+
+/// Callers of before those parameters send the options alone.
+fn legacy_options(bytes: &[u8]) -> Option<Any> {
+    Any::parse_from_bytes(bytes).ok().filter(|any| any.type_url.ends_with(".Options"))
 }
 
 pub fn socket_path(bundle: &Path, id: &str, preferred: Option<&str>) -> PathBuf {
@@ -150,12 +188,16 @@ pub fn socket_path(bundle: &Path, id: &str, preferred: Option<&str>) -> PathBuf 
     }
     let mut hasher = DefaultHasher::new();
     (bundle, id).hash(&mut hasher);
-    let name = format!("{:016x}.sock", hasher.finish());
+    socket_folder(preferred).join(format!("{:016x}.sock", hasher.finish()))
+}
+
+/// Where sockets of short names fit.
+fn socket_folder(preferred: Option<&str>) -> PathBuf {
     match preferred {
-        Some(folder) if !folder.is_empty() && folder.len() + name.len() < LONGEST_SOCKET_PATH => {
-            Path::new(folder).join(name)
+        Some(folder) if !folder.is_empty() && folder.len() + LONGEST_NAME < LONGEST_SOCKET_PATH => {
+            folder.into()
         }
-        _ => Path::new(SHORT_SOCKETS).join(name),
+        _ => SHORT_SOCKETS.into(),
     }
 }
 
