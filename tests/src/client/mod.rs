@@ -56,6 +56,11 @@ impl Cri {
         &self.socket
     }
 
+    /// The connection, for clients of other services on the socket.
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
     /// Sends bytes, whatever they are, as the message of a call.
     pub async fn raw(&self, path: &'static str, body: &[u8]) -> Status {
         raw::call(self.channel.clone(), path, body).await

@@ -42,12 +42,15 @@ pub struct Pod {
     pub config: cri::PodSandboxConfig,
 }
 
+type Prepare = Box<dyn FnOnce(&Path) + Send>;
+
 /// What differs from the usual configuration.
 #[derive(Default)]
 pub struct NodeBuilder {
     sections: HashMap<&'static str, String>,
     cni: Vec<(String, String)>,
     disk: Option<String>,
+    places: Vec<(&'static str, Prepare)>,
     env: Vec<(String, String)>,
     binaries: Option<PathBuf>,
 }
@@ -82,6 +85,13 @@ impl NodeBuilder {
     /// Puts the daemon's root on a disk of its own: a tmpfs with these mount options.
     pub fn disk(mut self, options: &str) -> Self {
         self.disk = Some(options.into());
+        self
+    }
+
+    /// Lets `prepare` have a folder of the node's (`root`, `state`) while it is empty and the daemon does not run yet: to
+    /// mount something there.
+    pub fn place(mut self, name: &'static str, prepare: impl FnOnce(&Path) + Send + 'static) -> Self {
+        self.places.push((name, Box::new(prepare)));
         self
     }
 
@@ -128,6 +138,11 @@ impl Node {
             let flags = nix::mount::MsFlags::empty();
             nix::mount::mount(Some("tmpfs"), &root, Some("tmpfs"), flags, Some(options.as_str()))
                 .expect("cannot mount the root's disk");
+        }
+        for (name, prepare) in builder.places {
+            let place = dir.join(name);
+            std::fs::create_dir_all(&place).expect("cannot make the node's folders");
+            prepare(&place);
         }
         for (name, text) in &builder.cni {
             let text = text.replace("@DIR@", &dir.display().to_string());
