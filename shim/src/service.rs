@@ -97,6 +97,12 @@ impl Service {
     }
 }
 
+/// How long criu may take, so that its caller still hears what it says.
+fn time_left(ctx: &TtrpcContext) -> Duration {
+    let told = u64::try_from(ctx.timeout_nano).ok().filter(|told| *told > 0).map(Duration::from_nanos);
+    told.map_or(CHECKPOINT, |told| told.saturating_sub(ANSWER))
+}
+
 pub fn status(state: &Lifecycle) -> Status {
     match state {
         Lifecycle::Added | Lifecycle::Created { .. } => Status::CREATED,
@@ -138,10 +144,16 @@ impl TaskRpc for Service {
         Ok(response)
     }
 
-    async fn start(&self, _: &TtrpcContext, r: StartRequest) -> ttrpc::Result<StartResponse> {
+    async fn start(&self, ctx: &TtrpcContext, r: StartRequest) -> ttrpc::Result<StartResponse> {
         let task = self.task(&r.id)?;
-        let pid =
-            if r.exec_id.is_empty() { task.start().await? } else { task.start_exec(&r.exec_id).await? };
+        let pid = if r.exec_id.is_empty() {
+            let limit = time_left(ctx);
+            // Seen to its end as well: half a restore would be in the way of the next.
+            let work = tokio::spawn(async move { task.start(limit).await });
+            work.await.map_err(|_| ShimError::Invalid("the start was cut off".into()))??
+        } else {
+            task.start_exec(&r.exec_id).await?
+        };
         let mut response = StartResponse::new();
         response.pid = pid.cast_unsigned();
         Ok(response)
@@ -191,8 +203,7 @@ impl TaskRpc for Service {
         if r.options.as_ref().is_some_and(|options| !options.value.is_empty()) {
             return Err(ShimError::Unsupported("a checkpoint with options").into());
         }
-        let told = u64::try_from(ctx.timeout_nano).ok().filter(|told| *told > 0).map(Duration::from_nanos);
-        let limit = told.map_or(CHECKPOINT, |told| told.saturating_sub(ANSWER));
+        let limit = time_left(ctx);
         // Seen to its end when the caller's connection breaks: the freezer has to be put back. It ends by its limit.
         let work = tokio::spawn(async move { task.checkpoint(Path::new(&r.path), limit).await });
         work.await.map_err(|_| ShimError::Invalid("the checkpoint was cut off".into()))??;
@@ -258,7 +269,8 @@ impl TaskRpc for Service {
         response.shim_pid = std::process::id();
         response.version = env!("CARGO_PKG_VERSION").to_owned();
         if let Ok(task) = self.task(&r.id) {
-            response.task_pid = task.created.pid.cast_unsigned();
+            let pid = task.init.state().pid().unwrap_or(task.created.pid);
+            response.task_pid = pid.cast_unsigned();
         }
         Ok(response)
     }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use cofferdam_proto::cri;
 
 use super::record::{ContainerRecord, ContainerState};
+use super::restore::{Origin, Restore};
 use super::{Container, ContainerError, Containers, Shared, selinux};
 use crate::cdi;
 use crate::image::{ImageError, ImageRecord};
@@ -72,8 +73,12 @@ impl Containers {
             }
         }
         stage.set("looking at the image");
-        let image = self.image_of(&config)?;
-        let draft = self.draft(sandbox, config, &image).await?;
+        let id = ContainerId::generate().map_err(failed("id from", Path::new("/dev/urandom")))?;
+        let (image, restore) = match self.origin(sandbox, &config, &id, stage).await? {
+            Origin::Image(image) => (image, None),
+            Origin::Checkpoint(image, restore) => (image, Some(restore)),
+        };
+        let draft = self.draft(sandbox, config, id, (&image, restore)).await?;
         stage.set("recording");
         self.ports.store.put(Table::Containers, draft.record.id.as_str(), &draft.record).await?;
         failpoint!("container.create.recorded", infallible);
@@ -103,7 +108,7 @@ impl Containers {
         self.of_sandbox(sandbox.id()).into_iter().find(same)
     }
 
-    fn image_of(&self, config: &cri::ContainerConfig) -> Result<Arc<ImageRecord>, ContainerError> {
+    pub(super) fn image_of(&self, config: &cri::ContainerConfig) -> Result<Arc<ImageRecord>, ContainerError> {
         let named = config.image.as_ref().map(|i| i.image.as_str()).unwrap_or_default();
         match self.ports.images.find(named) {
             Err(ImageError::NotFound(image)) => Err(ContainerError::NoImage { image }),
@@ -119,10 +124,10 @@ impl Containers {
         &self,
         sandbox: &Sandbox,
         config: cri::ContainerConfig,
-        image: &Arc<ImageRecord>,
+        id: ContainerId,
+        (image, restore): (&Arc<ImageRecord>, Option<Restore>),
     ) -> Result<Draft, ContainerError> {
         let ports = &self.ports;
-        let id = ContainerId::generate().map_err(failed("id from", Path::new("/dev/urandom")))?;
         let security = config.linux.as_ref().and_then(|l| l.security_context.clone()).unwrap_or_default();
         let user = resolve_user(ports, &security, image).await?;
         let devices = cdi::requested(&config.cdi_devices, &config.annotations)?;
@@ -133,7 +138,8 @@ impl Containers {
             stop_signal: spec::stop_signal(&config, &image.configuration())?,
             sandbox: sandbox.id().clone(),
             image_id: image.id.to_string(),
-            image_name: config.image.as_ref().map(|asked| image.called(asked)).unwrap_or_default(),
+            image_name: called(&config, image, restore.is_some()),
+            restored: restore.is_some(),
             image_ref: image.reference(),
             layers: image.diff_ids(),
             created_at: now(),
@@ -148,7 +154,7 @@ impl Containers {
             id,
             config,
         };
-        Ok(Draft { record, asked: Asked { user, volumes, devices } })
+        Ok(Draft { record, asked: Asked { user, volumes, devices, restore } })
     }
 
     async fn build(
@@ -207,6 +213,7 @@ struct Asked {
     user: ResolvedUser,
     volumes: Vec<ImageVolume>,
     devices: Vec<cdi::DeviceName>,
+    restore: Option<Restore>,
 }
 
 /// What is made on the node for a container, in a thread that may block.
@@ -220,7 +227,7 @@ struct Build {
 }
 
 impl Build {
-    fn run(self) -> Result<(), ContainerError> {
+    fn run(mut self) -> Result<(), ContainerError> {
         let id = self.container.id();
         let owners = self.sandbox.users()?.map(super::prepare::owners);
         self.ports.snapshots.mounts(&self.image.diff_ids(), id, owners)?;
@@ -234,6 +241,11 @@ impl Build {
         }
         let mut config = self.with_host_paths()?;
         failpoint!("container.create.host_paths_made");
+        if let Some(restore) = &mut self.asked.restore {
+            restore.complete(&mut config);
+            restore.bring_back(&self.ports.snapshots, &self.container)?;
+            restore.keep();
+        }
         self.mount_volumes(&mut config, &bundle)?;
         failpoint!("container.create.volumes_mounted");
         let localhost_seccomp = spec::container::localhost_seccomp_path(&config)?
@@ -355,6 +367,15 @@ async fn resolve_user(
         Ok(spec::user::resolve(&security, &image.config.user, files)?)
     })
     .await?
+}
+
+/// What people call the image. That of a checkpoint is not the one that the request names.
+fn called(config: &cri::ContainerConfig, image: &ImageRecord, restored: bool) -> String {
+    let asked = match (&config.image, restored) {
+        (Some(asked), false) => asked.clone(),
+        _ => cri::ImageSpec { image: image.id.to_string(), ..Default::default() },
+    };
+    image.called(&asked)
 }
 
 fn log_path(sandbox: &cri::PodSandboxConfig, container: &cri::ContainerConfig) -> Option<PathBuf> {

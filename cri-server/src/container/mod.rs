@@ -13,6 +13,7 @@ mod prepare;
 pub mod record;
 mod recover;
 mod remove;
+mod restore;
 mod selinux;
 mod start;
 mod stop;

@@ -83,6 +83,7 @@ impl Containers {
                 stderr: streams.stderr,
                 terminal: config.tty,
                 options: handler.options.clone(),
+                checkpoint: self.images_of(container),
             };
             if let Err(error) = shim.create(task).await {
                 io.abandon()?;

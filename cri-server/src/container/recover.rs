@@ -30,6 +30,7 @@ impl Containers {
             self.recover_one(container)
         });
         join_all(recoveries).await;
+        self.sweep_restores();
         Ok(())
     }
 

@@ -55,6 +55,7 @@ impl Containers {
         let (snapshots, id) = (Arc::clone(&self.ports.snapshots), container.id().clone());
         tokio::task::spawn_blocking(move || snapshots.remove(&id)).await??;
         failpoint!("container.remove.layer_removed");
+        self.forget_restore(container).await;
         let bundle = self.ports.places.container(container.id());
         match tokio::fs::remove_dir_all(&bundle).await {
             Err(source) if source.kind() != std::io::ErrorKind::NotFound => {

@@ -5,7 +5,7 @@
 use cofferdam_failpoints::failpoint;
 use std::sync::Arc;
 
-use super::{Container, ContainerError, ContainerState, Containers, Exit, ExitCause, Shared};
+use super::{Container, ContainerError, ContainerState, Containers, Exit, ExitCause, Shared, restore};
 use crate::operation::Stage;
 use crate::ports::now;
 use crate::runtime::Shim;
@@ -72,8 +72,13 @@ impl Containers {
         stage.set("asking NRI plugins");
         self.plugins_start(container).await.map_err(Arc::new)?;
         stage.set("starting the process");
-        let pid = shim.start("").await.map_err(|e| Arc::new(e.into()))?;
+        let pid = match container.made().restored {
+            true => shim.start_restored(restore::LIMIT).await,
+            false => shim.start("").await,
+        };
+        let pid = pid.map_err(|e| Arc::new(e.into()))?;
         failpoint!("container.start.started", infallible);
+        self.forget_restore(container).await;
         Ok((shim, pid))
     }
 

@@ -194,6 +194,25 @@ impl ImageService {
         })
     }
 
+    /// What the image's manifest notes about it.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn annotations(&self, image: &ImageRecord) -> Result<HashMap<String, String>, ImageError> {
+        #[derive(serde::Deserialize)]
+        struct Noted {
+            #[serde(default)]
+            annotations: Option<HashMap<String, String>>,
+        }
+        let bytes = self.content.read(&image.manifest, MAX_MANIFEST)?;
+        let noted: Noted = serde_json::from_slice(&bytes).map_err(|e| ImageError::Malformed {
+            what: "manifest",
+            digest: image.manifest.to_string(),
+            problem: e.to_string(),
+        })?;
+        Ok(noted.annotations.unwrap_or_default())
+    }
+
     /// Records an image whose parts are all there. Its tags leave other images.
     async fn record(&self, mut image: ImageRecord) -> Result<Arc<ImageRecord>, ImageError> {
         let _changing = self.changes.lock().await;

@@ -13,6 +13,7 @@
 //! the shim's work.
 
 pub(crate) mod archive;
+mod changes;
 mod decompress;
 mod diff;
 mod error;
@@ -20,6 +21,7 @@ mod extract;
 mod implied;
 mod layer;
 mod limits;
+mod parts;
 mod pipeline;
 #[cfg(test)]
 mod tests;
@@ -256,6 +258,30 @@ impl Snapshots {
         diff::write(&self.container(id).join("upper"), &self.view(layers)?, out)
     }
 
+    /// Brings the changes of a checkpoint, and what is `gone` by them, into the writable layer of a container on the image's
+    /// `layers` that has not run yet. Blocks.
+    ///
+    /// # Errors
+    /// When the archive is damaged or asks for too much, or something cannot be written.
+    pub fn apply(
+        &self,
+        id: &ContainerId,
+        layers: &[Digest],
+        changes: Option<&fs::File>,
+        gone: &[String],
+    ) -> Result<(), SnapshotError> {
+        let upper = self.container(id).join("upper");
+        changes::apply(&upper, &self.view(layers)?, changes, gone, &Limits::default())
+    }
+
+    /// Takes the parts of a checkpoint out of an image of it into the empty `folder`. Blocks.
+    ///
+    /// # Errors
+    /// When a layer is missing, or what is to be taken is too much.
+    pub fn checkpoint_of_image(&self, layers: &[Digest], folder: &Path) -> Result<(), SnapshotError> {
+        parts::of_image(&self.view(layers)?, folder, &Limits::default())
+    }
+
     /// The image's root file system, read-only and without a path. Blocks.
     ///
     /// # Errors
@@ -308,6 +334,14 @@ impl Snapshots {
         corrections.retain(|layers, _| layers.iter().all(|digest| used.contains(digest)));
         garbage
     }
+}
+
+/// Takes the parts of a checkpoint out of an archive into the empty `folder`. Blocks.
+///
+/// # Errors
+/// When the archive is damaged or holds too much.
+pub fn checkpoint_of_archive(archive: &fs::File, folder: &Path) -> Result<(), SnapshotError> {
+    parts::of_archive(archive, folder, &Limits::default())
 }
 
 /// Layers that nobody can reach any more; what a crash leaves of them goes at the next start.

@@ -251,6 +251,7 @@ fn carry_out(order: &Order, reporter: Reporter) -> Result<Report, Failure> {
             runtime_for(&order.options, &order.bundle, reporter).delete(order).map(|()| Report::Done)
         }
         Order::Checkpoint(order) => criu::dump(order).map(|()| Report::Done),
+        Order::Restore(order) => criu::restore(order, reporter).map(Report::Restored),
     }
 }
 

@@ -100,10 +100,13 @@ impl OciRuntime for Libcontainer {
     }
 
     fn start(&self, order: &TaskOrder) -> Result<(), Failure> {
-        notify_start(&order.bundle, &order.id)
-            .map_err(Failure::because(FailureKind::Runtime, "notify the container"))?;
+        let mut container = load_container(order)?;
+        match order.restored {
+            Some(pid) => container.state.pid = Some(pid),
+            None => notify_start(&order.bundle, &order.id)
+                .map_err(Failure::because(FailureKind::Runtime, "notify the container"))?,
+        }
         let hooks = load_spec(&order.bundle)?.hooks().clone().unwrap_or_default();
-        let container = load_container(order)?;
         run_hooks(hooks.poststart().as_ref(), Some(&container.state), None, None, None)
             .map_err(Failure::because(FailureKind::Runtime, "run the poststart hooks"))
     }

@@ -20,14 +20,17 @@ use crate::publish::to_timestamp;
 /// The exits of execs are told before that of the container they ran in, unless one hangs.
 const EXECS_FIRST: Duration = Duration::from_secs(3);
 
-/// Follows the container's first process. Ends with the process, so nothing needs to hold it.
-pub fn watch_init(task: &Arc<Task>, exited: oneshot::Receiver<u32>) {
+/// Follows the container's first process `pid`. Ends with the process, so nothing needs to hold it. One whose place a
+/// restored process has taken is none any more.
+pub fn watch_init(task: &Arc<Task>, pid: i32, exited: oneshot::Receiver<u32>) {
     let task = Arc::clone(task);
     tokio::spawn(async move {
         let Ok(status) = exited.await else { return };
-        let exit = Exit { pid: task.created.pid, status, at: log::now() };
+        let exit = Exit { pid, status, at: log::now() };
         failpoint!("shim.exit.reaped", infallible);
-        task.init.mark_stopped(exit);
+        if !task.init.mark_stopped(exit) {
+            return;
+        }
         if let Err(error) = task.bundle.write_json("exit.json", &exit) {
             task.bundle.warn(&format!("keep the exit status: {error}"));
         }
@@ -60,7 +63,7 @@ pub fn watch_exec(
     tokio::spawn(async move {
         let Ok(status) = exited.await else { return };
         let exit = Exit { pid, status, at: log::now() };
-        exec.mark_stopped(exit);
+        let _its_own = exec.mark_stopped(exit);
         exec.streams.drain().await;
         drop(exec.starting.lock().await);
         if let Some(folder) = task.created.cgroups.exec(&id) {

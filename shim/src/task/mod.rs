@@ -10,6 +10,7 @@ mod exit;
 pub mod io;
 pub mod log;
 pub mod process;
+mod restore;
 pub mod sink;
 pub mod state;
 pub mod stream;
@@ -18,6 +19,7 @@ pub mod tap;
 use cofferdam_failpoints::failpoint;
 use std::collections::HashMap;
 use std::fs;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -60,6 +62,8 @@ pub struct Task {
     pub init: Process,
     pub created: Created,
     options: Options,
+    /// Those of the checkpoint that it is restored from.
+    images: Option<PathBuf>,
     around: Surroundings,
     execs: Mutex<HashMap<String, Arc<Process>>>,
     until_exec: Mutex<Option<UntilExec>>,
@@ -71,9 +75,6 @@ pub struct Task {
 
 impl Task {
     pub async fn create(request: &CreateTaskRequest, around: Surroundings) -> Result<Arc<Task>, ShimError> {
-        if !request.checkpoint.is_empty() {
-            return Err(ShimError::Unsupported("restoring from a checkpoint"));
-        }
         check_id(&request.id)?;
         let options = Options::from_any(request.options.as_ref())?;
         if options.isolation()? == Isolation::Vm {
@@ -81,6 +82,7 @@ impl Task {
                 "isolation \"vm\" has to be told when the shim is started: its caller sends no options then";
             return Err(ShimError::Invalid(words.into()));
         }
+        let images = restore::images(request, &options)?;
         let bundle = Bundle::new(&request.bundle);
         let stdio = Stdio {
             stdin: request.stdin.clone(),
@@ -117,6 +119,7 @@ impl Task {
             bundle,
             created,
             options,
+            images,
             around,
             execs: Mutex::default(),
             until_exec: Mutex::new(Some(until_exec)),
@@ -124,7 +127,7 @@ impl Task {
             deleted: tokio::sync::Mutex::default(),
             hooks_ran: AtomicBool::new(false),
         });
-        exit::watch_init(&task, exited);
+        exit::watch_init(&task, task.created.pid, exited);
         if let Err(error) = task.settle(opened).await {
             drop(task.delete().await);
             return Err(error);
@@ -171,14 +174,32 @@ impl Task {
             id: self.id.clone(),
             bundle: self.bundle.path().to_owned(),
             options: self.options.clone(),
+            restored: None,
         }
     }
 
-    pub async fn start(&self) -> Result<i32, ShimError> {
+    /// `limit` bounds a restore.
+    pub async fn start(self: &Arc<Self>, limit: Duration) -> Result<i32, ShimError> {
         let _starting = self.init.starting.lock().await;
-        let Lifecycle::Created { pid } = self.init.state() else {
-            return Err(self.init.refuse("start", self.init.state().name()));
+        let waiting = self.waiting()?;
+        let pid = match &self.images {
+            Some(images) => {
+                let pid = self.run_restored(images, waiting, limit).await?;
+                self.poststart_restored(pid).await?;
+                pid
+            }
+            None => self.run_waiting(waiting).await?,
         };
+        let mut event = events::TaskStart::new();
+        event.container_id.clone_from(&self.id);
+        event.pid = pid.cast_unsigned();
+        self.around.publisher.send(topics::TASK_START_EVENT_TOPIC, &event);
+        failpoint!("shim.task.start_told", infallible);
+        Ok(pid)
+    }
+
+    /// Lets the process that waits run the program.
+    async fn run_waiting(&self, pid: i32) -> Result<i32, ShimError> {
         let until_exec = self.until_exec.lock().unwrap_or_else(PoisonError::into_inner).take();
         if self.created.start_by_child {
             let order = Order::Start(self.order());
@@ -195,11 +216,6 @@ impl Task {
         failpoint!("shim.task.running", infallible);
         // A process that already ended has been running all the same.
         drop(self.init.transit("start", |state| state.started(pid)));
-        let mut event = events::TaskStart::new();
-        event.container_id.clone_from(&self.id);
-        event.pid = pid.cast_unsigned();
-        self.around.publisher.send(topics::TASK_START_EVENT_TOPIC, &event);
-        failpoint!("shim.task.start_told", infallible);
         Ok(pid)
     }
 

@@ -21,8 +21,8 @@ use crate::runtime::{RuntimeError, Shim, ShimKind};
 const DEFAULT: Duration = Duration::from_secs(600);
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 /// The folder of criu's images, here and in the archive.
-const IMAGES: &str = "checkpoint";
-const PROGRAM: &str = "criu";
+pub(super) const IMAGES: &str = "checkpoint";
+pub(super) const PROGRAM: &str = "criu";
 
 /// A checkpoint under way: where it is made, and until when.
 struct Work {
@@ -221,7 +221,7 @@ fn check_location(location: &Path) -> Result<(), ContainerError> {
     Ok(())
 }
 
-fn in_path(program: &str) -> bool {
+pub(super) fn in_path(program: &str) -> bool {
     let executable = |folder: PathBuf| {
         let path = folder.join(program);
         path.is_file() && rustix::fs::access(&path, rustix::fs::Access::EXEC_OK).is_ok()
