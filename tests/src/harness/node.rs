@@ -26,8 +26,9 @@ pub struct Node {
     pub netns: Netns,
     pub registry: Registry,
     folder: tempfile::TempDir,
-    daemon: Option<Child>,
-    env: Vec<(String, String)>,
+    pub(super) daemon: Option<Child>,
+    pub(super) env: Vec<(String, String)>,
+    binaries: PathBuf,
     certs_d: PathBuf,
     announced: Mutex<Vec<String>>,
     pods: Mutex<Vec<String>>,
@@ -51,6 +52,7 @@ pub struct NodeBuilder {
     disk: Option<String>,
     places: Vec<(&'static str, Prepare)>,
     env: Vec<(String, String)>,
+    binaries: Option<PathBuf>,
 }
 
 impl NodeBuilder {
@@ -71,6 +73,12 @@ impl NodeBuilder {
     /// Sets a variable of the daemon's environment, which its shims inherit.
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.into(), value.into()));
+        self
+    }
+
+    /// Runs the daemon of this folder, which finds its shim beside itself.
+    pub fn binaries(mut self, folder: PathBuf) -> Self {
+        self.binaries = Some(folder);
         self
     }
 
@@ -146,6 +154,7 @@ impl Node {
         let mut node = Self::assemble(Netns::create(), cri, folder, dir.join("certs.d"));
         node.registry.announce(&node.certs_d, "docker.io");
         node.env = builder.env;
+        node.binaries = builder.binaries.unwrap_or_else(binaries);
         node.spawn();
         node.wait_up().await;
         node.baseline = Some(Baseline::of(&node));
@@ -161,6 +170,7 @@ impl Node {
             folder,
             daemon: None,
             env: Vec::new(),
+            binaries: binaries(),
             certs_d,
             announced: Mutex::default(),
             pods: Mutex::default(),
@@ -170,8 +180,8 @@ impl Node {
         node
     }
 
-    fn spawn(&mut self) {
-        let binary = binaries().join("cofferdam");
+    pub(super) fn spawn(&mut self) {
+        let binary = self.binaries.join("cofferdam");
         assert!(binary.exists(), "{} is not there: make build", binary.display());
         let log = std::fs::File::options().create(true).append(true).open(self.dir().join("daemon.log"));
         let mut command = self.netns.command(binary);
@@ -268,6 +278,11 @@ impl Node {
         let logs = self.dir().join("logs").join(format!("{name}-{}", build::unique()));
         std::fs::create_dir_all(&logs).expect("cannot make the pod's log folder");
         build::pod(name, &format!("/{}", self.mark()), &logs.display().to_string())
+    }
+
+    /// Counts a pod that somebody else ran as this node's, for [`Node::assert_clean`].
+    pub fn remember(&self, pod: &str) {
+        self.pods.lock().expect("poisoned").push(pod.to_owned());
     }
 
     pub async fn run_pod(&self, config: &cri::PodSandboxConfig) -> Pod {
