@@ -75,8 +75,8 @@ pub enum ContainerError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Refused(#[from] Refused),
-    #[error("cannot start the container: {0}")]
-    Start(String),
+    #[error("cannot start the container: {message}")]
+    Start { message: String, exhausted: bool },
     #[error("the container is {state}, not running")]
     NotRunning { state: &'static str },
     #[error("the container is {state}: its resources cannot be changed")]
@@ -107,4 +107,14 @@ pub enum ContainerError {
     Thread(#[from] tokio::task::JoinError),
     #[error("{0}")]
     Shared(String),
+}
+
+impl ContainerError {
+    /// Whether the node has run out of something: see [`crate::report::exhausted`].
+    pub(super) fn is_exhausted(&self) -> bool {
+        let shim = |error: &RuntimeError| {
+            matches!(error, RuntimeError::Shim { code: ttrpc::Code::RESOURCE_EXHAUSTED, .. })
+        };
+        crate::report::exhausted(self) || matches!(self, Self::Runtime(error) if shim(error))
+    }
 }

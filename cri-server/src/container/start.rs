@@ -57,7 +57,7 @@ impl Containers {
             Err(error) => {
                 let message = crate::report::chain(&*error);
                 self.never_ran(container, &message).await?;
-                Err(ContainerError::Start(message))
+                Err(ContainerError::Start { message, exhausted: error.is_exhausted() })
             }
         }
     }

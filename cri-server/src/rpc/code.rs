@@ -4,6 +4,7 @@
 //! descriptors, is RESOURCE_EXHAUSTED wherever it was met.
 
 use std::error::Error;
+use std::io;
 use std::sync::Arc;
 
 use tonic::{Code, Status};
@@ -109,6 +110,7 @@ fn of_container(error: &ContainerError) -> Option<Code> {
         ContainerError::NoArchive { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
             Some(Code::NotFound)
         }
+        ContainerError::Start { exhausted: true, .. } => Some(Code::ResourceExhausted),
         ContainerError::Volume(error) => of_volume(error),
         ContainerError::Cdi(error) => of_cdi(error),
         ContainerError::Relabel(RelabelError::System(_)) => Some(Code::InvalidArgument),
