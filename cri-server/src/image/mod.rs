@@ -35,6 +35,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use tokio::sync::{RwLock, Semaphore};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use artifact::{ArtifactFile, ArtifactRecord};
@@ -80,6 +81,8 @@ pub struct ImageService {
     /// Shared by pulls, whose blobs and layers no record names yet; exclusive for the sweep.
     garbage: RwLock<()>,
     sweep_wanted: AtomicBool,
+    /// Cancelled when the daemon ends.
+    stopping: CancellationToken,
 }
 
 impl ImageService {
@@ -112,6 +115,7 @@ impl ImageService {
             pairs: Mutex::default(),
             garbage: RwLock::new(()),
             sweep_wanted: AtomicBool::new(true),
+            stopping: CancellationToken::new(),
             config,
             store,
         };
@@ -256,6 +260,7 @@ impl ImageService {
 
     /// Waits for pulls under way; new ones are refused. For shutting down.
     pub async fn close(&self) {
+        self.stopping.cancel();
         self.tasks.close();
         self.tasks.wait().await;
     }
