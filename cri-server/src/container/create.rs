@@ -59,7 +59,7 @@ impl Containers {
             match existing.state() {
                 ContainerState::Created if *existing.config() == config => return Ok(existing.id().clone()),
                 // No creation of this name is under way but this one: it is what an undo could not take away.
-                ContainerState::Creating => self.dismantle(&existing).await?,
+                ContainerState::Creating => self.dismantle(&existing, stage).await?,
                 // Nor is it told to anybody, so nobody else would take it away.
                 state if *state.told() == ContainerState::Creating => {
                     let removed = self.remove(&existing).await;
@@ -73,6 +73,7 @@ impl Containers {
         stage.set("looking at the image");
         let image = self.image_of(&config)?;
         let draft = self.draft(sandbox, config, &image).await?;
+        stage.about(draft.record.id.as_str());
         stage.set("recording");
         self.ports.store.put(Table::Containers, draft.record.id.as_str(), &draft.record).await?;
         let container = Container::new(draft.record.clone());
@@ -87,7 +88,7 @@ impl Containers {
             }
             Err(error) => {
                 stage.set("undoing");
-                if let Err(left) = self.dismantle(&container).await {
+                if let Err(left) = self.dismantle(&container, stage).await {
                     tracing::warn!(container = %container.id(), error = %crate::report::chain(&left), "undo");
                 }
                 Err(error)

@@ -10,7 +10,7 @@ use crate::model::ContainerId;
 use crate::ports::now;
 use crate::runtime::{Launcher, TaskStatus};
 use crate::store::Table;
-use crate::task::{self, End};
+use crate::task::{self, End, Left};
 
 impl Containers {
     /// Loads the records; the sandboxes' must be there. Running containers are watched again, the exits of others
@@ -57,7 +57,10 @@ impl Containers {
         let done = match container.state() {
             ContainerState::Running { .. } => self.recover_running(&container).await,
             ContainerState::Created => self.recover_created(&container).await,
-            ContainerState::Creating | ContainerState::Removing { .. } => self.take_away(&container).await,
+            ContainerState::Creating | ContainerState::Removing { .. } => self
+                .remove(&container)
+                .await
+                .map_err(|error| ContainerError::Shared(crate::report::chain(&*error))),
             ContainerState::Exited { .. } => self.end_task(&container).await,
         };
         if let Err(error) = done {
@@ -94,8 +97,10 @@ impl Containers {
             tracing::warn!(container = %container.id(), error = %crate::report::chain(&error), "kill");
         }
         let id = container.id().as_str();
+        // The shim's command takes the cgroup away, and with it the count.
+        let oom_killed = self.ports.cgroups.oom_kill_count(container.cgroups_path()).unwrap_or(0) > 0;
         let exit = self.ports.launcher.delete(handler, id, task::NAMESPACE, &bundle).await.ok()?;
-        Some(End::ShimDead(Some(exit)))
+        Some(End::ShimDead(Left { exit: Some(exit), oom_killed }))
     }
 
     /// Between the task's start and its record the daemon may have died: the shim knows.

@@ -36,7 +36,7 @@ impl Containers {
             let state = sandbox.status().state.name();
             return Err(ContainerError::SandboxNotReady { id: sandbox.id().to_string(), state });
         }
-        stage.set("waiting for the task");
+        stage.within("waiting for the task", self.making());
         match self.run_task(container, stage).await {
             Ok((shim, pid)) => {
                 stage.set("recording");
@@ -52,6 +52,7 @@ impl Containers {
                 Ok(())
             }
             Err(error) => {
+                stage.set("ending what was made");
                 let message = crate::report::chain(&*error);
                 self.never_ran(container, &message).await?;
                 Err(ContainerError::Start(message))
@@ -67,7 +68,7 @@ impl Containers {
         let shim = self.prepared(container).await?;
         stage.set("asking NRI plugins");
         self.plugins_start(container).await.map_err(Arc::new)?;
-        stage.set("starting the process");
+        stage.within("starting the process", self.ports.launcher.deadlines().heavy);
         let pid = shim.start("").await.map_err(|e| Arc::new(e.into()))?;
         Ok((shim, pid))
     }

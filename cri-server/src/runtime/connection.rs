@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -29,6 +30,8 @@ pub struct Connection {
     client: Client,
     lost: CancellationToken,
     calls: TaskTracker,
+    /// The last answer that was waited for did not come in time.
+    silent: AtomicBool,
 }
 
 impl Connection {
@@ -37,7 +40,8 @@ impl Connection {
         let stream = connect(path).await?;
         let lost = CancellationToken::new();
         let watched = Watched { stream, lost: lost.clone(), _ended: lost.clone().drop_guard() };
-        Ok(Self { client: Client::new(Socket::new(watched)), lost, calls: TaskTracker::new() })
+        let client = Client::new(Socket::new(watched));
+        Ok(Self { client, lost, calls: TaskTracker::new(), silent: AtomicBool::new(false) })
     }
 
     /// Resolves when the other side is gone.
@@ -53,6 +57,11 @@ impl Connection {
     /// Whether the other side is gone.
     pub fn is_closed(&self) -> bool {
         self.lost.is_cancelled()
+    }
+
+    /// Whether the other side is there but answers nothing, as far as is known: it may hang.
+    pub fn is_silent(&self) -> bool {
+        self.silent.load(Ordering::Relaxed)
     }
 
     /// Calls `method` of `service`; without a deadline it lasts as long as the connection.
@@ -74,7 +83,9 @@ impl Connection {
             Some(after) => {
                 wire.timeout_nano = i64::try_from((after + GRACE).as_nanos()).unwrap_or(0);
                 let bounded = tokio::time::timeout(after, exchange(client, lost, wire, method));
-                match self.calls.spawn(bounded).await {
+                let answered = self.calls.spawn(bounded).await;
+                self.silent.store(matches!(answered, Ok(Err(_))), Ordering::Relaxed);
+                match answered {
                     Ok(Ok(answer)) => answer?,
                     Ok(Err(_)) => return Err(RuntimeError::Timeout { call: method, after }),
                     Err(_) => return Err(RuntimeError::ConnectionLost { call: method }),

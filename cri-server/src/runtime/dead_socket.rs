@@ -37,7 +37,7 @@ mod tests {
         listen(&listener, 0).unwrap();
         let waiting = std::os::unix::net::UnixStream::connect(&path).unwrap();
         let endpoint =
-            Endpoint { address: format!("unix://{}", path.display()), version: 3, kind: ShimKind::Foreign };
+            Endpoint { address: format!("unix://{}", path.display()), version: 3, kind: ShimKind::Foreign, protocol: 1, process: None };
         let look = {
             let endpoint = endpoint.clone();
             move || {

@@ -79,13 +79,13 @@ impl Sandboxes {
         record.cgroups_path = Some(path);
         stage.set("recording");
         self.ports.store.put(Table::Sandboxes, record.id.as_str(), &record).await?;
+        stage.about(record.id.as_str());
         let sandbox = Sandbox::new(record, level);
         self.all.insert(sandbox.id().as_str(), Arc::clone(&sandbox));
         match self.build(&sandbox, handler, namespaces, stage).await {
             Ok(()) => Ok(sandbox.id().clone()),
             Err(error) => {
-                stage.set("undoing");
-                self.undo(&sandbox).await;
+                self.undo(&sandbox, stage).await;
                 Err(error)
             }
         }
@@ -115,8 +115,8 @@ impl Sandboxes {
     }
 
     /// A sandbox that failed half-way goes away; when that fails too it stays, not ready.
-    async fn undo(&self, sandbox: &Arc<Sandbox>) {
-        if let Err(error) = self.take_away(sandbox).await {
+    async fn undo(&self, sandbox: &Arc<Sandbox>, stage: &Stage) {
+        if let Err(error) = self.take_away(sandbox, stage).await {
             tracing::warn!(sandbox = %sandbox.id(), error = %crate::report::chain(&error),
                 "the sandbox could not be undone; it stays, not ready, until it is removed");
             if let Err(error) = self.mark_ended(sandbox).await {
@@ -137,7 +137,11 @@ impl Sandboxes {
         let labels = selinux::labels(ports, sandbox)?;
         let shared = files::create(ports, sandbox, namespaces, labels.mount).await?;
         self.write_spec(sandbox, &shared)?;
-        stage.set("attaching the network and starting the shim");
+        let deadlines = ports.launcher.deadlines();
+        stage.within(
+            "attaching the network and starting the shim",
+            ports.network.limit().max(deadlines.launch),
+        );
         // Neither waits for the other; both are waited for, so that an undo finds them finished.
         let (network, shim) = tokio::join!(
             self.connect(sandbox, namespaces, None),
@@ -146,16 +150,17 @@ impl Sandboxes {
         let shim = Arc::new(shim?);
         sandbox.shim.store(Some(Arc::clone(&shim)));
         let mut network = network?;
-        stage.set("starting the pause process");
+        stage.within("making the pause process", deadlines.heavy);
         let bundle = shared.bundle.clone();
         let task = CreateTask { bundle, options: handler.options.clone(), ..CreateTask::default() };
         let waiting = shim.create(task).await?;
         if namespaces.user.is_some() {
-            stage.set("attaching the network of the pod's own users");
+            stage.within("attaching the network of the pod's own users", ports.network.limit());
             network = self.connect(sandbox, namespaces, Some(waiting)).await?;
         }
         let ips = network.map(|n| n.ips).unwrap_or_default();
         files::write_hosts(&shared, sandbox.config(), &ips)?;
+        stage.within("starting the pause process", deadlines.heavy);
         let pid = shim.start("").await?;
         stage.set("asking NRI plugins");
         let _gate = ports.nri.gate().await;
