@@ -162,7 +162,13 @@ impl<T: Clone + Send + Sync + 'static> Operations<T> {
                 Some(entry) => {
                     let (stage, age) = (entry.stage.current().name, entry.since.elapsed());
                     if age > WORTH_A_LINE {
-                        tracing::info!(operation = self.name, key = key.subject, stage, ?age, "a retry joins");
+                        tracing::info!(
+                            operation = self.name,
+                            key = key.subject,
+                            stage,
+                            ?age,
+                            "a retry joins"
+                        );
                     }
                     entry.result.clone()
                 }
@@ -327,7 +333,10 @@ mod tests {
         let _ = tokio::time::timeout(Duration::from_millis(20), operations.join("pod", begin)).await;
         let told = operations.newly_overdue();
         assert_eq!(told.len(), 1);
-        assert_eq!((told[0].stage, told[0].key.as_str(), told[0].id.as_deref()), ("hanging", "pod", Some("id")));
+        assert_eq!(
+            (told[0].stage, told[0].key.as_str(), told[0].id.as_deref()),
+            ("hanging", "pod", Some("id"))
+        );
         assert!(operations.newly_overdue().is_empty());
         assert!(operations.under_way()[0].overdue);
     }

@@ -94,7 +94,10 @@ async fn a_volume_that_does_not_answer_holds_up_its_own_container_alone() {
         let (cri, pod) = (node.cri.clone(), pod.clone());
         tokio::spawn(async move { cri.create(&pod.id, &pod.config, config).await })
     };
-    assert!(eventually(Duration::from_secs(10), async || fuse.sleepers() > 0).await, "nothing asks the volume");
+    assert!(
+        eventually(Duration::from_secs(10), async || fuse.sleepers() > 0).await,
+        "nothing asks the volume"
+    );
     let beside = node.run_container(&pod, build::container("beside", &image, &["sleep", "31337"])).await;
     assert_eq!(node.cri.exec_sync(&beside, &["echo", "well"], 10).await.unwrap().stdout, b"well\n");
     let since = Instant::now();

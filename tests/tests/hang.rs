@@ -67,7 +67,10 @@ async fn a_container_whose_shim_hangs_is_asked_to_stop_and_its_true_exit_is_told
     let status = node.cri.status(&id).await.unwrap();
     assert_eq!((status.state(), status.exit_code), (ContainerState::ContainerExited, 7));
     assert!(status.message.contains("shim did not answer"), "{:?}", status.message);
-    assert!(shim::ends(hung.as_raw().unsigned_abs(), Duration::from_secs(5)).await, "the shim is still there");
+    assert!(
+        shim::ends(hung.as_raw().unsigned_abs(), Duration::from_secs(5)).await,
+        "the shim is still there"
+    );
     other.is_well(&node).await;
     node.destroy(&pod).await;
     node.destroy(&other.pod).await;
@@ -185,9 +188,13 @@ async fn refused_pod(node: &Node, fake: &FakeShim, mode: Mode, code: Code, limit
     let refused = node.cri.run_pod(&node.pod("refused"), "").await.unwrap_err();
     assert_eq!(refused.code(), code, "{mode:?}: {refused:?}");
     assert!(since.elapsed() < limit, "{mode:?}: {:?}", since.elapsed());
-    let left = node.cri.list_pods(None).await.unwrap().into_iter().filter(|pod| {
-        pod.metadata.as_ref().is_some_and(|metadata| metadata.name == "refused")
-    });
+    let left = node
+        .cri
+        .list_pods(None)
+        .await
+        .unwrap()
+        .into_iter()
+        .filter(|pod| pod.metadata.as_ref().is_some_and(|metadata| metadata.name == "refused"));
     assert_eq!(left.count(), 0, "{mode:?}: the half-made pod stays");
     fake.set(Mode::Well);
 }

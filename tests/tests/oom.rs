@@ -17,7 +17,8 @@ async fn fifty_ends_for_want_of_memory_are_all_told() {
         let mut set = tokio::task::JoinSet::new();
         for number in 0..AT_ONCE {
             let name = format!("hungry-{round}-{number}");
-            let mut config = build::container(&name, &image, &["dd", "if=/dev/zero", "of=/dev/null", "bs=64M"]);
+            let mut config =
+                build::container(&name, &image, &["dd", "if=/dev/zero", "of=/dev/null", "bs=64M"]);
             let resources = config.linux.get_or_insert_default().resources.get_or_insert_default();
             resources.memory_limit_in_bytes = 16 << 20;
             resources.memory_swap_limit_in_bytes = 16 << 20;

@@ -205,7 +205,10 @@ async fn a_stage_over_its_deadline_is_told_everywhere_and_once() {
     assert_eq!(told.len(), 1, "{told:?}");
     assert!(told[0].contains(id) && told[0].contains("CreateContainer"), "{told:?}");
     let shown = cli::cofferdam(&node, &["info"]).await.expect_ok();
-    assert!(shown.lines().any(|line| line.contains("CreateContainer") && line.contains("OVERDUE")), "{shown}");
+    assert!(
+        shown.lines().any(|line| line.contains("CreateContainer") && line.contains("OVERDUE")),
+        "{shown}"
+    );
     let address = info(&node).await["metrics"]["at"].as_str().unwrap().to_owned();
     let text = node.netns.http_get(&address, "/metrics").unwrap();
     for name in ["cofferdam_operations_overdue", "cofferdam_operation_stages_overdue_total"] {
@@ -265,7 +268,8 @@ async fn a_log_is_rotated_while_its_container_stops() {
     let Some(node) = Node::builder().start().await else { return };
     let image = node.base_image().await;
     let pod = node.run_pod(&node.pod("rotates")).await;
-    let script = "trap 'end=1' TERM; n=0; while [ $n -lt 400 ]; do n=$((n+1)); echo $n; sleep 0.01; done; exit 3";
+    let script =
+        "trap 'end=1' TERM; n=0; while [ $n -lt 400 ]; do n=$((n+1)); echo $n; sleep 0.01; done; exit 3";
     let id = node.run_container(&pod, build::shell("main", &image, script)).await;
     let path = node.cri.status(&id).await.unwrap().log_path;
     let stopping = {

@@ -2,6 +2,7 @@
 //!
 //! The record is stored before the first effect; a failure at any step takes back what was made.
 
+use cofferdam_failpoints::failpoint;
 use std::fs;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use cofferdam_proto::cri;
 
 use super::record::{ContainerRecord, ContainerState};
+use super::restore::{Origin, Restore};
 use super::{Container, ContainerError, Containers, Shared, selinux};
 use crate::cdi;
 use crate::image::{ImageError, ImageRecord};
@@ -71,11 +73,16 @@ impl Containers {
             }
         }
         stage.set("looking at the image");
-        let image = self.image_of(&config)?;
-        let draft = self.draft(sandbox, config, &image).await?;
-        stage.about(draft.record.id.as_str());
+        let id = ContainerId::generate().map_err(failed("id from", Path::new("/dev/urandom")))?;
+        stage.about(id.as_str());
+        let (image, restore) = match self.origin(sandbox, &config, &id, stage).await? {
+            Origin::Image(image) => (image, None),
+            Origin::Checkpoint(image, restore) => (image, Some(restore)),
+        };
+        let draft = self.draft(sandbox, config, id, (&image, restore)).await?;
         stage.set("recording");
         self.ports.store.put(Table::Containers, draft.record.id.as_str(), &draft.record).await?;
+        failpoint!("container.create.recorded", infallible);
         let container = Container::new(draft.record.clone());
         self.all.insert(container.id().as_str(), Arc::clone(&container));
         stage.set("making the root filesystem and the spec");
@@ -88,6 +95,7 @@ impl Containers {
             }
             Err(error) => {
                 stage.set("undoing");
+                failpoint!("container.create.undoing", infallible);
                 if let Err(left) = self.dismantle(&container, stage).await {
                     tracing::warn!(container = %container.id(), error = %crate::report::chain(&left), "undo");
                 }
@@ -101,7 +109,7 @@ impl Containers {
         self.of_sandbox(sandbox.id()).into_iter().find(same)
     }
 
-    fn image_of(&self, config: &cri::ContainerConfig) -> Result<Arc<ImageRecord>, ContainerError> {
+    pub(super) fn image_of(&self, config: &cri::ContainerConfig) -> Result<Arc<ImageRecord>, ContainerError> {
         let named = config.image.as_ref().map(|i| i.image.as_str()).unwrap_or_default();
         match self.ports.images.find(named) {
             Err(ImageError::NotFound(image)) => Err(ContainerError::NoImage { image }),
@@ -117,10 +125,10 @@ impl Containers {
         &self,
         sandbox: &Sandbox,
         config: cri::ContainerConfig,
-        image: &Arc<ImageRecord>,
+        id: ContainerId,
+        (image, restore): (&Arc<ImageRecord>, Option<Restore>),
     ) -> Result<Draft, ContainerError> {
         let ports = &self.ports;
-        let id = ContainerId::generate().map_err(failed("id from", Path::new("/dev/urandom")))?;
         let security = config.linux.as_ref().and_then(|l| l.security_context.clone()).unwrap_or_default();
         let user = resolve_user(ports, &security, image).await?;
         let devices = cdi::requested(&config.cdi_devices, &config.annotations)?;
@@ -131,7 +139,8 @@ impl Containers {
             stop_signal: spec::stop_signal(&config, &image.configuration())?,
             sandbox: sandbox.id().clone(),
             image_id: image.id.to_string(),
-            image_name: config.image.as_ref().map(|asked| image.called(asked)).unwrap_or_default(),
+            image_name: called(&config, image, restore.is_some()),
+            restored: restore.is_some(),
             image_ref: image.reference(),
             layers: image.diff_ids(),
             created_at: now(),
@@ -146,7 +155,7 @@ impl Containers {
             id,
             config,
         };
-        Ok(Draft { record, asked: Asked { user, volumes, devices } })
+        Ok(Draft { record, asked: Asked { user, volumes, devices, restore } })
     }
 
     async fn build(
@@ -166,9 +175,14 @@ impl Containers {
             target,
         };
         tokio::task::spawn_blocking(move || work.run()).await??;
-        let _gate = self.ports.nri.gate().await;
-        self.plugins_create(sandbox, container).await?;
-        container.change(&self.ports, |s| Ok::<_, ContainerError>(s.prepared()?)).await
+        let gate = self.ports.nri.gate().await;
+        let of_others = self.plugins_create(sandbox, container).await?;
+        failpoint!("container.create.plugins_asked");
+        container.change(&self.ports, |s| Ok::<_, ContainerError>(s.prepared()?)).await?;
+        failpoint!("container.create.created_recorded", infallible);
+        drop(gate);
+        self.ports.nri.carry_out(of_others).await;
+        Ok(())
     }
 
     /// The pid namespace of the container that TARGET mode names.
@@ -202,6 +216,7 @@ struct Asked {
     user: ResolvedUser,
     volumes: Vec<ImageVolume>,
     devices: Vec<cdi::DeviceName>,
+    restore: Option<Restore>,
 }
 
 /// What is made on the node for a container, in a thread that may block.
@@ -215,18 +230,27 @@ struct Build {
 }
 
 impl Build {
-    fn run(self) -> Result<(), ContainerError> {
+    fn run(mut self) -> Result<(), ContainerError> {
         let id = self.container.id();
         let owners = self.sandbox.users()?.map(super::prepare::owners);
         self.ports.snapshots.mounts(&self.image.diff_ids(), id, owners)?;
+        failpoint!("container.create.layer_made");
         let bundle = self.ports.places.container(id);
         let rootfs = bundle.join("rootfs");
         fs::create_dir_all(&rootfs).map_err(failed("make", &rootfs))?;
+        failpoint!("container.create.bundle_made");
         if let Some(folder) = self.container.made().log_path.as_deref().and_then(Path::parent) {
             fs::create_dir_all(folder).map_err(failed("make the log's folder", folder))?;
         }
         let mut config = self.with_host_paths()?;
+        failpoint!("container.create.host_paths_made");
+        if let Some(restore) = &mut self.asked.restore {
+            restore.complete(&mut config);
+            restore.bring_back(&self.ports.snapshots, &self.container)?;
+            restore.keep();
+        }
         self.mount_volumes(&mut config, &bundle)?;
+        failpoint!("container.create.volumes_mounted");
         let localhost_seccomp = spec::container::localhost_seccomp_path(&config)?
             .map(|path| spec::host::read_profile(&path))
             .transpose()?;
@@ -261,11 +285,14 @@ impl Build {
         selinux::prepare(&self.ports, &spec, &config.mounts)?;
         // Stored with the state that follows.
         self.container.resources.store(Some(Arc::new(spec::resources::in_effect(&spec))));
-        spec.save(bundle.join("config.json")).map_err(ContainerError::SpecFile)
+        spec.save(bundle.join("config.json")).map_err(ContainerError::SpecFile)?;
+        failpoint!("container.create.spec_written");
+        Ok(())
     }
 
     /// Mounts the image volumes; in the request, each becomes a path of the host.
     fn mount_volumes(&self, config: &mut cri::ContainerConfig, bundle: &Path) -> Result<(), ContainerError> {
+        let label = self.mount_label(config);
         for volume in &self.asked.volumes {
             let Some(request) = config.mounts.get_mut(volume.index) else { continue };
             // Half of a mapping is refused with the other mounts.
@@ -276,7 +303,8 @@ impl Build {
                 gids: &request.gid_mappings,
                 shim,
             });
-            let place = volume::mount(&self.ports.snapshots, self.container.id(), bundle, volume, mapping)?;
+            let (snapshots, id) = (&self.ports.snapshots, self.container.id());
+            let place = volume::mount(snapshots, id, bundle, volume, mapping, label.as_deref())?;
             request.host_path = place.display().to_string();
             request.image = None;
             if mapped {
@@ -285,6 +313,16 @@ impl Build {
             }
         }
         Ok(())
+    }
+
+    /// The SELinux label of what is mounted for the container alone, where containers get labels.
+    fn mount_label(&self, config: &cri::ContainerConfig) -> Option<String> {
+        if !self.ports.spec_defaults.selinux {
+            return None;
+        }
+        let security = config.linux.as_ref().and_then(|l| l.security_context.clone()).unwrap_or_default();
+        let (pod, level) = (self.sandbox.config(), self.sandbox.selinux_level());
+        spec::selinux::for_container(&security, pod, level, &self.ports.features).mount
     }
 
     /// The request with its host paths made where they are missing, as the kubelet expects, and with symlinks resolved.
@@ -344,6 +382,15 @@ async fn resolve_user(
         Ok(spec::user::resolve(&security, &image.config.user, files)?)
     })
     .await?
+}
+
+/// What people call the image. That of a checkpoint is not the one that the request names.
+fn called(config: &cri::ContainerConfig, image: &ImageRecord, restored: bool) -> String {
+    let asked = match (&config.image, restored) {
+        (Some(asked), false) => asked.clone(),
+        _ => cri::ImageSpec { image: image.id.to_string(), ..Default::default() },
+    };
+    image.called(&asked)
 }
 
 fn log_path(sandbox: &cri::PodSandboxConfig, container: &cri::ContainerConfig) -> Option<PathBuf> {

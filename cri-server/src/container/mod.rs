@@ -13,12 +13,14 @@ mod prepare;
 pub mod record;
 mod recover;
 mod remove;
+mod restore;
 mod selinux;
 mod start;
 mod stop;
 mod supervise;
 mod update;
 
+use cofferdam_failpoints::failpoint;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -170,8 +172,10 @@ impl Container {
         if state != *self.state.borrow() {
             let record = self.record(state.clone(), self.resources());
             ports.store.put(Table::Containers, self.made.id.as_str(), &record).await?;
+            failpoint!("container.change.stored", infallible);
             self.state.send_replace(state);
             self.tell(ports, self.phase());
+            failpoint!("container.change.told", infallible);
         }
         Ok(())
     }
@@ -294,9 +298,10 @@ impl Containers {
         Ok(self.ports.handlers.handler(&sandbox.made().handler)?)
     }
 
-    /// Whether the container's shim may serve others of its pod as well; ours never does.
+    /// Whether the container's shim may serve others of its pod as well; ours does so for machines alone.
     fn shares_shim(&self, container: &Container) -> bool {
-        self.handler(container).is_ok_and(|handler| handler.kind != ShimKind::Own)
+        let alone = |handler: &Handler| handler.kind == ShimKind::Own && handler.isolation.is_empty();
+        self.handler(container).is_ok_and(|handler| !alone(handler))
     }
 
     /// Waits until no preparation of the container is under way: it would make a task afterwards.
@@ -308,7 +313,10 @@ impl Containers {
         }
         let shim = Launcher::process(&self.ports.places.container(container.id()), id);
         if let Some(shim) = shim.filter(|_| !self.shares_shim(container)) {
-            tracing::warn!(container = id, "its shim is still making a task that nobody wants any more: it is ended");
+            tracing::warn!(
+                container = id,
+                "its shim is still making a task that nobody wants any more: it is ended"
+            );
             shim.kill(UNWANTED).await;
         }
         self.preparations.ended(id).await;

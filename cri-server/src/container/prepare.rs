@@ -4,6 +4,7 @@
 //! and its first process made at once, while the kubelet is still on its way to StartContainer; the start joins
 //! this. What fails here is the start's error, as users of containerd know it.
 
+use cofferdam_failpoints::failpoint;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +17,9 @@ use crate::snapshot::Owners;
 use crate::spec::UserNamespace;
 use crate::spec::userns::IdRange;
 use crate::task;
+
+/// How long a shim takes at most to end that has nothing to do.
+const ENDING: Duration = Duration::from_secs(5);
 
 impl Containers {
     /// The container's shim with its task made: the one there is, or the one under way, or a new one.
@@ -75,10 +79,12 @@ impl Containers {
         let shim = Arc::new(shim);
         stage.within("making the task", deadlines.heavy);
         let made = async {
+            failpoint!("container.prepare.shim_started");
             let _unchanged = container.spec.lock().await;
             let rootfs = self.ports.snapshots.mounts(&container.made.layers, container.id(), owners)?;
             let rootfs = self.labelled(container, rootfs.into_iter().map(shim_mount).collect()).await?;
             let io = self.streams(container, handler, &bundle).await?;
+            failpoint!("container.prepare.io_made");
             let streams = io.streams();
             let task = CreateTask {
                 bundle: bundle.clone(),
@@ -88,6 +94,7 @@ impl Containers {
                 stderr: streams.stderr,
                 terminal: config.tty,
                 options: handler.options.clone(),
+                checkpoint: self.images_of(container),
             };
             if let Err(error) = shim.create(task).await {
                 io.abandon()?;
@@ -95,13 +102,16 @@ impl Containers {
             }
             // From here on a start finds it, and so does an update.
             container.shim.store(Some(Arc::clone(&shim)));
+            failpoint!("container.prepare.task_created", infallible);
             Ok::<_, ContainerError>(())
         };
         if let Err(error) = made.await {
             stage.set("undoing");
-            if let Err(left) = self.end_task_of(container, Some(shim)).await {
+            failpoint!("container.prepare.undoing", infallible);
+            if let Err(left) = self.end_task_of(container, Some(Arc::clone(&shim))).await {
                 tracing::warn!(container = %container.id(), error = %crate::report::chain(&left), "undo");
             }
+            gone(&shim).await;
             return Err(error);
         }
         Ok(shim)
@@ -122,6 +132,14 @@ impl Containers {
         let log = container.made.log_path.as_deref();
         let plan = IoPlan { terminal: config.tty, stdin: config.stdin, log, keeper };
         Ok(ContainerIo::prepare(bundle, plan).await?)
+    }
+}
+
+/// Waits until a shim that was told to end has done so: until then it keeps the socket that the next one needs, and the
+/// start that tries again would be told of that instead of what is wrong.
+async fn gone(shim: &Shim) {
+    if shim.endpoint().kind == ShimKind::Own && tokio::time::timeout(ENDING, shim.closed()).await.is_err() {
+        tracing::warn!(container = shim.id(), "the shim of a failed preparation does not end");
     }
 }
 

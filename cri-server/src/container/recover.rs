@@ -1,5 +1,6 @@
 //! After the daemon's start: finds the containers again that the last one left, and their exits.
 
+use cofferdam_failpoints::failpoint;
 use std::sync::Arc;
 
 use futures::future::join_all;
@@ -20,6 +21,7 @@ impl Containers {
     /// When the records cannot be read.
     pub async fn recover(self: &Arc<Self>) -> Result<(), ContainerError> {
         self.sweep_checkpoints();
+        failpoint!("container.recover.begun", infallible);
         let records = self.ports.store.load::<ContainerRecord>(Table::Containers)?;
         let recoveries = records.into_iter().map(|(_, record)| {
             let container = Container::new(record);
@@ -28,6 +30,7 @@ impl Containers {
             self.recover_one(container)
         });
         join_all(recoveries).await;
+        self.sweep_restores();
         Ok(())
     }
 
@@ -54,6 +57,7 @@ impl Containers {
             let shim = self.ports.launcher.connect(container.id().as_str(), &endpoint, &bundle).await;
             container.shim.store(shim.ok().map(Arc::new));
         }
+        failpoint!("container.recover.connected", infallible);
         let done = match container.state() {
             ContainerState::Running { .. } => self.recover_running(&container).await,
             ContainerState::Created => self.recover_created(&container).await,
@@ -63,6 +67,7 @@ impl Containers {
                 .map_err(|error| ContainerError::Shared(crate::report::chain(&*error))),
             ContainerState::Exited { .. } => self.end_task(&container).await,
         };
+        failpoint!("container.recover.done", infallible);
         if let Err(error) = done {
             tracing::warn!(container = %container.id(), error = %crate::report::chain(&error), "recovery");
         }
@@ -85,6 +90,7 @@ impl Containers {
             },
         };
         container.change(&self.ports, |s| Ok::<_, ContainerError>(s.exited(exit))).await?;
+        failpoint!("container.recover.exit_recorded");
         self.end_task(container).await
     }
 
@@ -112,6 +118,7 @@ impl Containers {
             Ok(task) if matches!(task.status, TaskStatus::Running | TaskStatus::Stopped) => {
                 let started = |s: &ContainerState| Ok::<_, ContainerError>(s.started(task.pid, now())?);
                 container.change(&self.ports, started).await?;
+                failpoint!("container.recover.start_recorded");
                 self.supervise(container, shim);
                 Ok(())
             }

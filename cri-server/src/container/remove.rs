@@ -1,5 +1,6 @@
 //! RemoveContainer: whatever state it is in, the container goes, and its record last. Its log stays: it is the kubelet's.
 
+use cofferdam_failpoints::failpoint;
 use std::sync::Arc;
 
 use nix::mount::MntFlags;
@@ -29,6 +30,7 @@ impl Containers {
     ) -> Result<(), ContainerError> {
         stage.set("recording");
         container.begin_removal(&self.ports).await?;
+        failpoint!("container.remove.recorded");
         self.dismantle(container, stage).await
     }
 
@@ -43,6 +45,7 @@ impl Containers {
         self.forestall(container).await;
         stage.set("ending the task");
         self.end_task(container).await?;
+        failpoint!("container.remove.task_ended");
         stage.set("telling NRI plugins");
         self.plugins_remove(container).await;
         stage.set("unmounting and removing its files");
@@ -55,8 +58,11 @@ impl Containers {
             while nix::mount::umount2(&rootfs, flags).is_ok() {}
         })
         .await?;
+        failpoint!("container.remove.unmounted");
         let (snapshots, id) = (Arc::clone(&self.ports.snapshots), container.id().clone());
         tokio::task::spawn_blocking(move || snapshots.remove(&id)).await??;
+        failpoint!("container.remove.layer_removed");
+        self.forget_restore(container).await;
         let bundle = self.ports.places.container(container.id());
         match tokio::fs::remove_dir_all(&bundle).await {
             Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
@@ -64,8 +70,10 @@ impl Containers {
             }
             Ok(()) | Err(_) => {}
         }
+        failpoint!("container.remove.bundle_removed");
         stage.set("removing the record");
         self.ports.store.delete(Table::Containers, container.id().as_str()).await?;
+        failpoint!("container.remove.record_deleted");
         self.all.remove(container.id().as_str());
         container.tell(&self.ports, Some(Phase::Deleted));
         Ok(())

@@ -3,6 +3,7 @@
 //! Nothing here takes a lock: stops of one container with different grace periods run beside each other, just send their
 //! signals and wait for the same end; one with the same period joins. A caller that goes away does not end the escalation.
 
+use cofferdam_failpoints::failpoint;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,19 +66,20 @@ impl Containers {
             stage.within("waiting for its end after the stop signal", grace + SIGNAL);
             let asking = async {
                 self.signal(container, container.made.stop_signal, false).await;
-                std::future::pending::<()>().await;
+                failpoint!("container.stop.signalled");
+                std::future::pending::<Result<(), ContainerError>>().await
             };
-            let ended = tokio::time::timeout(grace, async {
-                tokio::select! { () = asking => {}, () = container.ended() => {} }
-            });
-            if ended.await.is_ok() {
-                return Ok(());
+            let ended = async {
+                tokio::select! { failed = asking => failed, () = container.ended() => Ok(()) }
+            };
+            if let Ok(ended) = tokio::time::timeout(grace, ended).await {
+                return ended;
             }
         }
         stage.within("waiting for its end after SIGKILL", SIGNAL + KILLED);
-        if self.signal(container, libc::SIGKILL, true).await
-            && tokio::time::timeout(KILLED, container.ended()).await.is_ok()
-        {
+        let sent = self.signal(container, libc::SIGKILL, true).await;
+        failpoint!("container.stop.killed");
+        if sent && tokio::time::timeout(KILLED, container.ended()).await.is_ok() {
             return Ok(());
         }
         stage.set("ending it without its shim");
@@ -87,6 +89,7 @@ impl Containers {
     /// Kills the cgroup. The supervisor sees the first process end, gives a shim that hangs up, and records the exit.
     async fn end_without_shim(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), ContainerError> {
         let killed = self.ports.cgroups.kill_all(container.cgroups_path()).await;
+        failpoint!("container.stop.forced");
         // What the kernel holds may wake at any time; its caller asks again.
         let patience = if killed.is_ok() { SETTLED } else { Duration::ZERO };
         if tokio::time::timeout(patience, container.ended()).await.is_ok() {
@@ -117,6 +120,7 @@ impl Containers {
             })
         };
         container.change(&self.ports, cancelled).await?;
+        failpoint!("container.cancel.recorded");
         if container.is_running() {
             return Ok(());
         }

@@ -26,6 +26,7 @@ mod remove;
 #[cfg(test)]
 mod tests;
 
+use cofferdam_failpoints::failpoint;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,6 +35,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use tokio::sync::{RwLock, Semaphore};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use artifact::{ArtifactFile, ArtifactRecord};
@@ -81,6 +83,8 @@ pub struct ImageService {
     /// Shared by pulls, whose blobs and layers no record names yet; exclusive for the sweep.
     garbage: RwLock<()>,
     sweep_wanted: AtomicBool,
+    /// Cancelled when the daemon ends.
+    stopping: CancellationToken,
 }
 
 impl ImageService {
@@ -115,6 +119,7 @@ impl ImageService {
             pairs: Mutex::default(),
             garbage: RwLock::new(()),
             sweep_wanted: AtomicBool::new(true),
+            stopping: CancellationToken::new(),
             config,
             store,
         };
@@ -197,6 +202,25 @@ impl ImageService {
         })
     }
 
+    /// What the image's manifest notes about it.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn annotations(&self, image: &ImageRecord) -> Result<HashMap<String, String>, ImageError> {
+        #[derive(serde::Deserialize)]
+        struct Noted {
+            #[serde(default)]
+            annotations: Option<HashMap<String, String>>,
+        }
+        let bytes = self.content.read(&image.manifest, MAX_MANIFEST)?;
+        let noted: Noted = serde_json::from_slice(&bytes).map_err(|e| ImageError::Malformed {
+            what: "manifest",
+            digest: image.manifest.to_string(),
+            problem: e.to_string(),
+        })?;
+        Ok(noted.annotations.unwrap_or_default())
+    }
+
     /// Records an image whose parts are all there. Its tags leave other images.
     async fn record(&self, mut image: ImageRecord) -> Result<Arc<ImageRecord>, ImageError> {
         let _changing = self.changes.lock().await;
@@ -209,6 +233,7 @@ impl ImageService {
         image.pinned = self.is_pinned(&image.repo_tags);
         let image = Arc::new(image);
         self.store.put(Table::Images, image.id.as_str(), &*image).await?;
+        failpoint!("image.record.stored", infallible);
         let without_tags = |other: &ImageRecord| {
             let mut less = ImageRecord::clone(other);
             less.repo_tags.retain(|tag| !image.repo_tags.contains(tag));
@@ -251,6 +276,7 @@ impl ImageService {
 
     /// Waits for pulls under way; new ones are refused. For shutting down.
     pub async fn close(&self) {
+        self.stopping.cancel();
         self.tasks.close();
         self.tasks.wait().await;
     }

@@ -3,6 +3,7 @@
 //! Invariant: mark and sweep from the records and the containers; nothing is swept while a pull, whose parts no record names yet,
 //! is under way.
 
+use cofferdam_failpoints::failpoint;
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
@@ -67,6 +68,7 @@ impl ImageService {
             return Err(ImageError::Pinned(text.to_owned()));
         }
         self.store.delete(Table::Images, image.id.as_str()).await?;
+        failpoint!("image.remove.record_deleted", infallible);
         catalogue.images.remove(&image.id);
         self.catalogue.store(Arc::new(catalogue));
         drop(changing);
@@ -112,6 +114,7 @@ impl ImageService {
         let layers: HashSet<Digest> = records.iter().flat_map(|image| image.diff_ids()).collect();
         let blobs: HashSet<&Digest> = records.iter().flat_map(|image| image.blobs()).collect();
         let mut unused = Unused { blobs: Vec::new(), layers: self.snapshots.sweep(&layers) };
+        failpoint!("image.sweep.layers_detached", infallible);
         for (digest, _) in self.content.list() {
             if !blobs.contains(&digest) {
                 match self.content.detach(&digest) {
@@ -121,6 +124,7 @@ impl ImageService {
             }
         }
         self.pairs().retain(|(blob, _)| blobs.contains(blob));
+        failpoint!("image.sweep.detached", infallible);
         Some(unused)
     }
 
@@ -170,7 +174,9 @@ struct Unused {
 /// Blocks, for large layers long.
 fn remove_bytes(unused: Unused) {
     unused.blobs.into_iter().filter_map(|blob| blob.remove().err()).for_each(|error| warn(&error));
+    failpoint!("image.sweep.blobs_removed", infallible);
     unused.layers.remove().iter().for_each(|error| warn(error));
+    failpoint!("image.sweep.layers_removed", infallible);
 }
 
 fn warn(error: &(dyn std::error::Error + 'static)) {

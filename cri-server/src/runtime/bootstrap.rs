@@ -146,7 +146,9 @@ pub enum AnswerError {
     #[error("unsupported version {0} of the task service")]
     Version(i32),
     /// Of our own shim, an extension that the daemon does not speak.
-    #[error("it speaks protocol {0} of Cofferdam's shims, this daemon {OLDEST_PROTOCOL} to {NEWEST_PROTOCOL}: install the two of one version")]
+    #[error(
+        "it speaks protocol {0} of Cofferdam's shims, this daemon {OLDEST_PROTOCOL} to {NEWEST_PROTOCOL}: install the two of one version"
+    )]
     Extension(u32),
     /// An address that is no path of a unix socket.
     #[error("unsupported address {0:?}, expected unix:///PATH")]
@@ -274,7 +276,8 @@ mod tests {
 
     #[test]
     fn our_own_shim_tells_its_protocol_and_a_newer_one_is_refused_in_words() {
-        let answer = |protocol: u32| format!(r#"{{"version":3,"address":"{SOCKET}","cofferdam":{protocol}}}"#);
+        let answer =
+            |protocol: u32| format!(r#"{{"version":3,"address":"{SOCKET}","cofferdam":{protocol}}}"#);
         let parse = |protocol: u32, kind| parse_answer(answer(protocol).as_bytes(), kind);
         for protocol in OLDEST_PROTOCOL..=NEWEST_PROTOCOL {
             assert_eq!(parse(protocol, ShimKind::Own).unwrap().protocol, protocol);

@@ -44,7 +44,10 @@ impl HeldProcess {
         let number = i32::try_from(pid).ok().filter(|pid| *pid > 1).and_then(Pid::from_raw)?;
         let process = pidfd_open(number, PidfdFlags::empty()).ok()?;
         let started = Stat::of(pid)?.started;
-        #[expect(deprecated, reason = "its successor is unsafe, and asks for what an OwnedFd keeps by itself")]
+        #[expect(
+            deprecated,
+            reason = "its successor is unsafe, and asks for what an OwnedFd keeps by itself"
+        )]
         let process = AsyncFd::with_interest(process, Interest::READABLE).ok()?;
         Some(Self { name: ProcessName { pid, started }, process })
     }
@@ -182,7 +185,8 @@ mod tests {
     fn a_wait_status_becomes_a_shells_code() {
         let stat = |state: char, code: u32| {
             let zeros = ["0"; 29].join(" ");
-            let text = format!("7 (a) b) {state} 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 99 {zeros} {code}\n");
+            let text =
+                format!("7 (a) b) {state} 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 99 {zeros} {code}\n");
             Stat::parse(&text).unwrap()
         };
         assert_eq!(stat('Z', 0x0300).exit_status(), Some(3));

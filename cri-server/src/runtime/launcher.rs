@@ -3,6 +3,7 @@
 //! Invariant: no command of a shim outlives its deadline, and nothing of a shim that stays (its descriptors, its
 //! process) is held by the daemon but the connection.
 
+use cofferdam_failpoints::failpoint;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -85,15 +86,20 @@ impl Launcher {
         let binary = handler.check()?;
         check_bundle(id, bundle)?;
         let log = LogPipe::make(bundle, id)?;
+        failpoint!("runtime.start.log_made");
         let endpoint = self.negotiate(handler, &binary, id, namespace, bundle).await?;
+        failpoint!("runtime.start.answered");
         let shim = self.open(id, &endpoint).await?;
-        let process = match endpoint.kind {
-            // It has written its number down before it answered.
-            ShimKind::Own => HeldProcess::shim_of(bundle, id),
-            ShimKind::Runc | ShimKind::Foreign => introduced(&shim, bundle).await,
+        failpoint!("runtime.start.connected");
+        // Ours has written its number down before it answered, unless it has joined its pod's.
+        let own = HeldProcess::shim_of(bundle, id).filter(|_| endpoint.kind == ShimKind::Own);
+        let process = match own {
+            Some(process) => Some(process),
+            None => introduced(&shim, bundle).await,
         };
         let shim = shim.held_by(process);
         store_endpoint(bundle, shim.endpoint())?;
+        failpoint!("runtime.start.recorded");
         log.forward(&shim);
         Ok(shim)
     }
@@ -362,6 +368,8 @@ fn command(binary: &Path, identity: &Identity<'_>) -> Command {
         .envs(identity.environment())
         // The daemon's own ties to its supervisor are none of the shim's.
         .env_remove("NOTIFY_SOCKET")
+        .env_remove("WATCHDOG_PID")
+        .env_remove("WATCHDOG_USEC")
         .env_remove("LISTEN_FDS")
         .env_remove("LISTEN_PID")
         .stdin(Stdio::piped())

@@ -16,6 +16,7 @@ mod handler;
 mod held;
 mod launcher;
 mod log_pipe;
+pub mod microvm;
 mod options;
 mod probe;
 mod process_tree;
@@ -29,6 +30,4 @@ pub use held::{HeldProcess, ProcessName};
 pub use launcher::Launcher;
 pub use options::{GenericOptions, OwnOptions};
 pub use probe::user_namespaces;
-pub use shim::{
-    CreateTask, Deadlines, ExecProcess, Exit, Mount, Shim, ShimConfig, TaskState, TaskStatus,
-};
+pub use shim::{CreateTask, Deadlines, ExecProcess, Exit, Mount, Shim, ShimConfig, TaskState, TaskStatus};

@@ -1,5 +1,6 @@
 //! After the daemon's start: finds the pods again that the last one left, and finishes or undoes what was half done.
 
+use cofferdam_failpoints::failpoint;
 use std::sync::Arc;
 
 use futures::future::join_all;
@@ -39,11 +40,13 @@ impl Sandboxes {
     }
 
     async fn recover_one(self: &Arc<Self>, sandbox: Arc<Sandbox>) {
+        failpoint!("sandbox.recover.loaded", infallible);
         let bundle = self.ports.places.sandbox(sandbox.id());
         if let Some(endpoint) = Launcher::recorded(&bundle) {
             let shim = self.ports.launcher.connect(sandbox.id().as_str(), &endpoint, &bundle).await;
             sandbox.shim.store(shim.ok().map(Arc::new));
         }
+        failpoint!("sandbox.recover.connected", infallible);
         let done = match (sandbox.status().state, sandbox.shim.load_full()) {
             (SandboxState::Ready { .. }, Some(shim)) => {
                 self.supervise(&sandbox, shim);
@@ -57,6 +60,7 @@ impl Sandboxes {
                 .map_err(|error| SandboxError::Shared(crate::report::chain(&*error))),
             (SandboxState::NotReady, _) => Ok(()),
         };
+        failpoint!("sandbox.recover.done", infallible);
         if let Err(error) = done {
             tracing::warn!(sandbox = %sandbox.id(), error = %crate::report::chain(&error), "recovery");
         }
@@ -66,6 +70,7 @@ impl Sandboxes {
     async fn lost(&self, sandbox: &Arc<Sandbox>) -> Result<(), SandboxError> {
         tracing::warn!(sandbox = %sandbox.id(), "the pod's shim is gone: the pod is not ready");
         self.mark_ended(sandbox).await?;
+        failpoint!("sandbox.recover.lost_recorded");
         self.end_pause(sandbox).await
     }
 }

@@ -1,5 +1,6 @@
 //! Removing a sandbox: what stopping leaves, and the record last.
 
+use cofferdam_failpoints::failpoint;
 use std::sync::Arc;
 
 use super::record::{SandboxState, SandboxStatus};
@@ -20,23 +21,23 @@ impl Sandboxes {
         joined.map_err(|lost| Arc::new(lost.into()))?
     }
 
-    pub(super) async fn take_away(
-        &self,
-        sandbox: &Arc<Sandbox>,
-        stage: &Stage,
-    ) -> Result<(), SandboxError> {
+    pub(super) async fn take_away(&self, sandbox: &Arc<Sandbox>, stage: &Stage) -> Result<(), SandboxError> {
         stage.set("recording");
         let removing = |s: &SandboxStatus| {
             Ok::<_, SandboxError>(SandboxStatus { state: SandboxState::Removing, ..s.clone() })
         };
         sandbox.change(&self.ports, removing).await?;
+        failpoint!("sandbox.remove.recorded");
         stage.set("telling NRI plugins");
         self.plugins_stop(sandbox).await;
         self.tear_down(sandbox, stage).await?;
+        failpoint!("sandbox.remove.torn_down");
         self.plugins_remove(sandbox).await;
         stage.set("removing its files and the record");
         files::remove(&self.ports, sandbox)?;
+        failpoint!("sandbox.remove.folder_removed");
         self.ports.store.delete(Table::Sandboxes, sandbox.id().as_str()).await?;
+        failpoint!("sandbox.remove.record_deleted");
         // While it can still be found: the event holds its last status.
         sandbox.tell(&self.ports, Some(Phase::Deleted));
         self.all.remove(sandbox.id().as_str());

@@ -2,6 +2,7 @@
 //!
 //! Invariant: a failed step does not keep the others from being tried, and what is absent counts as done.
 
+use cofferdam_failpoints::failpoint;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,8 +59,10 @@ impl Sandboxes {
     async fn halt(&self, sandbox: &Arc<Sandbox>, stage: &Stage) -> Result<(), SandboxError> {
         stage.set("recording");
         self.mark_ended(sandbox).await?;
+        failpoint!("sandbox.stop.recorded");
         stage.set("telling NRI plugins");
         self.plugins_stop(sandbox).await;
+        failpoint!("sandbox.stop.plugins_told");
         self.tear_down(sandbox, stage).await
     }
 
@@ -71,11 +74,7 @@ impl Sandboxes {
     }
 
     /// Takes back all that [`Sandboxes::run`] made, but the folder and the record.
-    pub(super) async fn tear_down(
-        &self,
-        sandbox: &Arc<Sandbox>,
-        stage: &Stage,
-    ) -> Result<(), SandboxError> {
+    pub(super) async fn tear_down(&self, sandbox: &Arc<Sandbox>, stage: &Stage) -> Result<(), SandboxError> {
         stage.within("ending the pause process and detaching the network", self.teardown_limit());
         let mut failures = Vec::new();
         // The kernel takes its time for either; neither needs the other.
@@ -84,13 +83,16 @@ impl Sandboxes {
         failures.extend(disconnected.err());
         stage.set("unmounting its files");
         failures.extend(files::unmount(&self.ports, sandbox.id()).err());
+        failpoint!("sandbox.stop.unmounted");
         SandboxError::collect(failures)
     }
 
     pub(super) async fn end_pause(&self, sandbox: &Sandbox) -> Result<(), SandboxError> {
         let pause = self.ending(sandbox)?;
         task::end(&self.ports, pause.ending()).await?;
+        failpoint!("sandbox.stop.pause_ended");
         self.ports.cgroups.remove_around(&pause.cgroups_path);
+        failpoint!("sandbox.stop.cgroups_removed");
         sandbox.shim.store(None);
         Ok(())
     }
@@ -114,12 +116,15 @@ impl Sandboxes {
         }
         if sandbox.status().attached {
             self.ports.network.detach(&sandbox.attachment(&self.ports)).await?;
+            failpoint!("sandbox.stop.network_detached");
             let detached =
                 |s: &SandboxStatus| Ok::<_, SandboxError>(SandboxStatus { attached: false, ..s.clone() });
             sandbox.change(&self.ports, detached).await?;
+            failpoint!("sandbox.stop.detach_recorded");
         }
         let (pins, id) = (Pins::new(self.ports.places.state()), sandbox.id().clone());
         tokio::task::spawn_blocking(move || pins.remove(&id)).await??;
+        failpoint!("sandbox.stop.netns_removed");
         Ok(())
     }
 }

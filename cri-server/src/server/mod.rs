@@ -1,14 +1,20 @@
 //! Wires the daemon and runs it: open, recover, serve, drain.
 //!
-//! The order matters: the socket answers only after the records are loaded and the shims of running pods are found
-//! again, and what changes something is finished before the daemon ends. Pods run on without it.
+//! The order matters: calls are accepted at once and answered after the records are loaded and the shims of running pods
+//! are found again, and what changes something is finished before the daemon ends. Pods run on without it. The supervisor
+//! is told of each step.
 
 mod deadline;
 mod events;
+mod gate;
+mod health;
 mod measure;
 mod overseer;
 mod socket;
+mod supervisor;
+mod watchdog;
 
+use cofferdam_failpoints::failpoint;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,8 +22,10 @@ use std::time::Duration;
 use cofferdam_proto::admin::admin_server::AdminServer;
 use cofferdam_proto::cri::image_service_server::ImageServiceServer;
 use cofferdam_proto::cri::runtime_service_server::RuntimeServiceServer;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::service::Routes;
 use tonic::transport::Server;
 
 use crate::cgroup::{CgroupError, Cgroups};
@@ -41,9 +49,11 @@ use crate::sandbox::{SandboxError, Sandboxes};
 use crate::spec::Defaults;
 use crate::store::{Store, StoreError};
 use crate::streaming::{ListenError, Parts, Streaming};
+use supervisor::Supervisor;
 
-/// How long operations under way may take to end when the daemon does.
+/// How long calls and operations under way may take to end, together, when the daemon does.
 const DRAIN: Duration = Duration::from_secs(10);
+const LAST_MOMENT: Duration = Duration::from_secs(1);
 /// The largest request: the kubelet's are far smaller.
 const MAX_MESSAGE: usize = 16 << 20;
 
@@ -85,6 +95,72 @@ pub enum ServeError {
 /// # Errors
 /// When the daemon cannot begin to serve, or its socket fails.
 pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> Result<(), ServeError> {
+    let supervisor = Supervisor::from_environment();
+    tell_findings();
+    let places = Places::new(&config.root, &config.state);
+    places.create().map_err(ServeError::Places)?;
+    // First, for it says whether another daemon works in these folders.
+    let store = Store::open(&places.records())?;
+    let listener = socket::bind(&config.socket).await?;
+    let (health, routes) = health::service().await;
+    let (key, gate) = gate::closed();
+    let rpc = RpcSeconds::default();
+    let serving = Server::builder()
+        .trace_fn(|request| tracing::debug_span!("rpc", call = request.uri().path()))
+        .layer(measure::MeasureLayer(rpc.clone()))
+        .layer(deadline::DeadlineLayer)
+        .add_routes(routes.into_axum_router().fallback_service(gate).into())
+        .serve_with_incoming_shutdown(listener, stop.cancelled());
+    let start = async {
+        supervisor.status("Finding the pods that run");
+        let started = start(&config, places, Arc::clone(&store), own_exe, rpc).await?;
+        key.open(services(&started.daemon));
+        health.serving().await;
+        supervisor.ready("Serving");
+        tracing::info!(socket = %config.socket.display(), version = env!("CARGO_PKG_VERSION"), "serving");
+        Ok::<_, ServeError>(started)
+    };
+    let mut serving = std::pin::pin!(serving);
+    let started = tokio::select! {
+        started = start => started?,
+        // Told to end before it began: the next start finds all as this one did.
+        served = &mut serving => return Ok(served?),
+    };
+    let ports = &started.daemon.ports;
+    let ending = async {
+        stop.cancelled().await;
+        supervisor.stopping();
+        health.ending().await;
+        // Their readers would be waited for.
+        ports.events.close();
+        tokio::time::Instant::now() + DRAIN
+    };
+    let beating = watchdog::beat(&supervisor, &config.socket, &store, &stop);
+    let served = async {
+        let overdue = async {
+            stop.cancelled().await;
+            tokio::time::sleep(DRAIN).await;
+        };
+        tokio::select! {
+            served = serving => {
+                // It ended by itself: so does all else.
+                stop.cancel();
+                served
+            }
+            () = overdue => {
+                tracing::warn!("calls under way are cut off; what they began goes on");
+                Ok(())
+            }
+        }
+    };
+    let (served, deadline, ()) = tokio::join!(served, ending, beating);
+    served?;
+    drain(started, deadline).await;
+    Ok(())
+}
+
+/// What the node lacks, for a person to read.
+fn tell_findings() {
     for finding in preflight() {
         match finding.severity {
             Severity::Blocking => {
@@ -96,19 +172,32 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
             Severity::Info => tracing::info!(what = %finding.what, why = %finding.why, "preflight"),
         }
     }
-    let places = Places::new(&config.root, &config.state);
-    places.create().map_err(ServeError::Places)?;
-    // First, for it says whether another daemon works in these folders.
-    let store = Store::open(&places.records())?;
-    let listener = socket::bind(&config.socket).await?;
+}
+
+/// A daemon that knows its pods again.
+struct Started {
+    daemon: Arc<Daemon>,
+    sink: Sink,
+}
+
+/// Opens what the daemon works with and finds the pods that run.
+async fn start(
+    config: &Config,
+    places: Places,
+    store: Arc<Store>,
+    own_exe: &Path,
+    rpc: RpcSeconds,
+) -> Result<Started, ServeError> {
     let (sink, received) = Sink::bind(&config.state).await?;
-    let ports = open(&config, places, store, own_exe, &sink).await?;
+    let ports = open(config, places, store, own_exe, &sink).await?;
     ports.tracker.spawn(events::drain(received));
     let sandboxes = Sandboxes::new(Arc::clone(&ports));
     let containers = Containers::new(Arc::clone(&ports), Arc::clone(&sandboxes));
     ports.events.paint_with(painter(&sandboxes, &containers));
     sandboxes.recover().await?;
+    failpoint!("server.sandboxes_recovered", infallible);
     containers.recover().await?;
+    failpoint!("server.containers_recovered", infallible);
     if ports.store.is_incomplete() {
         tracing::error!(
             "records are missing: nothing is swept, pods without a record run on until they are ended by hand"
@@ -116,8 +205,9 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
     } else {
         sweep(&ports, &sandboxes, &containers).await;
     }
+    failpoint!("server.swept", infallible);
     let parts = Parts { ports: Arc::clone(&ports), containers: Arc::clone(&containers) };
-    let (rpc, overdue) = (RpcSeconds::default(), Overdue::default());
+    let overdue = Overdue::default();
     let pods = Pods::new(Arc::clone(&sandboxes), Arc::clone(&containers));
     ports.tracker.spawn(overseer::oversee(pods.clone(), overdue.clone()));
     let measured = Measured {
@@ -125,7 +215,7 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
         sandboxes: Arc::clone(&sandboxes),
         containers: Arc::clone(&containers),
         pods: pods.clone(),
-        rpc: rpc.clone(),
+        rpc,
         overdue,
     };
     let daemon = Arc::new(Daemon {
@@ -140,31 +230,18 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
     });
     let node: Arc<dyn nri::Node> = Arc::new(daemon.pods.clone());
     ports.nri.serve(node, own_exe).await?;
-    tracing::info!(socket = %config.socket.display(), version = env!("CARGO_PKG_VERSION"), "serving");
+    Ok(Started { daemon, sink })
+}
+
+fn services(daemon: &Arc<Daemon>) -> Routes {
     let runtime =
-        RuntimeServiceServer::new(Runtime(Arc::clone(&daemon))).max_decoding_message_size(MAX_MESSAGE);
-    let image = ImageServiceServer::new(ImageRpc::new(Arc::clone(&ports.images)));
-    let admin = AdminServer::new(AdminRpc::new(Arc::clone(&ports.images)));
-    let serving = Server::builder()
-        .trace_fn(|request| tracing::debug_span!("rpc", call = request.uri().path()))
-        .layer(measure::MeasureLayer(rpc))
-        .layer(deadline::DeadlineLayer)
-        .add_service(runtime)
+        RuntimeServiceServer::new(Runtime(Arc::clone(daemon))).max_decoding_message_size(MAX_MESSAGE);
+    let image = ImageServiceServer::new(ImageRpc::new(Arc::clone(&daemon.ports.images)));
+    let admin = AdminServer::new(AdminRpc::new(Arc::clone(&daemon.ports.images)));
+    Routes::new(runtime)
         .add_service(image.max_decoding_message_size(MAX_MESSAGE))
         .add_service(admin)
-        .serve_with_incoming_shutdown(listener, stop.cancelled());
-    let overdue = async {
-        stop.cancelled().await;
-        // Their readers would be waited for.
-        ports.events.close();
-        tokio::time::sleep(DRAIN).await;
-    };
-    tokio::select! {
-        served = serving => served?,
-        () = overdue => tracing::warn!("calls under way are cut off; what they began goes on"),
-    }
-    drain(&ports, &daemon, sink).await;
-    Ok(())
+        .prepare()
 }
 
 async fn open(
@@ -228,6 +305,7 @@ async fn sweep(ports: &Ports, sandboxes: &Arc<Sandboxes>, containers: &Arc<Conta
     if let Err(error) = ports.network.gc(valid).await {
         tracing::warn!(error = %crate::report::chain(&error), "network garbage");
     }
+    failpoint!("server.networks_swept", infallible);
     let known = containers.ids();
     for id in ports.snapshots.container_ids().iter().filter(|id| !known.contains(id)) {
         if let Err(error) = ports.snapshots.remove(id) {
@@ -237,7 +315,8 @@ async fn sweep(ports: &Ports, sandboxes: &Arc<Sandboxes>, containers: &Arc<Conta
 }
 
 /// Lets what is under way end; watching ends at once.
-async fn drain(ports: &Ports, daemon: &Daemon, sink: Sink) {
+async fn drain(Started { daemon, sink }: Started, deadline: Instant) {
+    let ports = &daemon.ports;
     ports.stopping.cancel();
     sink.shutdown().await;
     ports.tracker.close();
@@ -246,10 +325,13 @@ async fn drain(ports: &Ports, daemon: &Daemon, sink: Sink) {
         ports.exec.drained().await;
         ports.tracker.wait().await;
     };
-    if tokio::time::timeout(DRAIN, drained).await.is_err() {
+    // What only watches needs a moment even when calls took all the time there was.
+    let deadline = deadline.max(Instant::now() + LAST_MOMENT);
+    if tokio::time::timeout_at(deadline, drained).await.is_err() {
         tracing::warn!(operations = ?under_way(), "ending although operations are under way; the next start settles them");
     }
     ports.nri.shut_down().await;
+    failpoint!("server.drained", infallible);
     if daemon.sandboxes.all().is_empty() {
         if let Err(error) = ports.network.teardown_if_unused().await {
             tracing::warn!(error = %crate::report::chain(&error), "the built-in network stays");

@@ -56,7 +56,15 @@ impl PullLog {
             let (image, age) = (&pull.reference, pull.age);
             // While the last layers are unpacked nothing is received either.
             if stalled && (received < total || total == 0) {
-                tracing::warn!(image, ?age, layers, done, received, total, "the pull received nothing lately");
+                tracing::warn!(
+                    image,
+                    ?age,
+                    layers,
+                    done,
+                    received,
+                    total,
+                    "the pull received nothing lately"
+                );
             } else {
                 tracing::info!(image, ?age, layers, done, received, total, "pulling");
             }

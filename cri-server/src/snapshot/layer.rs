@@ -11,6 +11,7 @@
 //! is sure only of what was there when [`Layers::folder`] was last synced: whoever records a layer syncs first, and what
 //! has no record is removed at start.
 
+use cofferdam_failpoints::failpoint;
 use std::collections::HashMap;
 use std::fs;
 use std::io;
@@ -202,6 +203,7 @@ impl Layers {
         rustix::fs::chmodat(CWD, &target, Mode::from_raw_mode(0o755), AtFlags::empty())
             .map_err(|e| SnapshotError::io("set the mode of", &target)(e.into()))?;
         let (made, actual) = pipeline::run(source, &target, diff_id.algorithm(), limits)?;
+        failpoint!("layer.extracted");
         is_diff_id(diff_id, &actual)?;
         let mut layer = Layer {
             bytes: made.bytes,
@@ -211,7 +213,9 @@ impl Layers {
             short: String::new(),
         };
         self.publish(scratch, diff_id, &layer)?;
+        failpoint!("layer.renamed", infallible);
         layer.short = self.alias(diff_id)?;
+        failpoint!("layer.aliased", infallible);
         self.known().insert(diff_id.clone(), layer.clone());
         Ok(layer)
     }
@@ -220,6 +224,7 @@ impl Layers {
         let description = scratch.join("layer.json");
         let text = serde_json::to_vec(layer).map_err(|e| SnapshotError::io("describe", scratch)(e.into()))?;
         fs::write(&description, text).map_err(SnapshotError::io("write", &description))?;
+        failpoint!("layer.described");
         if layer.bytes > LARGE {
             let handle = fs::File::open(scratch).map_err(SnapshotError::io("open", scratch))?;
             rustix::fs::syncfs(&handle).map_err(|e| SnapshotError::io("sync", scratch)(e.into()))?;
@@ -269,6 +274,7 @@ impl Layers {
                 _ => {}
             }
         }
+        failpoint!("layer.detach.alias_removed", infallible);
         // Half a layer must never carry a layer's name.
         let doomed =
             self.root.join("layers").join(format!("tmp-{}", self.next.fetch_add(1, Ordering::Relaxed)));

@@ -3,6 +3,7 @@
 //! Invariant: when [`end`] succeeds, no process of the task runs, its cgroups are gone, and its shim has ended or
 //! has been told to. Absent is done, so it can be repeated.
 
+use cofferdam_failpoints::failpoint;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,7 +41,9 @@ pub async fn end(ports: &Ports, ending: Ending<'_>) -> Result<(), TaskError> {
         }
         force(ports, &ending).await?;
     }
+    failpoint!("task.end.shim_gone");
     ports.cgroups.remove(ending.cgroups_path).await?;
+    failpoint!("task.end.cgroups_removed");
     // A repetition finds that nothing is left to do, without asking a shim that is gone.
     Launcher::forget(ending.bundle)?;
     Ok(())
@@ -53,11 +56,13 @@ async fn ask(shim: &Shim) -> Result<(), RuntimeError> {
         Ok(()) | Err(RuntimeError::NotFound { .. }) => {}
         Err(error) => return Err(error),
     }
+    failpoint!("task.end.killed");
     match tokio::time::timeout(KILLED, shim.wait("")).await {
         Ok(Ok(_) | Err(RuntimeError::NotFound { .. })) => {}
         Ok(Err(error)) => return Err(error),
         Err(_) => return Err(RuntimeError::Timeout { call: "Wait", after: KILLED }),
     }
+    failpoint!("task.end.waited");
     release(shim).await
 }
 
@@ -69,20 +74,24 @@ async fn release(shim: &Shim) -> Result<(), RuntimeError> {
         Ok(_) | Err(RuntimeError::NotFound { .. }) => {}
         Err(error) => return Err(error),
     }
+    failpoint!("task.release.deleted");
     shim.shutdown_within(PATIENCE).await
 }
 
 /// Ends a task whose shim does not: kills the cgroup, then the shim, then lets the shim's own command clean up.
 pub(super) async fn force(ports: &Ports, ending: &Ending<'_>) -> Result<Option<Exit>, TaskError> {
     ports.cgroups.kill_all(ending.cgroups_path).await?;
+    failpoint!("task.force.killed");
     if !ending.shared {
         kill_shim(ending).await;
     }
+    failpoint!("task.force.shim_killed");
     let Some(handler) = ending.handler else {
         tracing::warn!(task = ending.id, "its runtime handler is not configured any more; ended without it");
         return Ok(None);
     };
     let deleted = ports.launcher.delete(handler, ending.id, NAMESPACE, ending.bundle).await;
+    failpoint!("task.force.deleted");
     match deleted {
         Ok(exit) => Ok(Some(exit)),
         Err(error) => {

@@ -98,8 +98,10 @@ fn serve(mut device: File, held: &Mutex<Held>) {
             Err(_) => continue,
         };
         let message = &buffer[..length];
-        let word = |at: usize| message.get(at..at + 4).map_or(0, |b| u32::from_ne_bytes(b.try_into().unwrap()));
-        let long = |at: usize| message.get(at..at + 8).map_or(0, |b| u64::from_ne_bytes(b.try_into().unwrap()));
+        let word =
+            |at: usize| message.get(at..at + 4).map_or(0, |b| u32::from_ne_bytes(b.try_into().unwrap()));
+        let long =
+            |at: usize| message.get(at..at + 8).map_or(0, |b| u64::from_ne_bytes(b.try_into().unwrap()));
         let (operation, question, node) = (word(4), long(8), long(16));
         match operation {
             INIT => answer(&device, question, 0, &init(word(44))),
