@@ -28,7 +28,8 @@ async fn a_container_in_uninterruptible_sleep_holds_up_nobody_and_goes_when_it_w
     let mut asleep = Vec::new();
     for name in ["one", "two", "three"] {
         let pod = node.run_pod(&node.pod(name)).await;
-        let script = format!("cat /mnt/{HANG}-$$; sleep 31337");
+        // Each its own: the kernel asks for a name once.
+        let script = format!("cat /mnt/{HANG}-{name}; sleep 31337");
         let mut config = build::shell("main", &image, &script);
         config.mounts = vec![shows(&node.dir().join("fuse"), "/mnt")];
         let id = node.run_container(&pod, config).await;

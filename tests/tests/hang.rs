@@ -167,8 +167,9 @@ async fn a_shim_whose_socket_is_gone_serves_on_and_is_ended_by_the_next_daemon()
     let pod = node.run_pod(&node.pod("vanished")).await;
     let id = node.run_container(&pod, build::container("main", &image, SLEEPER)).await;
     let (first, server) = (pid_of(&node, &id).await, shim::of(&id));
-    let socket = node.dir().join("state/containers").join(&id).join("shim.sock");
-    std::fs::remove_file(&socket).unwrap();
+    let bundle = node.dir().join("state/containers").join(&id);
+    let address = std::fs::read_to_string(bundle.join("address")).unwrap();
+    std::fs::remove_file(address.trim_start_matches("unix://")).unwrap();
     assert_eq!(node.cri.exec_sync(&id, &["echo", "on"], 10).await.unwrap().stdout, b"on\n");
     node.restart().await;
     let status = node.cri.wait_exited(&id, Duration::from_secs(15)).await.unwrap();

@@ -2,6 +2,7 @@
 
 use cofferdam_failpoints::failpoint;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::join_all;
 
@@ -12,6 +13,9 @@ use crate::ports::now;
 use crate::runtime::{Launcher, TaskStatus};
 use crate::store::Table;
 use crate::task::{self, End, Left};
+
+/// How long the daemon's start waits for a shim that should tell how far a container is.
+const TELLS: Duration = Duration::from_millis(500);
 
 impl Containers {
     /// Loads the records; the sandboxes' must be there. Running containers are watched again, the exits of others
@@ -75,7 +79,9 @@ impl Containers {
 
     async fn recover_running(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), ContainerError> {
         if let Some(shim) = container.shim.load_full() {
-            Self::resume_if_paused(container, &shim).await;
+            let (target, asked) = (Arc::clone(container), Arc::clone(&shim));
+            // In the background, as a shim that hangs answers nothing.
+            self.ports.tracker.spawn(async move { Self::resume_if_paused(&target, &asked).await });
             self.supervise(container, shim);
             return Ok(());
         }
@@ -113,7 +119,7 @@ impl Containers {
     async fn recover_created(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), ContainerError> {
         // Without a shim that answers, whatever a start had begun goes: the next one makes it anew.
         let Some(shim) = container.shim.load_full() else { return self.end_task(container).await };
-        match shim.state("").await {
+        match shim.state_within("", TELLS).await {
             Ok(task) if matches!(task.status, TaskStatus::Created) => Ok(()),
             Ok(task) if matches!(task.status, TaskStatus::Running | TaskStatus::Stopped) => {
                 let started = |s: &ContainerState| Ok::<_, ContainerError>(s.started(task.pid, now())?);

@@ -22,8 +22,7 @@ pub fn all_of(id: &str) -> Vec<Pid> {
     let serves = |pid: &i32| {
         let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let command = String::from_utf8_lossy(&command);
-        let program = command.split('\0').next().unwrap_or_default();
-        program.contains("containerd-shim") && command.contains(id)
+        command.contains(&format!("\0-id\0{id}\0"))
     };
     pids.filter(serves).map(Pid::from_raw).collect()
 }
