@@ -110,7 +110,7 @@ fn of_container(error: &ContainerError) -> Option<Code> {
         | ContainerError::User(_)
         | ContainerError::BadCheckpoint { .. } => Some(Code::InvalidArgument),
         ContainerError::Parts(error) => error.is_about_the_input().then_some(Code::InvalidArgument),
-        ContainerError::NoArchive { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+        ContainerError::NoArchive { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
             Some(Code::NotFound)
         }
         ContainerError::Volume(error) => of_volume(error),
