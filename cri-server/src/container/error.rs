@@ -97,8 +97,10 @@ pub enum ContainerError {
     CheckpointTime { after: Duration },
     #[error("resources of the container")]
     Update(#[source] RuntimeError),
-    #[error("the container did not end within {after:?} of SIGKILL")]
+    #[error("the end of the container was not settled within {after:?} of SIGKILL")]
     Unkillable { after: Duration },
+    #[error("the container does not end")]
+    Survives { source: CgroupError },
     #[error(transparent)]
     Exec(#[from] crate::runtime::ExecError),
     #[error(transparent)]

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use tonic::{Code, Status};
 
 use crate::cdi::CdiError;
+use crate::cgroup::KillError;
 use crate::container::ContainerError;
 use crate::event::Lagged;
 use crate::image::ImageError;
@@ -80,6 +81,9 @@ fn of_one(error: &(dyn Error + 'static)) -> Option<Code> {
         error.downcast_ref::<NetworkError>()
     {
         return Some(Code::InvalidArgument);
+    }
+    if let Some(KillError::Survivors { .. }) = error.downcast_ref::<KillError>() {
+        return Some(Code::DeadlineExceeded);
     }
     if error.is::<Lagged>() {
         return Some(Code::DataLoss);
