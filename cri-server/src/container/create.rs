@@ -59,7 +59,10 @@ impl Containers {
             match existing.state() {
                 ContainerState::Created if *existing.config() == config => return Ok(existing.id().clone()),
                 // No creation of this name is under way but this one: it is what an undo could not take away.
-                ContainerState::Creating => self.dismantle(&existing).await?,
+                ContainerState::Creating => {
+                    let undone = self.unmake(&existing).await;
+                    undone.map_err(|error| ContainerError::Shared(crate::report::chain(&*error)))?;
+                }
                 // Nor is it told to anybody, so nobody else would take it away.
                 state if *state.told() == ContainerState::Creating => {
                     let removed = self.remove(&existing).await;
@@ -119,7 +122,7 @@ impl Containers {
         image: &Arc<ImageRecord>,
     ) -> Result<Draft, ContainerError> {
         let ports = &self.ports;
-        let id = ContainerId::generate().map_err(failed("id from", Path::new("/dev/urandom")))?;
+        let id = ports.owner.container_id()?;
         let security = config.linux.as_ref().and_then(|l| l.security_context.clone()).unwrap_or_default();
         let user = resolve_user(ports, &security, image).await?;
         let devices = cdi::requested(&config.cdi_devices, &config.annotations)?;

@@ -39,7 +39,7 @@ impl Containers {
         });
     }
 
-    async fn prepare(
+    pub(super) async fn prepare(
         self: &Arc<Self>,
         container: &Arc<Container>,
         stage: &Stage,

@@ -64,6 +64,9 @@ impl Containers {
         container: &Arc<Container>,
         stage: &Stage,
     ) -> Shared<(Arc<Shim>, u32)> {
+        if self.ports.snapshots.is_spoiled(container.id()) {
+            return Err(Arc::new(ContainerError::Spoiled));
+        }
         let shim = self.prepared(container).await?;
         stage.set("asking NRI plugins");
         self.plugins_start(container).await.map_err(Arc::new)?;

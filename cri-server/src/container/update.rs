@@ -14,7 +14,6 @@ use super::{Container, ContainerError, ContainerState, Containers, Shared};
 use crate::ports::Ports;
 use crate::runtime::RuntimeError;
 use crate::spec::resources;
-use crate::store::Table;
 
 impl Containers {
     /// Changes what the request names, and leaves the rest as it is. A caller that goes away does not end it half-way.
@@ -136,7 +135,7 @@ impl Container {
     ) -> Result<(), ContainerError> {
         let _one_at_a_time = self.change.lock().await;
         let record = self.record(self.state(), Some(resources.clone()));
-        ports.store.put(Table::Containers, self.made.id.as_str(), &record).await?;
+        self.keep(ports, &record).await?;
         self.resources.store(Some(Arc::new(resources)));
         Ok(())
     }

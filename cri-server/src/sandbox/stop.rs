@@ -46,7 +46,10 @@ impl Sandboxes {
     }
 
     async fn halt(&self, sandbox: &Arc<Sandbox>) -> Result<(), SandboxError> {
-        self.mark_ended(sandbox).await?;
+        let stopped = |s: &SandboxStatus| {
+            Ok::<_, SandboxError>(SandboxStatus { state: s.state.ended(), stopped: true, ..s.clone() })
+        };
+        sandbox.change(&self.ports, stopped).await?;
         self.plugins_stop(sandbox).await;
         self.tear_down(sandbox).await
     }
@@ -67,6 +70,14 @@ impl Sandboxes {
         failures.extend(disconnected.err());
         failures.extend(files::unmount(&self.ports, sandbox.id()).err());
         SandboxError::collect(failures)
+    }
+
+    /// Ends what is left of the pause task of a sandbox that is not ready.
+    ///
+    /// # Errors
+    /// When something stays.
+    pub async fn end_leftover(&self, sandbox: &Sandbox) -> Result<(), SandboxError> {
+        self.end_pause(sandbox).await
     }
 
     pub(super) async fn end_pause(&self, sandbox: &Sandbox) -> Result<(), SandboxError> {

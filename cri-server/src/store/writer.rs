@@ -12,7 +12,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use redb::Database;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Slot, StoreError, Table, open_database};
+use super::file::open_database;
+use super::{Slot, StoreError, Table};
 
 /// Changes that may wait; a caller beyond that waits itself.
 const QUEUE: usize = 1024;
@@ -118,7 +119,7 @@ fn serve(path: &Path, database: &Slot, mut queue: mpsc::Receiver<Waiting>, commi
 fn write(path: &Path, slot: &Slot, batch: &[Waiting]) -> Result<(), String> {
     let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
     if slot.is_none() {
-        *slot = Some(open_database(path).map_err(|e| e.to_string())?);
+        *slot = Some(open_database(path, false).map_err(|e| e.to_string())?);
     }
     let result = slot.as_ref().map_or(Ok(()), |database| commit(database, batch).map_err(|e| e.to_string()));
     if result.is_err() {
