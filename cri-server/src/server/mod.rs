@@ -15,6 +15,8 @@ use std::time::Duration;
 use cofferdam_proto::admin::admin_server::AdminServer;
 use cofferdam_proto::cri::image_service_server::ImageServiceServer;
 use cofferdam_proto::cri::runtime_service_server::RuntimeServiceServer;
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
@@ -57,6 +59,8 @@ pub enum ServeError {
     Places(#[source] std::io::Error),
     #[error("{operation} socket {path}")]
     Socket { operation: &'static str, path: PathBuf, source: std::io::Error },
+    #[error("another daemon works in the state folder {path}")]
+    StateInUse { path: PathBuf },
     #[error("another daemon serves at {path}")]
     InUse { path: PathBuf },
     #[error(transparent)]
@@ -105,7 +109,8 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
     }
     let places = Places::new(&config.root, &config.state);
     places.create().map_err(ServeError::Places)?;
-    // First, for it says whether another daemon works in these folders.
+    // First, for these say whether another daemon works in these folders.
+    let _ours = lock_state(&places)?;
     let owner = Owner::open(places.root())?;
     let store = Store::open(&places.records(), !owner.is_new())?;
     let listener = socket::bind(&config.socket).await?;
@@ -235,6 +240,16 @@ async fn defaults(features: &Features, selinux: bool) -> Defaults {
         }
     }
     defaults
+}
+
+/// Keeps the state folder to this process, whose sweeps would take another daemon's pods away.
+fn lock_state(places: &Places) -> Result<std::fs::File, ServeError> {
+    let folder = std::fs::File::open(places.state()).map_err(ServeError::Places)?;
+    match rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(folder),
+        Err(Errno::WOULDBLOCK) => Err(ServeError::StateInUse { path: places.state().to_owned() }),
+        Err(error) => Err(ServeError::Places(error.into())),
+    }
 }
 
 /// The key of what a daemon tells the next one.

@@ -138,7 +138,7 @@ fn walk(
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let top = rustix::fs::openat(CWD, root, flags, Mode::empty())?;
     let mut todo: Vec<Vec<u8>> = vec![Vec::new()];
-    let mut work = Walk { contents, buffer: vec![0; PIECE], line: Vec::new() };
+    let mut work = Walk { contents, read: Contents::default(), buffer: vec![0; PIECE], line: Vec::new() };
     // Depth first: the last one that was put there is the next.
     while let Some(path) = todo.pop() {
         let (parent, name) = tree::split(&path);
@@ -171,6 +171,8 @@ fn open_inside(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<Owned
 
 struct Walk<'a> {
     contents: &'a Contents,
+    /// Of files with several names, which are read once.
+    read: Contents,
     buffer: Vec<u8>,
     line: Vec<u8>,
 }
@@ -192,10 +194,15 @@ impl Walk<'_> {
             let file = rustix::fs::openat(parent, name, flags | OFlags::NONBLOCK, Mode::empty())?;
             attributes = attributes_of(&file)?;
             if kind == FileType::RegularFile {
-                content = Some(match self.contents.0.get(&stat.st_ino) {
+                let known = self.contents.0.get(&stat.st_ino).or_else(|| self.read.0.get(&stat.st_ino));
+                let digest = match known {
                     Some(known) => *known,
                     None => self.read(file, pace)?,
-                });
+                };
+                if stat.st_nlink > 1 {
+                    self.read.insert(stat.st_ino, digest);
+                }
+                content = Some(digest);
             }
         }
         let (letter, size) = match kind {

@@ -145,7 +145,7 @@ fn looks_like_an_id(name: &str) -> bool {
 }
 
 /// Mount points at or below `dir`.
-fn mounts(dir: &Path) -> Vec<String> {
+pub fn mounts(dir: &Path) -> Vec<String> {
     let table = fs::read_to_string("/proc/self/mountinfo").expect("cannot read the mount table");
     let points = table.lines().filter_map(|line| line.split(' ').nth(4));
     points.filter(|point| Path::new(point).starts_with(dir)).map(str::to_owned).collect()
@@ -175,7 +175,7 @@ fn walk(folder: &Path, visit: &mut impl FnMut(&Path)) {
 }
 
 /// The processes that have to do with the node: their command, folder or cgroup names it.
-fn processes(dir: &Path, mark: &str) -> Vec<(u32, String)> {
+pub fn processes(dir: &Path, mark: &str) -> Vec<(u32, String)> {
     let mut found = Vec::new();
     let word = dir.display().to_string();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {

@@ -9,6 +9,7 @@
 //! `COFFERDAM_TEST_OCI_RUNTIME` is set, with that OCI runtime under it) instead of ours.
 
 pub mod cli;
+pub mod faults;
 pub mod leak;
 pub mod limits;
 pub mod log;
