@@ -17,7 +17,7 @@ PEER_PACKAGES := docker-registry busybox-static containernetworking-plugins cont
 # To run the main job on Debian's kernel and cgroup v2 alone, in a virtual machine.
 VM_PACKAGES := qemu-system-x86 kmod cpio busybox-static nftables
 
-.PHONY: help build shim setup setup-build setup-vm vm-test vm-systemd vm-selinux vm-critest demo test unit e2e lint ci bench fuzz install clean
+.PHONY: help build shim failpoints setup setup-build setup-vm vm-test vm-systemd vm-selinux vm-critest demo test unit e2e soak lint ci bench fuzz install clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | column -t -s "$$(printf '\t')"
@@ -34,6 +34,23 @@ shim:
 	mkdir -p target/release
 	install target/$(TARGET)/shim/containerd-shim-cofferdam-v1 target/release/
 
+# The same daemon, plugin and shim with failpoints, for tests/tests/crash_matrix.rs: of the crates that hold one only these are
+# built again, everything below is shared. Under names of their own, so that they never take the place of what is shipped.
+FAILPOINTS := target/release/failpoints
+failpoints: setup-build ## the binaries that tests kill at every step, in target/release/failpoints
+	cargo build --release --locked -p cofferdam --bin cofferdam-failpoints --features cofferdam/failpoints
+	cargo build --release --locked -p cofferdam-netplugin --bin cofferdam-bridge-failpoints \
+	  --features cofferdam-netplugin/failpoints
+	LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=/usr/lib/$(ARCH)-linux-gnu \
+	RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" \
+	cargo build --profile shim --locked -p cofferdam-shim --target $(TARGET) \
+	  --bin containerd-shim-cofferdam-v1-failpoints --features cofferdam-shim/failpoints
+	mkdir -p $(FAILPOINTS)
+	install target/release/cofferdam-failpoints $(FAILPOINTS)/cofferdam
+	install target/release/cofferdam-bridge-failpoints $(FAILPOINTS)/cofferdam-bridge
+	install target/$(TARGET)/shim/containerd-shim-cofferdam-v1-failpoints \
+	        $(FAILPOINTS)/containerd-shim-cofferdam-v1
+
 setup-build: ## installs what the build needs and is missing
 	@SUDO="$(SUDO)" tests/setup.sh $(BUILD_PACKAGES)
 
@@ -46,7 +63,7 @@ setup-vm: setup-build ## installs what vm-test needs and is missing
 demo: setup build ## a pod runs, on throwaway folders; leaves nothing behind
 	$(SUDO) tests/demo.sh target/release
 
-test: setup build unit e2e ## all tests
+test: setup build failpoints unit e2e ## all tests
 
 unit: ## the tests of the crates; needs `make build`
 	$(AS_ROOT) cargo test --release --locked -p cofferdam -p cofferdam-netplugin -p cofferdam-vm -p cofferdam-proto
@@ -57,8 +74,14 @@ unit: ## the tests of the crates; needs `make build`
 # The tests of the shape and the licences belong to lint and need neither root nor a build of the daemon.
 E2E := $(patsubst tests/tests/%.rs,--test %,$(filter-out %/arch.rs %/licences.rs,$(wildcard tests/tests/*.rs)))
 e2e: ## the tests through the socket
-	$(AS_ROOT) COFFERDAM_BIN_DIR=$(CURDIR)/target/release \
+	$(AS_ROOT) COFFERDAM_BIN_DIR=$(CURDIR)/target/release SOAK_SECONDS=$(or $(SOAK_SECONDS),300) \
 	cargo test --release --locked -p cofferdam-tests --lib --bins $(E2E)
+
+# The seed is printed; SEED=N does the same work again. The daemon's log of a failure is kept in target/soak.
+SECONDS ?= 3600
+soak: setup build ## random work on a node for SECONDS (an hour), with a look at everything after each round
+	$(AS_ROOT) COFFERDAM_BIN_DIR=$(CURDIR)/target/release SOAK_SECONDS=$(SECONDS) SOAK_SEED=$(SEED) \
+	cargo test --release --locked -p cofferdam-tests --test soak -- --nocapture
 
 vm-test: setup-vm build ## the main job in a virtual machine with Debian's kernel and cgroup v2 (minutes)
 	tests/vm/run.sh target/release

@@ -41,3 +41,5 @@ pub mod metrics;
 pub mod rpc;
 pub mod server;
 pub mod cli;
+#[cfg(feature = "failpoints")]
+mod failpoint;

@@ -5,6 +5,7 @@
 //! <root>/owner                       the key in the daemon's ids
 //! <root>/...                         images, layers, writable layers: see content, snapshot
 //! <root>/checkpoints/<id>/           images of a checkpoint under way
+//! <root>/restores/<id>/              what a container is to be restored from, until it runs
 //! <state>/sandboxes/<id>/            a sandbox's bundle, resolv.conf, hostname, hosts, shm/
 //! <state>/containers/<id>/           a container's bundle
 //! <state>/netns/<sandbox id>         pinned network namespaces
@@ -68,6 +69,17 @@ impl Places {
     #[must_use]
     pub fn checkpoints(&self) -> PathBuf {
         self.root.join("checkpoints")
+    }
+
+    /// Where containers that do not run yet keep what they are to be restored from.
+    #[must_use]
+    pub fn restores(&self) -> PathBuf {
+        self.root.join("restores")
+    }
+
+    #[must_use]
+    pub fn restore(&self, id: &ContainerId) -> PathBuf {
+        self.restores().join(id.as_str())
     }
 
     #[must_use]

@@ -3,6 +3,7 @@
 //! Invariant: when [`end`] succeeds, no process of the task runs, its cgroups are gone, and its shim has ended or
 //! has been told to. Absent is done, so it can be repeated.
 
+use cofferdam_failpoints::failpoint;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -59,7 +60,9 @@ pub async fn end(ports: &Ports, ending: Ending<'_>) -> Result<(), TaskError> {
         tracing::debug!(task = ending.id, error = %crate::report::chain(&error), "the shim gives no help");
         force(ports, &ending).await?;
     }
+    failpoint!("task.end.shim_gone");
     ports.cgroups.remove(ending.cgroups_path).await?;
+    failpoint!("task.end.cgroups_removed");
     // A repetition finds that nothing is left to do, without asking a shim that is gone.
     Launcher::forget(ending.bundle)?;
     Ok(())
@@ -72,11 +75,13 @@ async fn ask(shim: &Shim) -> Result<(), RuntimeError> {
         Ok(Err(error)) => return Err(error),
         Err(_) => return Err(RuntimeError::Timeout { call: "Kill", after: KILLED }),
     }
+    failpoint!("task.end.killed");
     match tokio::time::timeout(KILLED, shim.wait("")).await {
         Ok(Ok(_) | Err(RuntimeError::NotFound { .. })) => {}
         Ok(Err(error)) => return Err(error),
         Err(_) => return Err(RuntimeError::Timeout { call: "Wait", after: KILLED }),
     }
+    failpoint!("task.end.waited");
     release(shim).await
 }
 
@@ -89,20 +94,24 @@ pub async fn release(shim: &Shim) -> Result<(), RuntimeError> {
         Ok(_) | Err(RuntimeError::NotFound { .. }) => {}
         Err(error) => return Err(error),
     }
+    failpoint!("task.release.deleted");
     shim.shutdown().await
 }
 
 /// Ends a task whose shim does not: kills the cgroup, then the shim, then lets the shim's own command clean up.
 async fn force(ports: &Ports, ending: &Ending<'_>) -> Result<Option<Exit>, TaskError> {
     ports.cgroups.kill_all(ending.cgroups_path).await?;
+    failpoint!("task.force.killed");
     if let Some(shim) = &ending.shim {
         kill_shim(shim).await;
     }
+    failpoint!("task.force.shim_killed");
     let Some(handler) = ending.handler else {
         tracing::warn!(task = ending.id, "its runtime handler is not configured any more; ended without it");
         return Ok(None);
     };
     let deleted = ports.launcher.delete(handler, ending.id, NAMESPACE, ending.bundle).await;
+    failpoint!("task.force.deleted");
     match deleted {
         Ok(exit) => Ok(Some(exit)),
         Err(error) => {

@@ -7,6 +7,7 @@ use crate::plan::Network;
 use crate::sys::netlink::{NetlinkError, Socket};
 use crate::sys::sysctl;
 use crate::types::{IpConfig, IpNet};
+use cofferdam_failpoints::failpoint;
 use nix::errno::Errno;
 
 /// The gateways' addresses, as the bridge carries them.
@@ -31,6 +32,7 @@ pub fn ensure(socket: &mut Socket, network: &Network<'_>, ips: &[IpConfig]) -> R
     if !bridge.up {
         link::set_up(socket, bridge.index)?;
     }
+    failpoint!("plugin.bridge.up");
     if network.conf.is_gateway {
         for address in gateways(ips) {
             link::add_address(socket, bridge.index, address)?;
@@ -54,6 +56,7 @@ fn create(socket: &mut Socket, network: &Network<'_>, ips: &[IpConfig]) -> Resul
         Err(error) if !error.is(Errno::EEXIST) => return Err(error.into()),
         _ => {}
     }
+    failpoint!("plugin.bridge.made");
     let gone = || NetlinkError::Refused {
         operation: format!("look up new bridge {name}"),
         errno: Errno::ENODEV,

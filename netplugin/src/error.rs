@@ -93,3 +93,28 @@ impl PluginError {
 pub fn answer(error: &PluginError, version: &str) -> CniError {
     CniError::from_error(error.code(), error).in_version(version)
 }
+
+/// Failures that tests inject, in builds for tests only.
+#[cfg(feature = "failpoints")]
+mod injected {
+    use super::{NatError, PluginError, StoreError};
+    use cofferdam_failpoints::Injected;
+
+    impl From<Injected> for PluginError {
+        fn from(injected: Injected) -> Self {
+            Self::Check { what: injected.to_string() }
+        }
+    }
+
+    impl From<Injected> for StoreError {
+        fn from(injected: Injected) -> Self {
+            Self::File { what: "pass", path: injected.0.into(), source: injected.into() }
+        }
+    }
+
+    impl From<Injected> for NatError {
+        fn from(_: Injected) -> Self {
+            Self::Contended
+        }
+    }
+}

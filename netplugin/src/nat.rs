@@ -17,6 +17,7 @@ use crate::conntrack;
 use crate::nft::{self, Element, SetSpec, Value};
 use crate::sys::netlink::{Message, NetlinkError, Socket};
 use crate::types::{IpNet, Protocol};
+use cofferdam_failpoints::failpoint;
 use nix::errno::Errno;
 use rules::{BRIDGES, Family, V4, V6, base, octets};
 use std::collections::HashSet;
@@ -118,7 +119,9 @@ pub fn publish(socket: &mut Socket, chain: &NetworkChain, elements: &[Element]) 
             }
             Err((Some(Errno::ENOENT), _)) => {
                 create(socket, base())?;
+                failpoint!("plugin.nat.table_made");
                 create(socket, chain.messages())?;
+                failpoint!("plugin.nat.chain_made");
             }
             Err((Some(Errno::EEXIST | Errno::EBUSY), _)) => displace(socket, elements)?,
             Err((Some(errno), _)) if is_passing(errno) => {}

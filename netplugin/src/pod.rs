@@ -6,6 +6,7 @@ use crate::sys::netlink::{NetlinkError, Socket};
 use crate::sys::netns::Netns;
 use crate::sys::sysctl;
 use crate::types::{IpConfig, IpNet, Mac, Route};
+use cofferdam_failpoints::failpoint;
 use nix::errno::Errno;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -54,6 +55,7 @@ pub fn configure(netns: &Netns, side: &PodSide<'_>) -> Result<u32, PluginError> 
         for ip in side.ips {
             link::add_address(&mut socket, link.index, ip.address)?;
         }
+        failpoint!("plugin.pod.addressed");
         link::set_up(&mut socket, link.index)?;
         for route in side.routes {
             link::add_route(&mut socket, link.index, route)?;

@@ -7,6 +7,7 @@
 //!   Sources: `proto/nri.proto`, `proto/ttrpc.proto`.
 //! - [`shim`] (feature `shim`): what our own shim serves beside containerd's Task service, over ttrpc. Source:
 //!   `proto/shim.proto`.
+//! - [`agent`] (feature `agent`): what the agent in a microVM serves, over ttrpc. Source: `proto/agent.proto`.
 
 #![forbid(unsafe_code)]
 
@@ -43,8 +44,19 @@ pub mod ttrpc {
 #[allow(clippy::all, clippy::too_many_lines, reason = "generated")]
 pub mod shim {
     mod generated {
-        include!(concat!(env!("OUT_DIR"), "/shim_mod.rs"));
+        include!(concat!(env!("OUT_DIR"), "/shim/mod.rs"));
     }
     pub use generated::shim::*;
     pub use generated::shim_ttrpc::*;
+}
+
+/// The agent in a microVM.
+#[cfg(feature = "agent")]
+#[allow(clippy::all, clippy::too_many_lines, reason = "generated")]
+pub mod agent {
+    mod generated {
+        include!(concat!(env!("OUT_DIR"), "/agent/mod.rs"));
+    }
+    pub use generated::agent::*;
+    pub use generated::agent_ttrpc::*;
 }

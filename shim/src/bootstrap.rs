@@ -3,6 +3,7 @@
 //! The server is a fork of this process, so it pays for no second exec. Invariant: when the address is printed the
 //! socket accepts, and everything inherited from the caller is closed in the server.
 
+use cofferdam_failpoints::failpoint;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, IsTerminal, Read, Write};
@@ -10,31 +11,39 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use cofferdam_vm::Isolation;
 use containerd_shim_protos::bootstrap_api::BootstrapParams;
 use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
 use nix::unistd::Pid;
+use protobuf::well_known_types::any::Any;
 use protobuf::{Message, MessageField};
 use serde::Deserialize;
 
 use crate::args::Args;
 use crate::bundle::Bundle;
 use crate::error::ShimError;
+use crate::options::Options;
 use crate::server::{self, Setup};
 use crate::sys::{self, Forked};
+use crate::vm::{self, Membership};
 
 /// Socket addresses hold 107 bytes; a longer bundle path gets a socket elsewhere.
 const LONGEST_SOCKET_PATH: usize = 100;
+const LONGEST_NAME: usize = "vm-0123456789abcdef.sock".len();
 const SHORT_SOCKETS: &str = "/run/cofferdam-shim";
 const STDIN_LIMIT: u64 = 1 << 20;
 
 /// What the caller told on stdin, as far as it matters here.
-#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 struct Params {
     #[serde(alias = "containerdTtrpcAddress")]
     containerd_ttrpc_address: String,
     #[serde(alias = "socketDir")]
     socket_dir: Option<String>,
+    /// The handler's, when they are told so early.
+    #[serde(skip)]
+    options: Option<Any>,
 }
 
 pub fn start(args: &Args) -> Result<(), ShimError> {
@@ -42,18 +51,36 @@ pub fn start(args: &Args) -> Result<(), ShimError> {
     let folder = std::env::current_dir().map_err(ShimError::io("find the bundle"))?;
     let bundle = Bundle::new(args.bundle.clone().unwrap_or(folder));
     let params = parse_params(&read_stdin(), &args.id);
-    let socket = socket_path(bundle.path(), &args.id, params.socket_dir.as_deref());
+    let options = Options::from_any(params.options.as_ref())?;
+    let mut vm = None;
+    let socket = match options.isolation()? {
+        Isolation::Namespaces => socket_path(bundle.path(), &args.id, params.socket_dir.as_deref()),
+        Isolation::Vm => {
+            let folder = socket_folder(params.socket_dir.as_deref());
+            let pod = match Membership::of(&bundle)? {
+                Membership::Container(pod) => {
+                    return join_pod(&vm::socket(&folder, &args.namespace, &pod), &pod);
+                }
+                Membership::Pod => &args.id,
+            };
+            vm = Some(folder.clone());
+            vm::socket(&folder, &args.namespace, pod)
+        }
+    };
     let listener = listen(&socket)?;
+    failpoint!("shim.start.listening");
     let address = format!("unix://{}", socket.display());
     bundle.write("address", address.as_bytes()).map_err(|error| {
         drop(fs::remove_file(&socket));
         ShimError::path("write", bundle.join("address"))(error)
     })?;
+    failpoint!("shim.start.address_written");
     let events = [params.containerd_ttrpc_address, env("TTRPC_ADDRESS")].into_iter().find(|a| !a.is_empty());
     let setup = Setup {
         namespace: args.namespace.clone(),
         events: events.unwrap_or_default(),
         bundle: bundle.clone(),
+        vm,
     };
     match sys::fork().map_err(|e| ShimError::io("fork the server")(e.into()))? {
         Forked::Child => {
@@ -64,6 +91,7 @@ pub fn start(args: &Args) -> Result<(), ShimError> {
                     1
                 }
             };
+            failpoint!("shim.server.ending", infallible);
             drop(fs::remove_file(&socket));
             sys::exit_now(status)
         }
@@ -75,12 +103,24 @@ pub fn start(args: &Args) -> Result<(), ShimError> {
     }
 }
 
+/// All containers of a pod in a virtual machine have its shim.
+fn join_pod(socket: &Path, pod: &str) -> Result<(), ShimError> {
+    if let Err(error) = UnixStream::connect(socket) {
+        return Err(ShimError::Invalid(format!("the shim of pod {pod} is not there: {error}")));
+    }
+    answer(&format!("unix://{}", socket.display()))
+}
+
 /// Notes who the server is and tells the caller.
 fn introduce(bundle: &Bundle, pid: Pid, address: &str) -> Result<(), ShimError> {
+    failpoint!("shim.start.forked");
     bundle
         .write("shim.pid", pid.to_string().as_bytes())
         .map_err(ShimError::path("write", bundle.join("shim.pid")))?;
-    answer(address)
+    failpoint!("shim.start.pid_written");
+    answer(address)?;
+    failpoint!("shim.start.answered", infallible);
+    Ok(())
 }
 
 /// `-info`: what containerd asks before it shows a runtime to its users.
@@ -130,9 +170,15 @@ fn parse_params(bytes: &[u8], id: &str) -> Params {
         Ok(params) if params.instance_id == id => Params {
             containerd_ttrpc_address: params.containerd_ttrpc_address.clone(),
             socket_dir: params.socket_dir.clone(),
+            options: params.extensions.iter().find_map(|extension| extension.value.as_ref().cloned()),
         },
-        _ => Params::default(),
+        _ => Params { options: legacy_options(bytes), ..Params::default() },
     }
+}
+
+/// Callers of before those parameters send the options alone.
+fn legacy_options(bytes: &[u8]) -> Option<Any> {
+    Any::parse_from_bytes(bytes).ok().filter(|any| any.type_url.ends_with(".Options"))
 }
 
 pub fn socket_path(bundle: &Path, id: &str, preferred: Option<&str>) -> PathBuf {
@@ -142,12 +188,16 @@ pub fn socket_path(bundle: &Path, id: &str, preferred: Option<&str>) -> PathBuf 
     }
     let mut hasher = DefaultHasher::new();
     (bundle, id).hash(&mut hasher);
-    let name = format!("{:016x}.sock", hasher.finish());
+    socket_folder(preferred).join(format!("{:016x}.sock", hasher.finish()))
+}
+
+/// Where sockets of short names fit.
+fn socket_folder(preferred: Option<&str>) -> PathBuf {
     match preferred {
-        Some(folder) if !folder.is_empty() && folder.len() + name.len() < LONGEST_SOCKET_PATH => {
-            Path::new(folder).join(name)
+        Some(folder) if !folder.is_empty() && folder.len() + LONGEST_NAME < LONGEST_SOCKET_PATH => {
+            folder.into()
         }
-        _ => Path::new(SHORT_SOCKETS).join(name),
+        _ => SHORT_SOCKETS.into(),
     }
 }
 
@@ -177,6 +227,7 @@ fn listen(path: &Path) -> Result<UnixListener, ShimError> {
 fn leave_the_caller(bundle: &Bundle) -> Result<(), ShimError> {
     let failed = || ShimError::io("leave the caller");
     nix::unistd::setsid().map_err(|e| failed()(e.into()))?;
+    failpoint!("shim.server.alone");
     let null = fs::File::options().read(true).write(true).open("/dev/null").map_err(failed())?;
     nix::unistd::dup2_stdin(&null).map_err(|e| failed()(e.into()))?;
     nix::unistd::dup2_stdout(&null).map_err(|e| failed()(e.into()))?;

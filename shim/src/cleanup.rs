@@ -2,6 +2,7 @@
 //!
 //! Works from the files of the bundle alone; every step is done whatever became of the ones before.
 
+use cofferdam_failpoints::failpoint;
 use std::fs;
 use std::io::Write;
 use std::thread::sleep;
@@ -30,18 +31,22 @@ pub fn delete(args: &Args) -> Result<(), ShimError> {
     let folder = std::env::current_dir().map_err(ShimError::io("find the bundle"))?;
     let bundle = Bundle::new(args.bundle.clone().unwrap_or(folder));
     end_server(&bundle, &args.id);
+    failpoint!("shim.cleanup.server_ended");
     let created: Option<Created> = bundle.read_json("task.json").ok();
     let cgroups = created.as_ref().map_or_else(|| cgroups_of_spec(&bundle, &args.id), |c| c.cgroups.clone());
     remove_cgroups(&cgroups, &bundle);
+    failpoint!("shim.cleanup.cgroups_removed");
     // Where nothing tells whether it was mounted on the host: to unmount what is no mount point changes nothing.
     if created.as_ref().is_none_or(|created| created.mounted_on_host) {
         unmount_rootfs(&bundle.rootfs());
     }
     drop(fs::remove_dir_all(bundle.runtime_root()));
+    failpoint!("shim.cleanup.state_removed");
     drop(fs::remove_file(socket_path(bundle.path(), &args.id, None)));
     if let Ok(address) = fs::read_to_string(bundle.join("address")) {
         drop(fs::remove_file(address.trim_start_matches("unix://")));
     }
+    failpoint!("shim.cleanup.socket_removed");
     let unknown = || {
         let pid = created.as_ref().map(|c| c.pid).unwrap_or_default();
         Exit { pid, status: KILLED, at: log::now() }

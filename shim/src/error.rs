@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use ttrpc::{Code, get_status};
 
 use crate::backend::{Failure, FailureKind};
+use crate::vm::VmError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ShimError {
@@ -25,7 +26,9 @@ pub enum ShimError {
     #[error("{0}")]
     Limit(String),
     #[error(transparent)]
-    Isolation(#[from] cofferdam_vm::Error),
+    Isolation(#[from] cofferdam_vm::UnknownIsolation),
+    #[error(transparent)]
+    Vm(#[from] VmError),
     #[error("{0} is not supported by this shim")]
     Unsupported(&'static str),
     #[error("{0}")]
@@ -51,7 +54,7 @@ impl ShimError {
             ShimError::NoTask(_) | ShimError::NoExec { .. } | ShimError::Finished(_) => Code::NOT_FOUND,
             ShimError::Exists(_) => Code::ALREADY_EXISTS,
             ShimError::State { .. } | ShimError::Limit(_) => Code::FAILED_PRECONDITION,
-            ShimError::Isolation(cofferdam_vm::Error::NotAvailable(_)) => Code::FAILED_PRECONDITION,
+            ShimError::Vm(error) => error.code(),
             ShimError::Invalid(_) | ShimError::Isolation(_) => Code::INVALID_ARGUMENT,
             ShimError::Unsupported(_) => Code::UNIMPLEMENTED,
             ShimError::Runtime(failure) => match failure.kind {
@@ -70,5 +73,13 @@ impl ShimError {
 impl From<ShimError> for ttrpc::Error {
     fn from(error: ShimError) -> Self {
         ttrpc::Error::RpcStatus(get_status(error.code(), error.to_string()))
+    }
+}
+
+/// Failures that tests inject, in builds for tests only.
+#[cfg(feature = "failpoints")]
+impl From<cofferdam_failpoints::Injected> for ShimError {
+    fn from(injected: cofferdam_failpoints::Injected) -> Self {
+        ShimError::Io { operation: "pass", source: injected.into() }
     }
 }

@@ -19,7 +19,7 @@ use crate::bundle::Bundle;
 use crate::error::ShimError;
 use crate::reaper::{Launching, Reaper};
 use crate::sys;
-use crate::wire::{Created, Order, Report};
+use crate::wire::{Created, Order, Report, Restored};
 
 /// After the child ended, its last words are already in the socket; this only bounds reading them.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -212,6 +212,10 @@ impl Child {
 
     pub async fn executed(&mut self) -> Result<i32, ShimError> {
         self.until(|r| if let Report::Executed(pid) = r { Some(pid) } else { None }).await
+    }
+
+    pub async fn restored(mut self) -> Result<Restored, ShimError> {
+        self.until(|r| if let Report::Restored(restored) = r { Some(restored) } else { None }).await
     }
 
     pub async fn done(mut self) -> Result<(), ShimError> {

@@ -22,6 +22,7 @@ mod server;
 mod service;
 mod sys;
 mod task;
+mod vm;
 mod wire;
 
 use std::ffi::OsStr;

@@ -1,5 +1,6 @@
 //! The RPCs: decode, call the task, encode. Nothing is decided here.
 
+use cofferdam_failpoints::failpoint;
 use std::collections::HashMap;
 use std::path::Path;
 use std::pin::pin;
@@ -96,7 +97,13 @@ impl Service {
     }
 }
 
-fn status(state: &Lifecycle) -> Status {
+/// How long criu may take, so that its caller still hears what it says.
+fn time_left(ctx: &TtrpcContext) -> Duration {
+    let told = u64::try_from(ctx.timeout_nano).ok().filter(|told| *told > 0).map(Duration::from_nanos);
+    told.map_or(CHECKPOINT, |told| told.saturating_sub(ANSWER))
+}
+
+pub fn status(state: &Lifecycle) -> Status {
     match state {
         Lifecycle::Added | Lifecycle::Created { .. } => Status::CREATED,
         Lifecycle::Running { .. } => Status::RUNNING,
@@ -137,10 +144,16 @@ impl TaskRpc for Service {
         Ok(response)
     }
 
-    async fn start(&self, _: &TtrpcContext, r: StartRequest) -> ttrpc::Result<StartResponse> {
+    async fn start(&self, ctx: &TtrpcContext, r: StartRequest) -> ttrpc::Result<StartResponse> {
         let task = self.task(&r.id)?;
-        let pid =
-            if r.exec_id.is_empty() { task.start().await? } else { task.start_exec(&r.exec_id).await? };
+        let pid = if r.exec_id.is_empty() {
+            let limit = time_left(ctx);
+            // Seen to its end as well: half a restore would be in the way of the next.
+            let work = tokio::spawn(async move { task.start(limit).await });
+            work.await.map_err(|_| ShimError::Invalid("the start was cut off".into()))??
+        } else {
+            task.start_exec(&r.exec_id).await?
+        };
         let mut response = StartResponse::new();
         response.pid = pid.cast_unsigned();
         Ok(response)
@@ -152,6 +165,7 @@ impl TaskRpc for Service {
         let exit = if r.exec_id.is_empty() {
             let exit = task.delete().await?;
             self.settle(&r.id, None);
+            failpoint!("shim.delete.forgotten", infallible);
             exit
         } else {
             task.delete_exec(&r.exec_id)?
@@ -189,8 +203,7 @@ impl TaskRpc for Service {
         if r.options.as_ref().is_some_and(|options| !options.value.is_empty()) {
             return Err(ShimError::Unsupported("a checkpoint with options").into());
         }
-        let told = u64::try_from(ctx.timeout_nano).ok().filter(|told| *told > 0).map(Duration::from_nanos);
-        let limit = told.map_or(CHECKPOINT, |told| told.saturating_sub(ANSWER));
+        let limit = time_left(ctx);
         // Seen to its end when the caller's connection breaks: the freezer has to be put back. It ends by its limit.
         let work = tokio::spawn(async move { task.checkpoint(Path::new(&r.path), limit).await });
         work.await.map_err(|_| ShimError::Invalid("the checkpoint was cut off".into()))??;
@@ -256,7 +269,8 @@ impl TaskRpc for Service {
         response.shim_pid = std::process::id();
         response.version = env!("CARGO_PKG_VERSION").to_owned();
         if let Ok(task) = self.task(&r.id) {
-            response.task_pid = task.created.pid.cast_unsigned();
+            let pid = task.init.state().pid().unwrap_or(task.created.pid);
+            response.task_pid = pid.cast_unsigned();
         }
         Ok(response)
     }
@@ -267,6 +281,7 @@ impl TaskRpc for Service {
         }
         let empty = self.tasks.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
         if empty || r.now {
+            failpoint!("shim.shutdown.begun", infallible);
             self.shutdown.notify_one();
         }
         Ok(Empty::new())

@@ -47,6 +47,8 @@ pub struct TaskOrder {
     pub id: String,
     pub bundle: PathBuf,
     pub options: Options,
+    /// The first process, where it is not the one that the container was made with.
+    pub restored: Option<i32>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -60,12 +62,33 @@ pub struct CheckpointOrder {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
+pub struct RestoreOrder {
+    pub bundle: PathBuf,
+    /// The first process of the container as it was made, which waits.
+    pub model: i32,
+    pub cgroups: CgroupPaths,
+    /// The folder of the images.
+    pub images: PathBuf,
+    /// How long it may take.
+    pub limit: Duration,
+}
+
+/// The processes of a checkpoint, all of them stopped.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Restored {
+    pub pid: i32,
+    /// Those that were stopped when the checkpoint was made, by their numbers in the container.
+    pub stopped: Vec<i32>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
 pub enum Order {
     Create(CreateOrder),
     Start(TaskOrder),
     Exec(ExecOrder),
     Delete(TaskOrder),
     Checkpoint(CheckpointOrder),
+    Restore(RestoreOrder),
 }
 
 /// What the child found out while it made the container; also kept in the bundle for a later `delete`.
@@ -86,6 +109,7 @@ pub enum Report {
     Created(Created),
     /// The pid of an exec's first process.
     Executed(i32),
+    Restored(Restored),
     Done,
     Failed(Failure),
     /// Something was degraded; belongs in the shim's log.

@@ -117,13 +117,24 @@ fn uses(text: &str) -> Vec<String> {
 }
 
 /// Which crates of ours each crate may depend on. Tests of the daemon use the fixtures of `tests`, which knows the wire only.
-const ALLOWED: [(&str, &[&str]); 6] = [
+const ALLOWED: [(&str, &[&str]); 7] = [
+    ("tests/failpoints", &[]),
     ("proto", &[]),
-    ("netplugin", &[]),
+    ("netplugin", &["cofferdam-failpoints"]),
     ("vm", &["cofferdam-proto"]),
-    ("shim", &["cofferdam-proto", "cofferdam-vm"]),
-    ("cri-server", &["cofferdam-proto", "cofferdam-netplugin"]),
-    ("tests", &["cofferdam", "cofferdam-proto", "cofferdam-netplugin", "cofferdam-shim", "cofferdam-vm"]),
+    ("shim", &["cofferdam-failpoints", "cofferdam-proto", "cofferdam-vm"]),
+    ("cri-server", &["cofferdam-failpoints", "cofferdam-proto", "cofferdam-netplugin"]),
+    (
+        "tests",
+        &[
+            "cofferdam",
+            "cofferdam-failpoints",
+            "cofferdam-proto",
+            "cofferdam-netplugin",
+            "cofferdam-shim",
+            "cofferdam-vm",
+        ],
+    ),
 ];
 
 #[test]
@@ -146,4 +157,51 @@ fn crates_depend_in_one_direction() {
         }
     }
     assert!(wrong.is_empty(), "forbidden edges between crates: {wrong:#?}");
+}
+
+/// The failpoints in the sources: name, and whether an error can be returned there.
+fn failpoints() -> Vec<(String, bool)> {
+    let mut found = Vec::new();
+    for (path, text) in all_sources() {
+        if path.starts_with("tests") || path.is_symlink() {
+            continue;
+        }
+        for (at, call) in text.match_indices("failpoint!(") {
+            let arguments = text[at + call.len()..].split(')').next().unwrap_or_default();
+            let name =
+                arguments.split('"').nth(1).unwrap_or_else(|| panic!("{}: {arguments}", path.display()));
+            found.push((name.to_owned(), !arguments.contains("infallible")));
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn the_list_of_failpoints_is_that_of_the_sources() {
+    let mut listed: Vec<_> =
+        cofferdam_failpoints::POINTS.iter().map(|p| (p.name.to_owned(), p.fails)).collect();
+    listed.sort();
+    let found = failpoints();
+    let once: std::collections::BTreeSet<_> = found.iter().map(|(name, _)| name).collect();
+    assert_eq!(once.len(), found.len(), "a name is used twice");
+    let missing: Vec<_> = found.iter().filter(|point| !listed.contains(point)).collect();
+    let gone: Vec<_> = listed.iter().filter(|point| !found.contains(point)).collect();
+    assert!(
+        missing.is_empty() && gone.is_empty(),
+        "not listed so: {missing:?}; not in the sources: {gone:?}"
+    );
+}
+
+/// What is shipped holds no failpoint: the feature is nobody's default.
+#[test]
+fn failpoints_are_nobodys_default() {
+    for name in CRATES {
+        let text = std::fs::read_to_string(workspace().join(name).join("Cargo.toml")).unwrap();
+        let line = |line: &str| line.starts_with("default = ") && line != "default = []";
+        assert!(
+            !text.lines().any(line),
+            "{name} has default features: look that failpoints are not among them"
+        );
+    }
 }

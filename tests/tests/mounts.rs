@@ -188,6 +188,38 @@ async fn each_volume_propagates_as_it_asks_whatever_its_neighbours_do() {
 }
 
 #[tokio::test]
+async fn a_volume_in_a_private_volume_stays_in_the_container_whatever_its_neighbours_do() {
+    let node = Node::start().await;
+    let image = node.base_image().await;
+    let folder = node.dir().join("logs/nested");
+    let shared = Mounted::tmpfs(&folder, MsFlags::MS_SHARED);
+    for name in ["open", "closed/sub", "inner"] {
+        fs::create_dir_all(folder.join(name)).unwrap();
+    }
+    fs::write(folder.join("inner/file"), "inner").unwrap();
+    let mut config = node.pod("nested");
+    build::pod_security(&mut config).privileged = true;
+    let pod = node.run_pod(&config).await;
+    let mounts = vec![
+        spreading(&folder.join("open"), "/open", Propagation::PropagationBidirectional),
+        bind(&folder.join("closed"), "/closed"),
+        bind(&folder.join("inner"), "/closed/sub"),
+    ];
+    let mut config = with("main", &image, "sleep 1000", mounts);
+    build::security(&mut config).privileged = true;
+    let id = node.run_container(&pod, config).await;
+    assert_eq!(exec(&node, &id, "cat /closed/sub/file").await, "inner");
+    assert_eq!(fields(&node, &id, "/open").await, "shared");
+    for point in ["/closed", "/closed/sub"] {
+        assert_eq!(fields(&node, &id, point).await, "", "{point}");
+    }
+    assert!(!folder.join("closed/sub/file").exists(), "the host has a mount of the container's");
+    node.destroy(&pod).await;
+    drop(shared);
+    node.assert_clean().await;
+}
+
+#[tokio::test]
 async fn shared_memory_is_the_pods_and_has_its_size() {
     let node = Node::start().await;
     let image = node.base_image().await;

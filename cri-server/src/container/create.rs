@@ -2,6 +2,7 @@
 //!
 //! The record is stored before the first effect; a failure at any step takes back what was made.
 
+use cofferdam_failpoints::failpoint;
 use std::fs;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use cofferdam_proto::cri;
 
 use super::record::{ContainerRecord, ContainerState};
+use super::restore::{Origin, Restore};
 use super::{Container, ContainerError, Containers, Shared, selinux};
 use crate::cdi;
 use crate::image::{ImageError, ImageRecord};
@@ -74,10 +76,15 @@ impl Containers {
             }
         }
         stage.set("looking at the image");
-        let image = self.image_of(&config)?;
-        let draft = self.draft(sandbox, config, &image).await?;
+        let id = self.ports.owner.container_id()?;
+        let (image, restore) = match self.origin(sandbox, &config, &id, stage).await? {
+            Origin::Image(image) => (image, None),
+            Origin::Checkpoint(image, restore) => (image, Some(restore)),
+        };
+        let draft = self.draft(sandbox, config, id, (&image, restore)).await?;
         stage.set("recording");
         self.ports.store.put(Table::Containers, draft.record.id.as_str(), &draft.record).await?;
+        failpoint!("container.create.recorded", infallible);
         let container = Container::new(draft.record.clone());
         self.all.insert(container.id().as_str(), Arc::clone(&container));
         stage.set("making the root filesystem and the spec");
@@ -90,6 +97,7 @@ impl Containers {
             }
             Err(error) => {
                 stage.set("undoing");
+                failpoint!("container.create.undoing", infallible);
                 if let Err(left) = self.dismantle(&container).await {
                     tracing::warn!(container = %container.id(), error = %crate::report::chain(&left), "undo");
                 }
@@ -103,7 +111,7 @@ impl Containers {
         self.of_sandbox(sandbox.id()).into_iter().find(same)
     }
 
-    fn image_of(&self, config: &cri::ContainerConfig) -> Result<Arc<ImageRecord>, ContainerError> {
+    pub(super) fn image_of(&self, config: &cri::ContainerConfig) -> Result<Arc<ImageRecord>, ContainerError> {
         let named = config.image.as_ref().map(|i| i.image.as_str()).unwrap_or_default();
         match self.ports.images.find(named) {
             Err(ImageError::NotFound(image)) => Err(ContainerError::NoImage { image }),
@@ -119,10 +127,10 @@ impl Containers {
         &self,
         sandbox: &Sandbox,
         config: cri::ContainerConfig,
-        image: &Arc<ImageRecord>,
+        id: ContainerId,
+        (image, restore): (&Arc<ImageRecord>, Option<Restore>),
     ) -> Result<Draft, ContainerError> {
         let ports = &self.ports;
-        let id = ports.owner.container_id()?;
         let security = config.linux.as_ref().and_then(|l| l.security_context.clone()).unwrap_or_default();
         let user = resolve_user(ports, &security, image).await?;
         let devices = cdi::requested(&config.cdi_devices, &config.annotations)?;
@@ -133,7 +141,8 @@ impl Containers {
             stop_signal: spec::stop_signal(&config, &image.configuration())?,
             sandbox: sandbox.id().clone(),
             image_id: image.id.to_string(),
-            image_name: config.image.as_ref().map(|asked| image.called(asked)).unwrap_or_default(),
+            image_name: called(&config, image, restore.is_some()),
+            restored: restore.is_some(),
             image_ref: image.reference(),
             layers: image.diff_ids(),
             created_at: now(),
@@ -148,7 +157,7 @@ impl Containers {
             id,
             config,
         };
-        Ok(Draft { record, asked: Asked { user, volumes, devices } })
+        Ok(Draft { record, asked: Asked { user, volumes, devices, restore } })
     }
 
     async fn build(
@@ -170,7 +179,10 @@ impl Containers {
         tokio::task::spawn_blocking(move || work.run()).await??;
         let _gate = self.ports.nri.gate().await;
         self.plugins_create(sandbox, container).await?;
-        container.change(&self.ports, |s| Ok::<_, ContainerError>(s.prepared()?)).await
+        failpoint!("container.create.plugins_asked");
+        container.change(&self.ports, |s| Ok::<_, ContainerError>(s.prepared()?)).await?;
+        failpoint!("container.create.created_recorded", infallible);
+        Ok(())
     }
 
     /// The pid namespace of the container that TARGET mode names.
@@ -204,6 +216,7 @@ struct Asked {
     user: ResolvedUser,
     volumes: Vec<ImageVolume>,
     devices: Vec<cdi::DeviceName>,
+    restore: Option<Restore>,
 }
 
 /// What is made on the node for a container, in a thread that may block.
@@ -217,18 +230,27 @@ struct Build {
 }
 
 impl Build {
-    fn run(self) -> Result<(), ContainerError> {
+    fn run(mut self) -> Result<(), ContainerError> {
         let id = self.container.id();
         let owners = self.sandbox.users()?.map(super::prepare::owners);
         self.ports.snapshots.mounts(&self.image.diff_ids(), id, owners)?;
+        failpoint!("container.create.layer_made");
         let bundle = self.ports.places.container(id);
         let rootfs = bundle.join("rootfs");
         fs::create_dir_all(&rootfs).map_err(failed("make", &rootfs))?;
+        failpoint!("container.create.bundle_made");
         if let Some(folder) = self.container.made().log_path.as_deref().and_then(Path::parent) {
             fs::create_dir_all(folder).map_err(failed("make the log's folder", folder))?;
         }
         let mut config = self.with_host_paths()?;
+        failpoint!("container.create.host_paths_made");
+        if let Some(restore) = &mut self.asked.restore {
+            restore.complete(&mut config);
+            restore.bring_back(&self.ports.snapshots, &self.container)?;
+            restore.keep();
+        }
         self.mount_volumes(&mut config, &bundle)?;
+        failpoint!("container.create.volumes_mounted");
         let localhost_seccomp = spec::container::localhost_seccomp_path(&config)?
             .map(|path| spec::host::read_profile(&path))
             .transpose()?;
@@ -263,7 +285,9 @@ impl Build {
         selinux::prepare(&self.ports, &spec, &config.mounts)?;
         // Stored with the state that follows.
         self.container.resources.store(Some(Arc::new(spec::resources::in_effect(&spec))));
-        spec.save(bundle.join("config.json")).map_err(ContainerError::SpecFile)
+        spec.save(bundle.join("config.json")).map_err(ContainerError::SpecFile)?;
+        failpoint!("container.create.spec_written");
+        Ok(())
     }
 
     /// Mounts the image volumes; in the request, each becomes a path of the host.
@@ -346,6 +370,15 @@ async fn resolve_user(
         Ok(spec::user::resolve(&security, &image.config.user, files)?)
     })
     .await?
+}
+
+/// What people call the image. That of a checkpoint is not the one that the request names.
+fn called(config: &cri::ContainerConfig, image: &ImageRecord, restored: bool) -> String {
+    let asked = match (&config.image, restored) {
+        (Some(asked), false) => asked.clone(),
+        _ => cri::ImageSpec { image: image.id.to_string(), ..Default::default() },
+    };
+    image.called(&asked)
 }
 
 fn log_path(sandbox: &cri::PodSandboxConfig, container: &cri::ContainerConfig) -> Option<PathBuf> {

@@ -1,6 +1,7 @@
 //! Why something could not be done with a container.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cdi::CdiError;
@@ -84,6 +85,16 @@ pub enum ContainerError {
     NotUpdatable { state: &'static str },
     #[error("the container cannot be checkpointed: {0}")]
     NoCheckpoint(String),
+    #[error("the container cannot be restored: {0}")]
+    NoRestore(String),
+    #[error("checkpoint archive {path}")]
+    NoArchive { path: PathBuf, source: std::io::Error },
+    #[error("checkpoint {name:?}: {problem}")]
+    BadCheckpoint { name: String, problem: String },
+    #[error("checkpoint")]
+    Parts(#[source] SnapshotError),
+    #[error("image {name:?} that the checkpoint's container was made of")]
+    BaseImage { name: String, source: Arc<ImageError> },
     #[error("the checkpoint was not done within {after:?}")]
     CheckpointTime { after: Duration },
     #[error("resources of the container")]

@@ -3,6 +3,7 @@
 use super::{Container, ContainerError, Containers};
 use crate::io::LogWriter;
 use crate::runtime::ShimKind;
+use cofferdam_failpoints::failpoint;
 
 impl Containers {
     /// Has the writer of the container's log open it anew; returns when the new file is there.
@@ -19,7 +20,9 @@ impl Containers {
         if self.handler(container)?.kind == ShimKind::Own {
             let shim = container.shim.load_full();
             let shim = shim.ok_or_else(|| ContainerError::NotRunning { state: container.state().name() })?;
-            return Ok(shim.reopen_log().await?);
+            shim.reopen_log().await?;
+            failpoint!("container.log.reopened");
+            return Ok(());
         }
         match LogWriter::recorded(&self.ports.places.container(container.id())) {
             Some(writer) => Ok(writer.reopen().await?),

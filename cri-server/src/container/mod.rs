@@ -13,12 +13,14 @@ mod prepare;
 pub mod record;
 mod recover;
 mod remove;
+mod restore;
 mod selinux;
 mod start;
 mod stop;
 mod supervise;
 mod update;
 
+use cofferdam_failpoints::failpoint;
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwapOption;
@@ -165,8 +167,10 @@ impl Container {
         if state != *self.state.borrow() {
             let record = self.record(state.clone(), self.resources());
             self.keep(ports, &record).await?;
+            failpoint!("container.change.stored", infallible);
             self.state.send_replace(state);
             self.tell(ports, self.phase());
+            failpoint!("container.change.told", infallible);
         }
         Ok(())
     }

@@ -4,6 +4,7 @@
 //! and its first process made at once, while the kubelet is still on its way to StartContainer; the start joins
 //! this. What fails here is the start's error, as users of containerd know it.
 
+use cofferdam_failpoints::failpoint;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -67,10 +68,12 @@ impl Containers {
         let shim = Arc::new(shim);
         stage.set("making the task");
         let made = async {
+            failpoint!("container.prepare.shim_started");
             let _unchanged = container.spec.lock().await;
             let rootfs = self.ports.snapshots.mounts(&container.made.layers, container.id(), owners)?;
             let rootfs = self.labelled(container, rootfs.into_iter().map(shim_mount).collect()).await?;
             let io = self.streams(container, handler, &bundle).await?;
+            failpoint!("container.prepare.io_made");
             let streams = io.streams();
             let task = CreateTask {
                 bundle: bundle.clone(),
@@ -80,6 +83,7 @@ impl Containers {
                 stderr: streams.stderr,
                 terminal: config.tty,
                 options: handler.options.clone(),
+                checkpoint: self.images_of(container),
             };
             if let Err(error) = shim.create(task).await {
                 io.abandon()?;
@@ -87,10 +91,12 @@ impl Containers {
             }
             // From here on a start finds it, and so does an update.
             container.shim.store(Some(Arc::clone(&shim)));
+            failpoint!("container.prepare.task_created", infallible);
             Ok::<_, ContainerError>(())
         };
         if let Err(error) = made.await {
             stage.set("undoing");
+            failpoint!("container.prepare.undoing", infallible);
             if let Err(left) = self.end_task_of(container, Some(shim)).await {
                 tracing::warn!(container = %container.id(), error = %crate::report::chain(&left), "undo");
             }

@@ -220,6 +220,9 @@ pub struct ContainerRecord {
     /// The image volumes: which of its mounts, and the image's id.
     #[serde(default)]
     pub volumes: Vec<(usize, String)>,
+    /// It is restored from a checkpoint at its start.
+    #[serde(default)]
+    pub restored: bool,
     /// The user that runs its first process.
     pub user: Option<cri::LinuxContainerUser>,
     /// What its spec puts into force, known once the spec is built.

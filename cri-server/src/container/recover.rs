@@ -3,6 +3,7 @@
 //! Invariant: as with sandboxes, nothing here waits for a shim that hangs or a process that must be ended; that goes on in
 //! the background. After a reboot no shim is asked, and what ran has ended.
 
+use cofferdam_failpoints::failpoint;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +33,7 @@ impl Containers {
     pub async fn recover(self: &Arc<Self>) -> Result<(), ContainerError> {
         let paused = Arc::new(self.interrupted_checkpoints());
         self.sweep_checkpoints();
+        failpoint!("container.recover.begun", infallible);
         let mut records: Vec<ContainerRecord> = Vec::new();
         for (_, record) in self.ports.store.load::<ContainerRecord>(Table::Containers)? {
             records.push(record);
@@ -55,6 +57,7 @@ impl Containers {
             // What is not settled when the daemon ends is found again by the next one.
             let _ = stopping.run_until_cancelled(settling.for_each(async |()| ())).await;
         });
+        self.sweep_restores();
         Ok(())
     }
 
@@ -121,6 +124,7 @@ impl Containers {
             let shim = self.ports.launcher.connect(container.id().as_str(), &endpoint, &bundle).await;
             container.shim.store(shim.ok().map(Arc::new));
         }
+        failpoint!("container.recover.connected", infallible);
         let settled = match (container.state(), container.shim.load_full()) {
             (ContainerState::Running { .. }, Some(shim)) => {
                 if paused.contains(container.id().as_str()) {
@@ -147,6 +151,7 @@ impl Containers {
                 _,
             ) => false,
         };
+        failpoint!("container.recover.done", infallible);
         (!settled).then_some(container)
     }
 
@@ -162,6 +167,7 @@ impl Containers {
             Ok(task) if matches!(task.status, TaskStatus::Running | TaskStatus::Stopped) => {
                 let started = |s: &ContainerState| Ok::<_, ContainerError>(s.started(task.pid, now())?);
                 let changed = container.change(&self.ports, started).await;
+                failpoint!("container.recover.start_recorded", infallible);
                 if changed.is_ok() {
                     self.supervise(container, shim);
                 }
@@ -195,6 +201,7 @@ impl Containers {
         while let Err(error) = container.change(&self.ports, exited).await {
             self.not_yet(container, &error).await;
         }
+        failpoint!("container.recover.exit_recorded");
         self.end_task(container).await
     }
 

@@ -1,5 +1,6 @@
 //! RemoveContainer: whatever state it is in, the container goes, and its record last. Its log stays: it is the kubelet's.
 
+use cofferdam_failpoints::failpoint;
 use std::sync::Arc;
 
 use nix::mount::MntFlags;
@@ -34,6 +35,7 @@ impl Containers {
         container: &Arc<Container>,
     ) -> Result<(), ContainerError> {
         container.begin_removal(&self.ports).await?;
+        failpoint!("container.remove.recorded");
         self.dismantle(container).await
     }
 
@@ -46,6 +48,7 @@ impl Containers {
         // A preparation under way ends first: it would make a task after this.
         self.preparations.ended(container.id().as_str()).await;
         self.end_task(container).await?;
+        failpoint!("container.remove.task_ended");
         self.plugins_remove(container).await;
         // Some shims mount it on the host, and a dead one leaves it there.
         let bundle = self.ports.places.container(container.id());
@@ -56,8 +59,11 @@ impl Containers {
             while nix::mount::umount2(&rootfs, flags).is_ok() {}
         })
         .await?;
+        failpoint!("container.remove.unmounted");
         let (snapshots, id) = (Arc::clone(&self.ports.snapshots), container.id().clone());
         tokio::task::spawn_blocking(move || snapshots.remove(&id)).await??;
+        failpoint!("container.remove.layer_removed");
+        self.forget_restore(container).await;
         let bundle = self.ports.places.container(container.id());
         match tokio::fs::remove_dir_all(&bundle).await {
             Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
@@ -65,7 +71,9 @@ impl Containers {
             }
             Ok(()) | Err(_) => {}
         }
+        failpoint!("container.remove.bundle_removed");
         self.ports.store.delete(Table::Containers, container.id().as_str()).await?;
+        failpoint!("container.remove.record_deleted");
         self.all.remove(container.id().as_str());
         container.tell(&self.ports, Some(Phase::Deleted));
         Ok(())

@@ -2,9 +2,10 @@
 //!
 //! A container that cannot be started has exited: code 128, reason StartError, and the runtime's words as message.
 
+use cofferdam_failpoints::failpoint;
 use std::sync::Arc;
 
-use super::{Container, ContainerError, ContainerState, Containers, Exit, ExitCause, Shared};
+use super::{Container, ContainerError, ContainerState, Containers, Exit, ExitCause, Shared, restore};
 use crate::operation::Stage;
 use crate::ports::now;
 use crate::runtime::Shim;
@@ -46,9 +47,11 @@ impl Containers {
                     self.end_task(container).await?;
                     return Err(error);
                 }
+                failpoint!("container.start.recorded", infallible);
                 self.supervise(container, shim);
                 stage.set("telling NRI plugins");
                 self.plugins_started(container).await;
+                failpoint!("container.start.plugins_told", infallible);
                 Ok(())
             }
             Err(error) => {
@@ -68,10 +71,17 @@ impl Containers {
             return Err(Arc::new(ContainerError::Spoiled));
         }
         let shim = self.prepared(container).await?;
+        failpoint!("container.start.prepared", infallible);
         stage.set("asking NRI plugins");
         self.plugins_start(container).await.map_err(Arc::new)?;
         stage.set("starting the process");
-        let pid = shim.start("").await.map_err(|e| Arc::new(e.into()))?;
+        let pid = match container.made().restored {
+            true => shim.start_restored(restore::LIMIT).await,
+            false => shim.start("").await,
+        };
+        let pid = pid.map_err(|e| Arc::new(e.into()))?;
+        failpoint!("container.start.started", infallible);
+        self.forget_restore(container).await;
         Ok((shim, pid))
     }
 
@@ -83,6 +93,7 @@ impl Containers {
             message: message.to_owned(),
         };
         container.change(&self.ports, |s| Ok::<_, ContainerError>(s.exited(exit))).await?;
+        failpoint!("container.start.failure_recorded");
         self.plugins_stop(container).await;
         self.end_task(container).await
     }

@@ -3,6 +3,7 @@
 //! Nothing here takes a lock: several stops of one container, also with different grace periods, just send their
 //! signals and wait for the same end. A caller that goes away does not end the escalation.
 
+use cofferdam_failpoints::failpoint;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -57,16 +58,19 @@ impl Containers {
         }
         if !grace.is_zero() {
             self.signal(container, container.made.stop_signal, false).await;
+            failpoint!("container.stop.signalled");
             if tokio::time::timeout(grace, container.ended()).await.is_ok() {
                 return Ok(());
             }
         }
         self.signal(container, libc::SIGKILL, true).await;
+        failpoint!("container.stop.killed");
         if tokio::time::timeout(KILLED, container.ended()).await.is_ok() {
             return Ok(());
         }
         tracing::warn!(container = %container.id(), "still runs after SIGKILL through its shim; ending it without");
         self.ports.cgroups.kill_all(container.cgroups_path()).await?;
+        failpoint!("container.stop.forced");
         if tokio::time::timeout(SIGNAL, container.ended()).await.is_err() {
             self.end_task(container).await?;
             // The shim is gone now, and the container's supervisor records the exit.
@@ -94,6 +98,7 @@ impl Containers {
             })
         };
         container.change(&self.ports, cancelled).await?;
+        failpoint!("container.cancel.recorded");
         if container.is_running() {
             return Ok(());
         }

@@ -3,6 +3,7 @@
 //! Invariant: whether the kernel's OOM killer struck is read from the cgroup before the exit is seen by anyone, and
 //! the shim is let go only after the exit is on disk.
 
+use cofferdam_failpoints::failpoint;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -49,12 +50,15 @@ impl Containers {
             }
         };
         let exit = self.exit_of(container, end);
+        failpoint!("container.exit.seen", infallible);
         let exited = |s: &ContainerState| Ok::<_, ContainerError>(s.exited(exit.clone()));
         while let Err(error) = container.change(&self.ports, exited).await {
             self.not_yet(container, &error).await;
         }
+        failpoint!("container.exit.recorded", infallible);
         // What is let go here is let go again by the container's removal, if this fails.
         let ended = self.end_task(container).await;
+        failpoint!("container.exit.released", infallible);
         self.plugins_stop(container).await;
         ended
     }

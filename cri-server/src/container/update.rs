@@ -3,6 +3,7 @@
 //! Invariant: the spec, the record and the cgroup say the same. The spec is changed first, as it is what a task that is
 //! still to be made begins with; when the cgroup refuses, it is put back.
 
+use cofferdam_failpoints::failpoint;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -59,7 +60,9 @@ impl Containers {
         let before = Spec::load(&file).map_err(ContainerError::SpecFile)?;
         let after = self.changed(container, &before, request)?;
         save(&after, &file)?;
+        failpoint!("container.update.spec_replaced", infallible);
         let mut done = self.put_into_force(container, &before, &after, annotations).await;
+        failpoint!("container.update.in_force", infallible);
         if done.is_ok() {
             done = container.record_resources(&self.ports, resources::in_effect(&after)).await;
             if done.is_err()
@@ -136,6 +139,7 @@ impl Container {
         let _one_at_a_time = self.change.lock().await;
         let record = self.record(self.state(), Some(resources.clone()));
         self.keep(ports, &record).await?;
+        failpoint!("container.update.recorded", infallible);
         self.resources.store(Some(Arc::new(resources)));
         Ok(())
     }
@@ -145,6 +149,7 @@ impl Container {
 fn save(spec: &Spec, file: &Path) -> Result<(), ContainerError> {
     let fresh = file.with_extension("json.new");
     spec.save(&fresh).map_err(ContainerError::SpecFile)?;
+    failpoint!("container.update.spec_written");
     std::fs::rename(&fresh, file).map_err(|source| ContainerError::File {
         operation: "replace",
         path: file.to_owned(),

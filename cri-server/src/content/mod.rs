@@ -9,6 +9,7 @@
 //! its digest and size were checked. After a power cut that is sure only of blobs that were there at the last
 //! [`Content::folder`] synced: whoever records a blob syncs first, and what has no record is removed at start.
 
+use cofferdam_failpoints::failpoint;
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -202,6 +203,7 @@ impl Content {
         let path = self.ingest.join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
         let file =
             File::options().write(true).create_new(true).open(&path).map_err(failed("create", &path))?;
+        failpoint!("content.file_made", infallible);
         let hasher = Hasher::new(expected.as_ref().map_or(Algorithm::Sha256, Digest::algorithm));
         Ok(Ingest { file, path, hasher, expected, size, written: 0, committed: false })
     }
@@ -225,8 +227,10 @@ impl Content {
     /// When digest or size are wrong, or the kernel refuses; then nothing is kept.
     pub fn commit(&self, mut ingest: Ingest) -> Result<Digest, ContentError> {
         let digest = ingest.verify()?;
+        failpoint!("content.verified");
         let target = self.path(&digest);
         fs::rename(&ingest.path, &target).map_err(failed("rename to", &target))?;
+        failpoint!("content.renamed", infallible);
         ingest.committed = true;
         self.sizes().insert(digest.clone(), ingest.written);
         Ok(digest)

@@ -6,6 +6,7 @@
 //! Invariant: at no moment does a record on disk name a part that is not on disk. So a record of an image that lost a part
 //! goes before the part comes anew.
 
+use cofferdam_failpoints::failpoint;
 use std::collections::HashSet;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -62,6 +63,7 @@ impl ImageService {
         let catalogue = self.catalogue.load_full();
         for image in catalogue.images.values().chain(catalogue.broken.values()).filter(|image| lost(image)) {
             self.store.delete(Table::Images, image.id.as_str()).await?;
+            failpoint!("image.disown.deleted");
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 //! Invariant: an archive is read once, front to back; its blobs go to the content store under the digests of their bytes, and
 //! from there on an import is a pull without a registry. What no image uses is swept afterwards.
 
+use cofferdam_failpoints::failpoint;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::BufReader;
@@ -80,6 +81,7 @@ impl ImageService {
         let _keeping = self.garbage.read().await;
         let (content, file) = (self.content.clone(), path.to_owned());
         let listing = blocking(move || store_files(&content, &file)).await??;
+        failpoint!("image.import.stored");
         let refused =
             |problem: &str| ImageError::Archive { path: path.to_owned(), problem: problem.to_owned() };
         let saved: Vec<Saved> = match &listing.docker {
@@ -132,6 +134,7 @@ impl ImageService {
         let mut digests: Vec<String> = candidate.tags.iter().filter_map(name).collect();
         digests.dedup();
         let chosen = self.choose(origin, candidate.start).await?;
+        failpoint!("image.import.chosen");
         let (board, _) = Board::new();
         self.install(origin, chosen, candidate.tags, digests, &board).await
     }

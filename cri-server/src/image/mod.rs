@@ -29,6 +29,7 @@ mod tests;
 mod usage;
 mod verify;
 
+use cofferdam_failpoints::failpoint;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -208,6 +209,25 @@ impl ImageService {
         })
     }
 
+    /// What the image's manifest notes about it.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn annotations(&self, image: &ImageRecord) -> Result<HashMap<String, String>, ImageError> {
+        #[derive(serde::Deserialize)]
+        struct Noted {
+            #[serde(default)]
+            annotations: Option<HashMap<String, String>>,
+        }
+        let bytes = self.content.read(&image.manifest, MAX_MANIFEST)?;
+        let noted: Noted = serde_json::from_slice(&bytes).map_err(|e| ImageError::Malformed {
+            what: "manifest",
+            digest: image.manifest.to_string(),
+            problem: e.to_string(),
+        })?;
+        Ok(noted.annotations.unwrap_or_default())
+    }
+
     /// Records an image whose parts are all there. Its tags leave other images.
     async fn record(&self, mut image: ImageRecord) -> Result<Arc<ImageRecord>, ImageError> {
         let _changing = self.changes.lock().await;
@@ -220,6 +240,7 @@ impl ImageService {
         image.pinned = self.is_pinned(&image.repo_tags);
         let image = Arc::new(image);
         self.store.put(Table::Images, image.id.as_str(), &*image).await?;
+        failpoint!("image.record.stored", infallible);
         let without_tags = |other: &ImageRecord| {
             let mut less = ImageRecord::clone(other);
             less.repo_tags.retain(|tag| !image.repo_tags.contains(tag));

@@ -3,6 +3,7 @@
 //! Invariant: a pull runs in a task of the service. Callers that want the same image with the same login share it, and it goes
 //! on when they leave.
 
+use cofferdam_failpoints::failpoint;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -184,6 +185,7 @@ impl ImageService {
                     service.want_sweep();
                 }
             }
+            failpoint!("image.pull.settling", infallible);
             service.sweep_when_idle().await;
             sender.send_replace(Some(outcome.map_err(Arc::new)));
             drop(sender);
@@ -218,6 +220,7 @@ impl ImageService {
         let _keeping = self.garbage.read().await;
         let failed = |source| ImageError::Registry { reference: reference.to_string(), source };
         let resolved = self.registry.resolve(reference, credentials).await.map_err(failed)?;
+        failpoint!("image.pull.resolved");
         let digests = vec![reference.with_digest(resolved.descriptor.digest.clone()).to_string()];
         // A pull by digest says nothing about tags, even when one is written beside it.
         let tags = match reference.digest() {
@@ -226,6 +229,7 @@ impl ImageService {
         };
         let origin = Origin::Registry { reference: reference.clone(), credentials: credentials.clone() };
         let chosen = self.choose(&origin, resolved).await?;
+        failpoint!("image.pull.chosen");
         self.install(&origin, chosen, tags, digests, board).await
     }
 
@@ -269,6 +273,7 @@ impl ImageService {
         }
         let Chosen { digest, media_type, bytes, manifest } = chosen;
         let config_bytes = self.fetch_small(origin, &manifest.config, MAX_CONFIG).await?;
+        failpoint!("image.pull.config_stored");
         let id = manifest.config.digest.clone();
         let config = manifest::parse_config(&config_bytes, &id, manifest.layers.len())?;
         self.check_platform(&origin.name(), &config.platform)?;
@@ -286,15 +291,19 @@ impl ImageService {
             self.disown_blob(&digest).await?;
         }
         self.fetch_layers(origin, &layers, board).await?;
+        failpoint!("image.pull.layers_fetched");
         let (content, snapshots) = (self.content.clone(), self.snapshots.clone());
         let diff_ids = config.diff_ids.clone();
         let (manifest_digest, manifest_size) = (digest.clone(), bytes.len() as u64);
         blocking(move || -> Result<(), ImageError> {
             snapshots.settle(&diff_ids)?;
+            failpoint!("image.pull.settled");
             content.put(&manifest_digest, &bytes)?;
+            failpoint!("image.pull.manifest_stored");
             durable::sync(&[content.folder(), &snapshots.layers().folder()])
         })
         .await??;
+        failpoint!("image.pull.synced");
         let size =
             layers.iter().map(|layer| layer.size).sum::<u64>() + manifest_size + config_bytes.len() as u64;
         self.record(ImageRecord {

@@ -3,6 +3,7 @@
 //! Invariant: mark and sweep from the records and the containers; nothing is swept while a pull, whose parts no record names yet,
 //! is under way.
 
+use cofferdam_failpoints::failpoint;
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
@@ -57,6 +58,7 @@ impl ImageService {
             return Err(ImageError::Pinned(text.to_owned()));
         }
         self.store.delete(Table::Images, image.id.as_str()).await?;
+        failpoint!("image.remove.record_deleted", infallible);
         catalogue.images.remove(&image.id);
         self.catalogue.store(Arc::new(catalogue));
         drop(changing);
@@ -115,6 +117,7 @@ impl ImageService {
             layers: self.snapshots.sweep(&layers),
             failures: Vec::new(),
         };
+        failpoint!("image.sweep.layers_detached", infallible);
         for (digest, _) in self.content.list() {
             if !blobs.contains(&digest) {
                 match self.content.detach(&digest) {
@@ -124,6 +127,7 @@ impl ImageService {
             }
         }
         self.pairs().retain(|(blob, _)| blobs.contains(blob));
+        failpoint!("image.sweep.detached", infallible);
         Some(unused)
     }
 
@@ -176,7 +180,9 @@ impl Unused {
     fn remove(self) -> Vec<String> {
         let blobs = self.blobs.into_iter().filter_map(|blob| blob.remove().err());
         let blobs: Vec<_> = blobs.map(|error| crate::report::chain(&error)).collect();
-        let layers = self.layers.remove().into_iter().map(|error| crate::report::chain(&error));
+        failpoint!("image.sweep.blobs_removed", infallible);
+        let layers: Vec<_> = self.layers.remove().into_iter().map(|error| crate::report::chain(&error)).collect();
+        failpoint!("image.sweep.layers_removed", infallible);
         self.failures.into_iter().chain(blobs).chain(layers).collect()
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! The record is written before the first ADD (without a result) and removed after the last DEL.
 
+use cofferdam_failpoints::failpoint;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -140,6 +141,7 @@ pub(super) fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
     let temporary = path.with_extension(UNFINISHED);
     let written = File::create(&temporary).and_then(|mut file| {
         file.write_all(content)?;
+        failpoint!("network.record.written");
         file.sync_all()
     });
     let renamed = written.and_then(|()| fs::rename(&temporary, path));

@@ -3,6 +3,7 @@
 //! Invariant: each plugin sees its own configuration, the network's name and version, the capabilities that it declares,
 //! and the result so far; ADD and CHECK go forward, DEL goes backward and goes on after a failure.
 
+use cofferdam_failpoints::failpoint;
 use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
@@ -34,6 +35,7 @@ impl Chain<'_> {
         for plugin in &self.list.plugins {
             let stdin = self.stdin(plugin, previous.as_ref())?;
             let answer = self.executor.run(&plugin.kind, Verb::Add, Some(&subject), &stdin).await?;
+            failpoint!("cni.add.executed");
             let read =
                 result::parse(&answer, self.list.version).map_err(|problem| NetworkError::BadOutput {
                     plugin: plugin.kind.clone(),
@@ -61,6 +63,7 @@ impl Chain<'_> {
                 Err(error) => Err(error),
             };
             failures.extend(done.err());
+            failpoint!("cni.del.executed");
         }
         NetworkError::collect(failures)
     }

@@ -31,6 +31,7 @@ mod fake_plugins_test;
 #[cfg(test)]
 mod privileged_test;
 
+use cofferdam_failpoints::failpoint;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -167,9 +168,11 @@ impl Network {
             result: None,
         };
         self.cache.store(&record)?;
+        failpoint!("network.attach.recorded");
         match self.add(&mut record).await {
             Ok(attached) => Ok(attached),
             Err(failure) => {
+                failpoint!("network.attach.failed", infallible);
                 if let Err(left) = self.release(&record).await {
                     tracing::warn!(sandbox = %pod.sandbox_id, error = %error::chain(&left),
                         "a failed attachment could not be taken back; the next detach tries again");

@@ -2,6 +2,7 @@
 //!
 //! Invariant: only short-lived threads of this file and of `dial` leave the node's network namespace, and they end there.
 
+use cofferdam_failpoints::failpoint;
 use std::fs::{self, OpenOptions};
 use std::io::{self, IoSlice, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -76,6 +77,7 @@ impl Pins {
             .mode(0o444)
             .open(&path)
             .map_err(|error| NetworkError::file("create", &path, error))?;
+        failpoint!("netns.file_made", infallible);
         let made = std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().name("netns".to_owned());
             let thread =
@@ -103,8 +105,11 @@ impl Pins {
         while let Err(error) = fs::remove_file(&path) {
             match error.kind() {
                 io::ErrorKind::NotFound => return Ok(()),
-                io::ErrorKind::ResourceBusy => umount2(&path, MntFlags::MNT_DETACH)
-                    .map_err(|error| NetworkError::file("unmount", &path, error))?,
+                io::ErrorKind::ResourceBusy => {
+                    umount2(&path, MntFlags::MNT_DETACH)
+                        .map_err(|error| NetworkError::file("unmount", &path, error))?;
+                    failpoint!("netns.unmounted");
+                }
                 _ => return Err(NetworkError::file("remove", &path, error)),
             }
         }
@@ -149,6 +154,7 @@ fn furnish(pin: &Path, theirs: Option<&fs::File>, sysctls: &[(PathBuf, &str)]) -
         }
     }
     raise_loopback().map_err(|error| failure("raise loopback", pin, error))?;
+    failpoint!("netns.made");
     for (file, value) in sysctls {
         OpenOptions::new()
             .write(true)
@@ -158,7 +164,9 @@ fn furnish(pin: &Path, theirs: Option<&fs::File>, sysctls: &[(PathBuf, &str)]) -
     }
     let own = Path::new("/proc/thread-self/ns/net");
     mount(Some(own), pin, None::<&str>, MsFlags::MS_BIND, None::<&str>)
-        .map_err(|error| failure("pin", pin, error))
+        .map_err(|error| failure("pin", pin, error))?;
+    failpoint!("netns.mounted");
+    Ok(())
 }
 
 /// The file of a sysctl of the network. The kernel shows each thread those of its own namespace.

@@ -1,5 +1,6 @@
 //! Which network serves an attachment, and the steps on it that attach, detach, GC and Status are made of.
 
+use cofferdam_failpoints::failpoint;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -56,8 +57,10 @@ impl Network {
             }
         };
         let ips = result::addresses(&result, &record.interface);
+        failpoint!("network.attach.added");
         record.result = Some(result.clone());
         self.cache.store(record)?;
+        failpoint!("network.attach.result_recorded");
         if ips.is_empty() {
             return Err(NetworkError::NoAddress { network });
         }
@@ -70,7 +73,10 @@ impl Network {
             Provider::Cni { list } => self.chain(list, record).del(record.result.as_ref()).await?,
             Provider::Builtin { conf } => self.builtin.del(conf, record).await?,
         }
-        self.cache.remove(&record.pod.sandbox_id)
+        failpoint!("network.detach.deleted");
+        self.cache.remove(&record.pod.sandbox_id)?;
+        failpoint!("network.detach.forgotten");
+        Ok(())
     }
 
     /// Without a record nothing is attached as far as we know. After a reboot, though, plugins may still keep addresses

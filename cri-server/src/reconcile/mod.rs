@@ -16,6 +16,7 @@ mod processes;
 mod report;
 mod verify;
 
+use cofferdam_failpoints::failpoint;
 use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -192,11 +193,13 @@ impl Reconciler {
         if !report.network_done {
             report.settle("network", None, self.ports.network.gc(valid).await.map_err(Into::into));
         }
+        failpoint!("server.networks_swept", infallible);
         if !self.ports.store.is_incomplete() || self.started.1.elapsed() > KEEP_IMAGES {
             for error in self.ports.images.sweep().await {
                 report.failed("image", None, error);
             }
         }
+        failpoint!("server.swept", infallible);
         report.end();
         self.last.lock().unwrap_or_else(PoisonError::into_inner).replace(report.clone());
         report

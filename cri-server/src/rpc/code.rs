@@ -114,8 +114,13 @@ fn of_sandbox(error: &SandboxError) -> Option<Code> {
 
 fn of_container(error: &ContainerError) -> Option<Code> {
     match error {
-        ContainerError::Invalid(_) | ContainerError::Handler(_) | ContainerError::User(_) => {
-            Some(Code::InvalidArgument)
+        ContainerError::Invalid(_)
+        | ContainerError::Handler(_)
+        | ContainerError::User(_)
+        | ContainerError::BadCheckpoint { .. } => Some(Code::InvalidArgument),
+        ContainerError::Parts(error) => error.is_about_the_input().then_some(Code::InvalidArgument),
+        ContainerError::NoArchive { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+            Some(Code::NotFound)
         }
         ContainerError::Volume(error) => of_volume(error),
         ContainerError::Cdi(error) => of_cdi(error),
@@ -127,6 +132,7 @@ fn of_container(error: &ContainerError) -> Option<Code> {
         | ContainerError::NotRunning { .. }
         | ContainerError::NotUpdatable { .. }
         | ContainerError::NoCheckpoint(_)
+        | ContainerError::NoRestore(_)
         | ContainerError::SandboxNotReady { .. } => Some(Code::FailedPrecondition),
         ContainerError::Nri(error) => of_nri(error),
         ContainerError::Unkillable { .. }

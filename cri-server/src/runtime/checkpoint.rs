@@ -1,4 +1,5 @@
-//! What a checkpoint asks of a shim: to hold the container still, to write the images, to let it run on.
+//! What a checkpoint asks of a shim: to hold the container still, to write the images, to let it run on; and to
+//! restore a container from such images.
 
 use std::path::Path;
 use std::time::Duration;
@@ -30,6 +31,16 @@ impl Shim {
     pub async fn resume(&self) -> Result<(), RuntimeError> {
         let request = api::ResumeRequest { id: self.id().to_owned(), ..Default::default() };
         self.call::<Empty>("Resume", request, self.deadlines().light).await.map(drop)
+    }
+
+    /// Restores the container that was made with a checkpoint. Answers its first process's pid.
+    ///
+    /// # Errors
+    /// [`RuntimeError::FailedPrecondition`] with criu's words, when it cannot do it.
+    pub async fn start_restored(&self, limit: Duration) -> Result<u32, RuntimeError> {
+        let request = api::StartRequest { id: self.id().to_owned(), ..Default::default() };
+        let answer: api::StartResponse = self.call("Start", request, limit + ANSWER).await?;
+        Ok(answer.pid)
     }
 
     /// Writes the images of the container's processes into the folder `images`; they go on as they were.

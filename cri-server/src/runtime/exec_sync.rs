@@ -4,6 +4,7 @@
 //! killed or has ended, the shim has forgotten it and the FIFOs are gone. The work is done by a task of its own: a caller
 //! that goes away makes it end the command, for nobody is left to read what it says, but cannot cut it off half-way.
 
+use cofferdam_failpoints::failpoint;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -94,7 +95,9 @@ impl ExecRunner {
             let result = run.execute(process, answer.closed()).await;
             // The caller may have gone away; the shim has to forget the process all the same, which can take long.
             let _ = answer.send(result);
+            failpoint!("exec.answered", infallible);
             run.forget().await;
+            failpoint!("exec.forgotten", infallible);
         };
         self.tasks.spawn(work.instrument(span));
         answered.await.unwrap_or(Err(ExecError::Abandoned))
@@ -130,6 +133,7 @@ impl Run {
         left: impl Future<Output = ()>,
     ) -> Result<ExecOutput, ExecError> {
         let capture = ExecCapture::make(&self.bundle, &self.exec_id, LIMIT).map_err(ExecError::Io)?;
+        failpoint!("exec.fifos_made");
         let exec = ExecProcess {
             exec_id: self.exec_id.clone(),
             process,
@@ -145,6 +149,7 @@ impl Run {
         };
         match ended {
             Ok(exit) => {
+                failpoint!("exec.ended", infallible);
                 let (stdout, stderr) = capture.finish(DRAIN).await;
                 Ok(output(exit, stdout, stderr))
             }
@@ -157,8 +162,10 @@ impl Run {
 
     async fn run_to_end(&self, exec: ExecProcess) -> Result<Exit, RuntimeError> {
         self.shim.exec(exec).await?;
+        failpoint!("exec.added");
         let pid = self.shim.start(&self.exec_id).await?;
         let _ = self.pid.set(pid);
+        failpoint!("exec.started");
         self.shim.wait(&self.exec_id).await
     }
 

@@ -3,6 +3,7 @@
 //! Invariant: no command of a shim outlives its deadline, and nothing of a shim that stays (its descriptors, its
 //! process) is held by the daemon but the connection.
 
+use cofferdam_failpoints::failpoint;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -76,9 +77,13 @@ impl Launcher {
         let binary = handler.check()?;
         check_bundle(id, bundle)?;
         let log = LogPipe::make(bundle, id)?;
+        failpoint!("runtime.start.log_made");
         let endpoint = self.negotiate(handler, &binary, id, namespace, bundle).await?;
+        failpoint!("runtime.start.answered");
         let shim = self.open(id, &endpoint).await?;
+        failpoint!("runtime.start.connected");
         store_endpoint(bundle, &endpoint)?;
+        failpoint!("runtime.start.recorded");
         log.forward(&shim);
         Ok(shim)
     }

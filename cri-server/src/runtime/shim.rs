@@ -62,6 +62,8 @@ pub struct CreateTask {
     pub terminal: bool,
     /// The handler's options.
     pub options: Option<Any>,
+    /// The folder of criu's images, for one that is to be restored.
+    pub checkpoint: Option<PathBuf>,
 }
 
 /// One more process in a task.
@@ -206,6 +208,7 @@ impl Shim {
             stdout: self.output(task.stdout, any, task.terminal),
             stderr: self.output(task.stderr, any, task.terminal),
             options: MessageField(task.options.map(Box::new)),
+            checkpoint: task.checkpoint.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
             ..Default::default()
         };
         let answer: api::CreateTaskResponse = self.call("Create", request, self.deadlines.heavy).await?;

@@ -8,6 +8,7 @@
 //!
 //! All of it is derived from the record: it is made again when the node has rebooted and never read back.
 
+use cofferdam_failpoints::failpoint;
 use std::fs;
 use std::net::IpAddr;
 use std::os::unix::fs::chown;
@@ -95,6 +96,7 @@ fn write_all(
 ) -> Result<(), SandboxError> {
     let rootfs = files.bundle.join("rootfs");
     fs::create_dir_all(&rootfs).map_err(failed("make", &rootfs))?;
+    failpoint!("sandbox.files.folder_made");
     // The mount points in it are made by the pod's root.
     chown(&rootfs, Some(root.0), Some(root.1)).map_err(failed("give away", &rootfs))?;
     let resolv_conf = resolv_conf(config.dns_config.as_ref());
@@ -105,6 +107,7 @@ fn write_all(
     for file in [&files.resolv_conf, &files.hostname, &files.hosts] {
         label.map_or(Ok(()), |label| label_file(file, label))?;
     }
+    failpoint!("sandbox.files.written");
     if let Some(shm) = &files.shm {
         fs::create_dir_all(shm).map_err(failed("make", shm))?;
         let context = label.map_or_else(String::new, |label| format!(",context=\"{label}\""));
@@ -112,6 +115,7 @@ fn write_all(
         let flags = MsFlags::MS_NOEXEC | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
         nix::mount::mount(Some("shm"), shm, Some("tmpfs"), flags, Some(options.as_str()))
             .map_err(|errno| failed("mount shared memory on", shm)(errno.into()))?;
+        failpoint!("sandbox.files.shm_mounted");
     }
     Ok(())
 }

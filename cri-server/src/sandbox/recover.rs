@@ -3,6 +3,7 @@
 //! Invariant: nothing here waits for a shim that hangs, a plugin or a process: when [`Sandboxes::recover`] returns, every
 //! sandbox tells what it is, and what is left to do goes on in the background. After a reboot no shim is asked at all.
 
+use cofferdam_failpoints::failpoint;
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -94,6 +95,7 @@ impl Sandboxes {
 
     /// Answers the sandbox when something is left to do about it.
     async fn recover_one(self: &Arc<Self>, sandbox: Arc<Sandbox>) -> Option<Arc<Sandbox>> {
+        failpoint!("sandbox.recover.loaded", infallible);
         let bundle = self.ports.places.sandbox(sandbox.id());
         if self.ports.past.rebooted {
             // Whatever it says of a shim is of before.
@@ -104,6 +106,7 @@ impl Sandboxes {
             let shim = self.ports.launcher.connect(sandbox.id().as_str(), &endpoint, &bundle).await;
             sandbox.shim.store(shim.ok().map(Arc::new));
         }
+        failpoint!("sandbox.recover.connected", infallible);
         let settled = match (sandbox.status().state, sandbox.shim.load_full()) {
             (SandboxState::Ready { .. }, Some(shim)) => {
                 self.supervise(&sandbox, shim);
@@ -114,11 +117,13 @@ impl Sandboxes {
                 tracing::warn!(sandbox = %sandbox.id(), rebooted = self.ports.past.rebooted, "the pod's shim is gone: the pod is not ready");
                 // A failure is met again where the rest is settled.
                 let _ = self.mark_ended(&sandbox).await;
+                failpoint!("sandbox.recover.lost_recorded", infallible);
                 false
             }
             (SandboxState::Creating | SandboxState::Removing, _) => false,
             (SandboxState::NotReady, _) => !Launcher::tried(&bundle),
         };
+        failpoint!("sandbox.recover.done", infallible);
         (!settled).then_some(sandbox)
     }
 

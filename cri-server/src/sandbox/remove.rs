@@ -1,5 +1,6 @@
 //! Removing a sandbox: what stopping leaves, and the record last.
 
+use cofferdam_failpoints::failpoint;
 use std::sync::Arc;
 
 use super::record::{SandboxState, SandboxStatus};
@@ -24,11 +25,15 @@ impl Sandboxes {
             Ok::<_, SandboxError>(SandboxStatus { state: SandboxState::Removing, ..s.clone() })
         };
         sandbox.change(&self.ports, removing).await?;
+        failpoint!("sandbox.remove.recorded");
         self.plugins_stop(sandbox).await;
         self.tear_down(sandbox).await?;
+        failpoint!("sandbox.remove.torn_down");
         self.plugins_remove(sandbox).await;
         files::remove(&self.ports, sandbox)?;
+        failpoint!("sandbox.remove.folder_removed");
         self.ports.store.delete(Table::Sandboxes, sandbox.id().as_str()).await?;
+        failpoint!("sandbox.remove.record_deleted");
         // While it can still be found: the event holds its last status.
         sandbox.tell(&self.ports, Some(Phase::Deleted));
         self.all.remove(sandbox.id().as_str());

@@ -4,6 +4,7 @@
 //! StopPodSandbox uses, so a failure at any step leaves nothing; if even the teardown fails, the sandbox stays as
 //! NotReady, for the kubelet to stop and remove.
 
+use cofferdam_failpoints::failpoint;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -85,12 +86,14 @@ impl Sandboxes {
         record.cgroups_path = Some(path);
         stage.set("recording");
         self.ports.store.put(Table::Sandboxes, record.id.as_str(), &record).await?;
+        failpoint!("sandbox.run.recorded", infallible);
         let sandbox = Sandbox::new(record, level);
         self.all.insert(sandbox.id().as_str(), Arc::clone(&sandbox));
         match self.build(&sandbox, handler, namespaces, stage).await {
             Ok(()) => Ok(sandbox.id().clone()),
             Err(error) => {
                 stage.set("undoing");
+                failpoint!("sandbox.run.undoing", infallible);
                 self.undo(&sandbox).await;
                 Err(error)
             }
@@ -142,7 +145,9 @@ impl Sandboxes {
         let ports = &self.ports;
         let labels = selinux::labels(ports, sandbox)?;
         let shared = files::create(ports, sandbox, namespaces, labels.mount).await?;
+        failpoint!("sandbox.run.files_made");
         self.write_spec(sandbox, &shared)?;
+        failpoint!("sandbox.run.spec_written");
         stage.set("attaching the network and starting the shim");
         // Neither waits for the other; both are waited for, so that an undo finds them finished.
         let (network, shim) = tokio::join!(
@@ -151,26 +156,33 @@ impl Sandboxes {
         );
         let shim = Arc::new(shim?);
         sandbox.shim.store(Some(Arc::clone(&shim)));
+        failpoint!("sandbox.run.shim_started");
         let mut network = network?;
+        failpoint!("sandbox.run.network_attached");
         stage.set("starting the pause process");
         let bundle = shared.bundle.clone();
         let task = CreateTask { bundle, options: handler.options.clone(), ..CreateTask::default() };
         let waiting = shim.create(task).await?;
+        failpoint!("sandbox.run.task_created");
         if namespaces.user.is_some() {
             stage.set("attaching the network of the pod's own users");
             network = self.connect(sandbox, namespaces, Some(waiting)).await?;
         }
         let ips = network.map(|n| n.ips).unwrap_or_default();
         files::write_hosts(&shared, sandbox.config(), &ips)?;
+        failpoint!("sandbox.run.hosts_written");
         let pid = shim.start("").await?;
+        failpoint!("sandbox.run.task_started");
         stage.set("asking NRI plugins");
         let _gate = ports.nri.gate().await;
         self.plugins_run(sandbox, pid, &ips).await?;
+        failpoint!("sandbox.run.plugins_asked");
         stage.set("recording");
         let built = |s: &SandboxStatus| {
             Ok::<_, SandboxError>(SandboxStatus { state: s.state.built(pid)?, ips, ..s.clone() })
         };
         sandbox.change(ports, built).await?;
+        failpoint!("sandbox.run.ready_recorded", infallible);
         self.supervise(sandbox, shim);
         Ok(())
     }
@@ -193,6 +205,7 @@ impl Sandboxes {
             None => pins.create(&id, &[]),
         };
         tokio::task::spawn_blocking(pin).await??;
+        failpoint!("sandbox.run.netns_pinned");
         Ok(Some(self.ports.network.attach(&attachment).await?))
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Invariant: a failed step does not keep the others from being tried, and what is absent counts as done.
 
+use cofferdam_failpoints::failpoint;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -50,7 +51,9 @@ impl Sandboxes {
             Ok::<_, SandboxError>(SandboxStatus { state: s.state.ended(), stopped: true, ..s.clone() })
         };
         sandbox.change(&self.ports, stopped).await?;
+        failpoint!("sandbox.stop.recorded");
         self.plugins_stop(sandbox).await;
+        failpoint!("sandbox.stop.plugins_told");
         self.tear_down(sandbox).await
     }
 
@@ -69,6 +72,7 @@ impl Sandboxes {
         failures.extend(ended.err());
         failures.extend(disconnected.err());
         failures.extend(files::unmount(&self.ports, sandbox.id()).err());
+        failpoint!("sandbox.stop.unmounted");
         SandboxError::collect(failures)
     }
 
@@ -83,7 +87,9 @@ impl Sandboxes {
     pub(super) async fn end_pause(&self, sandbox: &Sandbox) -> Result<(), SandboxError> {
         let pause = self.ending(sandbox)?;
         task::end(&self.ports, pause.ending()).await?;
+        failpoint!("sandbox.stop.pause_ended");
         self.ports.cgroups.remove_around(&pause.cgroups_path);
+        failpoint!("sandbox.stop.cgroups_removed");
         sandbox.shim.store(None);
         Ok(())
     }
@@ -107,12 +113,15 @@ impl Sandboxes {
         }
         if sandbox.status().attached {
             self.ports.network.detach(&sandbox.attachment(&self.ports)).await?;
+            failpoint!("sandbox.stop.network_detached");
             let detached =
                 |s: &SandboxStatus| Ok::<_, SandboxError>(SandboxStatus { attached: false, ..s.clone() });
             sandbox.change(&self.ports, detached).await?;
+            failpoint!("sandbox.stop.detach_recorded");
         }
         let (pins, id) = (Pins::new(self.ports.places.state()), sandbox.id().clone());
         tokio::task::spawn_blocking(move || pins.remove(&id)).await??;
+        failpoint!("sandbox.stop.netns_removed");
         Ok(())
     }
 }

@@ -1,5 +1,6 @@
 //! Watches a pause process: when it ends, by itself or with its shim, the sandbox is not ready any more.
 
+use cofferdam_failpoints::failpoint;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,6 +33,7 @@ impl Sandboxes {
                 Err(error) => self.not_yet(sandbox, &error).await,
             }
         };
+        failpoint!("sandbox.end.seen", infallible);
         if sandbox.is_ready() {
             let shim_died = matches!(end, End::ShimDead(_));
             tracing::warn!(sandbox = %sandbox.id(), shim_died, "the pause process ended: the pod is not ready");
@@ -39,6 +41,7 @@ impl Sandboxes {
         while let Err(error) = self.mark_ended(sandbox).await {
             self.not_yet(sandbox, &error).await;
         }
+        failpoint!("sandbox.end.recorded", infallible);
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 //! The pod's own cgroup is the kubelet's, which has changed it already. Ours is to keep the sizes for whoever asks, to
 //! bound the pause container by the new overhead, and to let the shim know, as one that runs a machine sizes it by them.
 
+use cofferdam_failpoints::failpoint;
 use std::sync::Arc;
 
 use oci_spec::runtime::{LinuxResources, Spec};
@@ -44,10 +45,13 @@ impl Sandboxes {
         let before = Spec::load(&file).map_err(SandboxError::SpecFile)?;
         let after = self.resized(&before, &size)?;
         tell(sandbox, &after, &size).await?;
+        failpoint!("sandbox.update.told");
         after.save(&file).map_err(SandboxError::SpecFile)?;
+        failpoint!("sandbox.update.spec_saved");
         let resized =
             |s: &SandboxStatus| Ok::<_, SandboxError>(SandboxStatus { resized: Some(size), ..s.clone() });
         sandbox.change(&self.ports, resized).await?;
+        failpoint!("sandbox.update.recorded", infallible);
         self.plugins_updated(sandbox).await;
         Ok(())
     }

@@ -5,9 +5,14 @@
 
 mod deadline;
 mod events;
+mod gate;
+mod health;
 mod measure;
 mod socket;
+mod supervisor;
+mod watchdog;
 
+use cofferdam_failpoints::failpoint;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,7 +52,7 @@ use crate::spec::Defaults;
 use crate::store::{Store, StoreError, Table};
 use crate::streaming::{ListenError, Parts, Streaming};
 
-/// How long operations under way may take to end when the daemon does.
+/// How long calls and operations under way may take to end, together, when the daemon does.
 const DRAIN: Duration = Duration::from_secs(10);
 /// The largest request: the kubelet's are far smaller.
 const MAX_MESSAGE: usize = 16 << 20;
@@ -121,7 +126,9 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
     let containers = Containers::new(Arc::clone(&ports), Arc::clone(&sandboxes));
     ports.events.paint_with(painter(&sandboxes, &containers));
     sandboxes.recover().await?;
+    failpoint!("server.sandboxes_recovered", infallible);
     containers.recover().await?;
+    failpoint!("server.containers_recovered", infallible);
     leave_word(&ports, false).await;
     let reconciler = Reconciler::new(
         Arc::clone(&ports),
@@ -290,6 +297,7 @@ async fn drain(ports: &Ports, daemon: &Daemon, sink: Sink) {
     }
     ports.nri.shut_down().await;
     leave_word(ports, true).await;
+    failpoint!("server.drained", infallible);
     if daemon.sandboxes.all().is_empty() {
         if let Err(error) = ports.network.teardown_if_unused().await {
             tracing::warn!(error = %crate::report::chain(&error), "the built-in network stays");

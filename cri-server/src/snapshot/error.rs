@@ -103,6 +103,22 @@ impl SnapshotError {
         Self::Entry { entry: lossy(entry), reason: reason.into() }
     }
 
+    /// Whether what was given is at fault, and not the node.
+    #[must_use]
+    pub fn is_about_the_input(&self) -> bool {
+        match self {
+            Self::Entry { .. } | Self::Archive(_) | Self::Stream(_) | Self::Limit { .. } => true,
+            Self::Io { .. }
+            | Self::EntryIo { .. }
+            | Self::DiffId { .. }
+            | Self::Source(_)
+            | Self::Panicked(_)
+            | Self::MissingLayer(_)
+            | Self::TooManyLayers { .. }
+            | Self::Unreadable { .. } => false,
+        }
+    }
+
     /// Whether the file system or its quota is full.
     #[must_use]
     pub fn is_disk_full(&self) -> bool {

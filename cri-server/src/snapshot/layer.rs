@@ -13,6 +13,7 @@
 //! is sure only of what was there when [`Layers::folder`] was last synced: whoever records a layer syncs first, and what
 //! has no record is removed at start.
 
+use cofferdam_failpoints::failpoint;
 use std::collections::HashMap;
 use std::fs;
 use std::io;
@@ -300,6 +301,7 @@ impl Layers {
         rustix::fs::chmodat(CWD, &target, Mode::from_raw_mode(0o755), AtFlags::empty())
             .map_err(|e| SnapshotError::io("set the mode of", &target)(e.into()))?;
         let (made, actual) = pipeline::run(source, &target, diff_id.algorithm(), limits)?;
+        failpoint!("layer.extracted");
         is_diff_id(diff_id, &actual)?;
         let mut layer = Layer {
             bytes: made.bytes,
@@ -310,7 +312,9 @@ impl Layers {
             manifest: Some(manifest::write(&target, &scratch.join("manifest"), &made.contents)?),
         };
         self.publish(scratch, diff_id, &layer)?;
+        failpoint!("layer.renamed", infallible);
         layer.short = self.alias(diff_id)?;
+        failpoint!("layer.aliased", infallible);
         self.known().insert(diff_id.clone(), layer.clone());
         Ok(layer)
     }
@@ -321,6 +325,7 @@ impl Layers {
             serde_json::to_string(layer).map_err(|e| SnapshotError::io("describe", scratch)(e.into()))?;
         text.push_str(&format!("\n{}\n", Digest::sha256(text.as_bytes())));
         fs::write(&description, text).map_err(SnapshotError::io("write", &description))?;
+        failpoint!("layer.described");
         if layer.bytes > LARGE {
             let handle = fs::File::open(scratch).map_err(SnapshotError::io("open", scratch))?;
             rustix::fs::syncfs(&handle).map_err(|e| SnapshotError::io("sync", scratch)(e.into()))?;
@@ -370,6 +375,7 @@ impl Layers {
                 _ => {}
             }
         }
+        failpoint!("layer.detach.alias_removed", infallible);
         // Half a layer must never carry a layer's name.
         let doomed =
             self.root.join("layers").join(format!("tmp-{}", self.next.fetch_add(1, Ordering::Relaxed)));

@@ -13,6 +13,7 @@
 //! the shim's work.
 
 pub(crate) mod archive;
+mod changes;
 mod decompress;
 mod diff;
 mod error;
@@ -21,6 +22,7 @@ mod implied;
 mod layer;
 mod limits;
 mod manifest;
+mod parts;
 mod pipeline;
 #[cfg(test)]
 mod tests;
@@ -29,6 +31,7 @@ mod usage;
 mod view;
 mod volume;
 
+use cofferdam_failpoints::failpoint;
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -223,6 +226,7 @@ impl Snapshots {
     /// When something cannot be removed; the container then still counts as standing on its layers.
     pub fn remove(&self, id: &ContainerId) -> Result<(), SnapshotError> {
         layer::discard(&self.container(id))?;
+        failpoint!("snapshot.remove.discarded");
         self.containers().remove(id);
         self.spoiled.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
         self.measured.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
@@ -297,6 +301,30 @@ impl Snapshots {
         out: impl std::io::Write,
     ) -> Result<Vec<String>, SnapshotError> {
         diff::write(&self.container(id).join("upper"), &self.view(layers)?, out)
+    }
+
+    /// Brings the changes of a checkpoint, and what is `gone` by them, into the writable layer of a container on the image's
+    /// `layers` that has not run yet. Blocks.
+    ///
+    /// # Errors
+    /// When the archive is damaged or asks for too much, or something cannot be written.
+    pub fn apply(
+        &self,
+        id: &ContainerId,
+        layers: &[Digest],
+        changes: Option<&fs::File>,
+        gone: &[String],
+    ) -> Result<(), SnapshotError> {
+        let upper = self.container(id).join("upper");
+        changes::apply(&upper, &self.view(layers)?, changes, gone, &Limits::default())
+    }
+
+    /// Takes the parts of a checkpoint out of an image of it into the empty `folder`. Blocks.
+    ///
+    /// # Errors
+    /// When a layer is missing, or what is to be taken is too much.
+    pub fn checkpoint_of_image(&self, layers: &[Digest], folder: &Path) -> Result<(), SnapshotError> {
+        parts::of_image(&self.view(layers)?, folder, &Limits::default())
     }
 
     /// The image's root file system, read-only and without a path. Blocks.
@@ -380,6 +408,14 @@ fn spoiled(
     spoiled
 }
 
+/// Takes the parts of a checkpoint out of an archive into the empty `folder`. Blocks.
+///
+/// # Errors
+/// When the archive is damaged or holds too much.
+pub fn checkpoint_of_archive(archive: &fs::File, folder: &Path) -> Result<(), SnapshotError> {
+    parts::of_archive(archive, folder, &Limits::default())
+}
+
 /// Layers that nobody can reach any more; what a crash leaves of them goes at the next start.
 #[derive(Debug, Default)]
 pub struct Garbage {
@@ -436,9 +472,11 @@ fn prepare(
             .map_err(SnapshotError::io("make directory", &path))?;
     }
     if let Some(top) = top {
+        failpoint!("snapshot.prepare.folders_made");
         look_like(&home.join("upper"), top, owners)?;
     }
     corrections.make(&home.join("upper"), owners)?;
+    failpoint!("snapshot.prepare.corrected");
     let path = home.join("layers.json");
     let text = serde_json::to_vec(layers).map_err(|e| SnapshotError::io("describe", &path)(e.into()))?;
     fs::write(&path, text).map_err(SnapshotError::io("write", &path))

@@ -2,6 +2,7 @@
 //!
 //! Invariant: a change is answered only after the commit that holds it. The thread ends when the store is dropped.
 
+use cofferdam_failpoints::failpoint;
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 use std::thread::JoinHandle;
@@ -138,6 +139,8 @@ fn commit(database: &Database, batch: &[Waiting]) -> Result<(), redb::Error> {
             None => table.remove(change.key.as_str())?,
         };
     }
+    failpoint!("store.written", infallible);
     transaction.commit()?;
+    failpoint!("store.committed", infallible);
     Ok(())
 }

@@ -11,6 +11,7 @@ use crate::pod::{self, PodSide};
 use crate::sys::netlink::Socket;
 use crate::sys::netns::Netns;
 use crate::types::{Attachment, CniResult, Dns, Interface, IpConfig, Mac, NetConf, Request, Route};
+use cofferdam_failpoints::failpoint;
 use nix::errno::Errno;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -68,6 +69,7 @@ struct Wired {
 impl Attempt<'_> {
     fn run(&self, ips: &[IpConfig]) -> Result<CniResult, PluginError> {
         let pod_ips: Vec<IpAddr> = ips.iter().map(|ip| ip.address.addr()).collect();
+        failpoint!("plugin.add.leased");
         let ports = host_ports(&self.network.conf.runtime_config.port_mappings, &pod_ips)?;
         let mut socket = Socket::route()?;
         let wired = self.wire(&mut socket, ips, &pod_ips)?;
@@ -80,6 +82,7 @@ impl Attempt<'_> {
 
     fn wire(&self, socket: &mut Socket, ips: &[IpConfig], pod_ips: &[IpAddr]) -> Result<Wired, PluginError> {
         let bridge = bridge::ensure(socket, self.network, ips)?;
+        failpoint!("plugin.add.bridge_ready");
         let host_name = host_veth(&self.network.scope, self.attachment);
         let fallback = || pod_ips.first().map_or(Mac([0x0a, 0x58, 0, 0, 0, 1]), |ip| mac_of(*ip));
         let pod_mac = self.mac.unwrap_or_else(fallback);
@@ -110,11 +113,13 @@ impl Attempt<'_> {
         ports: &[nat::HostPort],
         wired: &Wired,
     ) -> Result<(Link, u32), PluginError> {
+        failpoint!("plugin.add.pair_made");
         let conf = self.network.conf;
         let missing = || PluginError::Check { what: format!("{} vanished", wired.host_name) };
         let host = link::find(socket, &wired.host_name)?.ok_or_else(missing)?;
         let owner = owner(&self.network.scope, self.attachment);
         link::set_alias(socket, host.index, &owner)?;
+        failpoint!("plugin.add.alias_set");
         if conf.hairpin_mode {
             link::set_hairpin(socket, host.index)?;
         }
@@ -122,6 +127,7 @@ impl Attempt<'_> {
         let side =
             PodSide { ifname: &self.attachment.ifname, ips, routes: &routes, announce: self.mac.is_some() };
         let mtu = pod::configure(self.netns, &side)?;
+        failpoint!("plugin.add.pod_configured");
         if !ports.is_empty() && conf.is_gateway {
             bridge::route_loopback(&conf.bridge)?;
         }
@@ -129,6 +135,7 @@ impl Attempt<'_> {
             let chain = self.network.chain();
             let elements = nat::entries(&owner, &chain, pod_ips, ports);
             nat::publish(&mut Socket::netfilter()?, &chain, &elements)?;
+            failpoint!("plugin.add.published", infallible);
         }
         Ok((host, mtu))
     }

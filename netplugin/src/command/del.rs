@@ -8,6 +8,7 @@ use crate::nat;
 use crate::plan::{Network, attachment};
 use crate::sys::netlink::Socket;
 use crate::types::{Attachment, Request};
+use cofferdam_failpoints::failpoint;
 
 pub fn del(request: &Request) -> Result<(), PluginError> {
     let network = Network::of(&request.config)?;
@@ -23,11 +24,14 @@ pub fn del(request: &Request) -> Result<(), PluginError> {
 
 fn unpublish(network: &Network<'_>, attachment: &Attachment) -> Result<(), PluginError> {
     let ours = owner(&network.scope, attachment);
-    Ok(nat::withdraw(&mut Socket::netfilter()?, |owner| owner == ours)?)
+    nat::withdraw(&mut Socket::netfilter()?, |owner| owner == ours)?;
+    failpoint!("plugin.del.withdrawn");
+    Ok(())
 }
 
 fn unwire(network: &Network<'_>, attachment: &Attachment) -> Result<(), PluginError> {
     link::delete(&mut Socket::route()?, &host_veth(&network.scope, attachment))?;
+    failpoint!("plugin.del.unwired");
     Ok(())
 }
 
@@ -38,6 +42,7 @@ fn release(network: &Network<'_>, attachment: &Attachment) -> Result<(), PluginE
     if store.leases.of(attachment).next().is_some() {
         store.leases.release(attachment);
         store.save()?;
+        failpoint!("plugin.del.released");
     }
     Ok(())
 }

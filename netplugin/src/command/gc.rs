@@ -8,6 +8,7 @@ use crate::nat;
 use crate::plan::Network;
 use crate::sys::netlink::Socket;
 use crate::types::{Attachment, NetConf};
+use cofferdam_failpoints::failpoint;
 use std::collections::HashSet;
 
 /// Removes what belongs to attachments of this network other than `valid`. Without any valid one the network's
@@ -29,7 +30,9 @@ pub fn gc(conf: &NetConf, valid: &[Attachment]) -> Result<(), PluginError> {
 }
 
 fn unpublish(is_stale: impl Fn(&str) -> bool) -> Result<(), PluginError> {
-    Ok(nat::withdraw(&mut Socket::netfilter()?, is_stale)?)
+    nat::withdraw(&mut Socket::netfilter()?, is_stale)?;
+    failpoint!("plugin.gc.withdrawn");
+    Ok(())
 }
 
 /// Ports are known by their alias, and by the lease: an ADD that was killed may not have come to the alias.
@@ -48,6 +51,7 @@ fn unwire(
     for holder in stale.unwrap_or_default() {
         link::delete(&mut socket, &host_veth(&network.scope, &holder))?;
     }
+    failpoint!("plugin.gc.unwired");
     Ok(())
 }
 
@@ -55,6 +59,7 @@ fn release(network: &Network<'_>, valid: &[Attachment]) -> Result<(), PluginErro
     let Some(mut store) = store(network)? else { return Ok(()) };
     if !store.leases.retain(|holder| valid.contains(holder)).is_empty() {
         store.save()?;
+        failpoint!("plugin.gc.released");
     }
     Ok(())
 }
@@ -84,10 +89,13 @@ pub fn teardown_if_unused(conf: &NetConf) -> Result<bool, PluginError> {
         && link::ports(&mut socket, bridge.index)?.is_empty()
     {
         link::delete(&mut socket, &conf.bridge)?;
+        failpoint!("plugin.teardown.bridge_removed");
     }
     let stands = |bridge: &str| Ok(link::find(&mut socket, bridge)?.is_some());
     nat::retire(&mut nat_socket, &network.chain(), stands)?;
+    failpoint!("plugin.teardown.rules_removed");
     store.remove()?;
+    failpoint!("plugin.teardown.book_removed", infallible);
     Ok(true)
 }
 

@@ -1,6 +1,7 @@
 //! The leases' files: opened under the network's lock, written back whole.
 
 use super::leases::Leases;
+use cofferdam_failpoints::failpoint;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -67,6 +68,7 @@ impl Store {
             .map_err(|source| StoreError::Decode { path: path.clone(), source })?;
         let written = std::fs::write(&next, &text);
         if written.is_ok() {
+            failpoint!("plugin.ipam.written");
             return failed(std::fs::rename(&next, &path), "replace", &path);
         }
         // On a full disk a part of it may have been written.

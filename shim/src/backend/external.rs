@@ -10,6 +10,7 @@ use std::process::Command;
 use oci_spec::runtime::Process;
 use serde::Deserialize;
 
+use super::spec::Fitted;
 use super::{Failure, FailureKind, OciRuntime, Reporter, spec};
 use crate::bundle::Bundle;
 use crate::cgroup::CgroupPaths;
@@ -59,6 +60,15 @@ impl Binary {
         Err(Failure::new(kind_of(&last), format!("{doing}: {last}")))
     }
 
+    /// Takes away what was made and cannot be used.
+    fn abandon(&self, bundle: &Bundle, id: &str) {
+        let mut command = self.command(bundle);
+        command.args(["delete", "--force"]).arg(id);
+        if let Err(failure) = self.run(bundle, command, "take the unfinished container away") {
+            self.reporter.warn(failure.message);
+        }
+    }
+
     fn read_pid(path: &Path) -> Result<i32, Failure> {
         let text = fs::read_to_string(path)
             .map_err(Failure::because(FailureKind::Runtime, "read the runtime's pid file"))?;
@@ -84,22 +94,28 @@ fn kind_of(message: &str) -> FailureKind {
 }
 
 impl OciRuntime for Binary {
-    fn create(&self, order: &CreateOrder, fitted: &Path, visit: &Visit) -> Result<Created, Failure> {
+    fn create(&self, order: &CreateOrder, fitted: &Fitted, visit: &Visit) -> Result<Created, Failure> {
         let bundle = Bundle::new(&order.bundle);
         let pid_file = bundle.join("oci.pid");
         fs::create_dir_all(bundle.runtime_root())
             .map_err(Failure::because(FailureKind::Runtime, "make the runtime's folder"))?;
         let mut command = self.command(&bundle);
-        command.arg("create").arg("--bundle").arg(fitted).arg("--pid-file").arg(&pid_file);
+        command.arg("create").arg("--bundle").arg(&fitted.bundle).arg("--pid-file").arg(&pid_file);
         if let Some(console) = &order.console {
             command.arg("--console-socket").arg(console);
         }
         command.arg(&order.id);
         self.run(&bundle, command, "create the container")?;
-        visit.end().map_err(Failure::because(FailureKind::Runtime, "leave the pod's scope"))?;
-        let pid = Self::read_pid(&pid_file)?;
-        let cgroups = CgroupPaths::of(pid)
-            .map_err(Failure::because(FailureKind::Runtime, "find the container's cgroups"))?;
+        let found = visit
+            .end()
+            .map_err(Failure::because(FailureKind::Runtime, "leave the pod's scope"))
+            .and_then(|()| {
+                let pid = Self::read_pid(&pid_file)?;
+                let cgroups = CgroupPaths::of(pid)
+                    .map_err(Failure::because(FailureKind::Runtime, "find the container's cgroups"))?;
+                Ok((pid, cgroups))
+            });
+        let (pid, cgroups) = found.inspect_err(|_| self.abandon(&bundle, &order.id))?;
         Ok(Created { pid, cgroups, mounted_on_host: false, start_by_child: true, delete_by_child: true })
     }
 

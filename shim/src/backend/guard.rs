@@ -2,7 +2,8 @@
 //! by what the kernel says is there.
 //!
 //! libcontainer mounts through descriptors below the root, but it makes the links of /dev by path, before the root is
-//! changed: a /dev that is a link of the image would lead it through the host. Invariant: no program runs in a container
+//! changed: a /dev that is a link of the image would lead it through the host (a volume there is [`super::late`]'s).
+//! Invariant: no program runs in a container
 //! whose /proc holds a mount that nobody meant, or whose masked and read-only paths are not what they are called.
 
 use std::collections::VecDeque;
@@ -38,7 +39,6 @@ const REPLACEABLE: [&str; 10] = [
     "/proc/sys/kernel/ns_last_pid",
 ];
 const PROC: &str = "/proc";
-const DEV: &str = "/dev";
 /// As many links as the kernel follows in one path.
 const MOST_LINKS: u32 = 40;
 const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
@@ -51,13 +51,13 @@ fn rootfs(message: impl Into<String>) -> Failure {
     Failure::new(FailureKind::Rootfs, message)
 }
 
-fn open_root(root: &Path) -> Result<OwnedFd, Failure> {
+pub(super) fn open_root(root: &Path) -> Result<OwnedFd, Failure> {
     open(root, FOLDER, Mode::empty())
         .map_err(Failure::because(FailureKind::Rootfs, &format!("open the root {}", root.display())))
 }
 
 /// Refuses an image, and mounts on it, that would lead the runtime elsewhere. `root` is the mounted root file system.
-pub fn before(spec: &Spec, root: &Path, built_in: bool) -> Result<(), Failure> {
+pub fn before(spec: &Spec, root: &Path) -> Result<(), Failure> {
     let root = open_root(root)?;
     for name in SYSTEM {
         match statat(&root, name, AtFlags::SYMLINK_NOFOLLOW).map(|stat| FileType::from_raw_mode(stat.st_mode))
@@ -72,15 +72,15 @@ pub fn before(spec: &Spec, root: &Path, built_in: bool) -> Result<(), Failure> {
     }
     for mount in spec.mounts().iter().flatten() {
         let place = resolve(&root, mount.destination());
+        if place == Path::new("/") {
+            return Err(rootfs(format!(
+                "{}: the root cannot be mounted over",
+                mount.destination().display()
+            )));
+        }
         if place.starts_with(PROC) && !may_lie_in_proc(mount, &place) {
             let asked = mount.destination().display();
             return Err(rootfs(format!("{asked}: nothing may be mounted on {}", place.display())));
-        }
-        // libcontainer makes its nodes and links in whatever lies there, by path: the host's, and another container's.
-        let foreign_dev = place == Path::new(DEV) && mount.typ().as_deref() != Some("tmpfs");
-        if built_in && foreign_dev {
-            let words = "a volume in place of /dev needs an external OCI runtime: set binary in the handler";
-            return Err(rootfs(words));
         }
     }
     Ok(())
@@ -105,7 +105,7 @@ fn magic(fd: &OwnedFd) -> io::Result<i128> {
 }
 
 /// Where a path of the container ends up once the links of its image are followed; what is not there counts as plain.
-fn resolve(root: &OwnedFd, path: &Path) -> PathBuf {
+pub(super) fn resolve(root: &OwnedFd, path: &Path) -> PathBuf {
     let words =
         |path: &Path| path.components().map(|c| c.as_os_str().to_owned()).collect::<VecDeque<OsString>>();
     let (mut ahead, mut found, mut links) = (words(path), PathBuf::from("/"), 0);
@@ -230,7 +230,7 @@ mod tests {
     #[test]
     fn only_the_kernels_own_lies_in_proc() {
         let root = image();
-        let tried = |destination, typ, source| before(&spec(destination, typ, source), root.path(), true);
+        let tried = |destination, typ, source| before(&spec(destination, typ, source), root.path());
         for place in
             ["/proc", "/proc/self/attr", "/door/sys", "/deep", "/sys/up/1", "/bin/../proc/x", "/./door"]
         {
@@ -248,25 +248,21 @@ mod tests {
             tried(place, typ, source).unwrap();
         }
         assert!(tried("/proc/sys", "proc", "proc").is_err());
+        assert!(tried("/sys/../", "bind", "/tmp").unwrap_err().message.contains("the root"));
     }
 
     #[test]
     fn a_system_folder_that_is_a_link_or_a_file_is_refused() {
         let root = image();
         fs::remove_dir(root.path().join("dev")).unwrap();
-        before(&Spec::default(), root.path(), true).unwrap();
+        before(&Spec::default(), root.path()).unwrap();
         symlink("/tmp", root.path().join("dev")).unwrap();
         assert!(
-            before(&Spec::default(), root.path(), true)
-                .unwrap_err()
-                .message
-                .contains("/dev is a symbolic link")
+            before(&Spec::default(), root.path()).unwrap_err().message.contains("/dev is a symbolic link")
         );
         fs::remove_file(root.path().join("dev")).unwrap();
         fs::write(root.path().join("dev"), "").unwrap();
-        assert!(
-            before(&Spec::default(), root.path(), true).unwrap_err().message.contains("/dev is not a folder")
-        );
+        assert!(before(&Spec::default(), root.path()).unwrap_err().message.contains("/dev is not a folder"));
     }
 
     #[test]

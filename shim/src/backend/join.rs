@@ -112,7 +112,7 @@ fn open_namespaces(pid: i32) -> Result<Vec<(&'static str, File, CloneFlags)>, Fa
 }
 
 /// Who comes from outside has no name in a user namespace, and what he makes there (a terminal) would have no owner.
-fn become_root_of_the_namespace() -> Result<(), Failure> {
+pub(super) fn become_root_of_the_namespace() -> Result<(), Failure> {
     let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
     setresgid(gid, gid, gid).map_err(runtime("become the container's root group"))?;
     setresuid(uid, uid, uid).map_err(runtime("become the container's root"))

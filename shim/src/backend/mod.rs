@@ -8,11 +8,13 @@ mod console;
 mod criu;
 mod detail;
 mod device_filter;
+mod enter;
 mod executable;
 mod external;
 mod guard;
 mod idmap;
 mod join;
+mod late;
 mod layers;
 mod null;
 mod oci;
@@ -24,6 +26,7 @@ mod spec;
 mod staging;
 mod workdir;
 
+use cofferdam_failpoints::failpoint;
 use std::fmt;
 use std::io::{BufRead, BufReader};
 use std::os::fd::OwnedFd;
@@ -40,6 +43,7 @@ use crate::cgroup::systemd::{self, Visit};
 use crate::options::Options;
 use crate::sys::{self, SharedFd};
 use crate::wire::{CreateOrder, Created, ExecOrder, Order, Report, TaskOrder};
+use spec::Fitted;
 
 /// The first argument of the re-executed shim that makes it the child.
 pub const CHILD_COMMAND: &str = "runtime-child";
@@ -97,6 +101,14 @@ impl fmt::Display for Failure {
     }
 }
 
+/// Failures that tests inject, in builds for tests only.
+#[cfg(feature = "failpoints")]
+impl From<cofferdam_failpoints::Injected> for Failure {
+    fn from(injected: cofferdam_failpoints::Injected) -> Self {
+        Failure::new(FailureKind::Runtime, injected.to_string())
+    }
+}
+
 /// Messages repeat what the user wrote, however long that was.
 fn clip(mut text: String) -> String {
     if text.len() > LONGEST_MESSAGE {
@@ -142,7 +154,7 @@ impl Reporter {
 /// One way of making containers.
 pub trait OciRuntime {
     /// `visit` ends as soon as the container's first process is there.
-    fn create(&self, order: &CreateOrder, bundle: &Path, visit: &Visit) -> Result<Created, Failure>;
+    fn create(&self, order: &CreateOrder, fitted: &Fitted, visit: &Visit) -> Result<Created, Failure>;
     fn start(&self, order: &TaskOrder) -> Result<(), Failure>;
     fn exec(&self, order: &ExecOrder) -> Result<i32, Failure>;
     fn delete(&self, order: &TaskOrder) -> Result<(), Failure>;
@@ -212,11 +224,13 @@ fn carry_out(order: &Order, reporter: Reporter) -> Result<Report, Failure> {
         Order::Create(order) => {
             let runtime = runtime_for(&order.options, &order.bundle, reporter);
             let prepared = spec::prepare(&order.bundle, reporter)?;
+            failpoint!("shim.child.spec_read");
             let visit = join_scope(order, &prepared.spec)?;
             let place = rootfs::mount(order, &prepared.spec)?;
+            failpoint!("shim.child.rootfs_mounted", infallible);
             let on_host = place == rootfs::Place::Host;
             let made = spec::finish(prepared, order, place)
-                .and_then(|bundle| runtime.create(order, &bundle, &visit));
+                .and_then(|fitted| runtime.create(order, &fitted, &visit));
             match made {
                 Ok(created) => Ok(Report::Created(Created { mounted_on_host: on_host, ..created })),
                 Err(failure) => {
@@ -237,6 +251,7 @@ fn carry_out(order: &Order, reporter: Reporter) -> Result<Report, Failure> {
             runtime_for(&order.options, &order.bundle, reporter).delete(order).map(|()| Report::Done)
         }
         Order::Checkpoint(order) => criu::dump(order).map(|()| Report::Done),
+        Order::Restore(order) => criu::restore(order, reporter).map(Report::Restored),
     }
 }
 

@@ -2,7 +2,8 @@
 //! for reading only, and a program that checks its writes would fail.
 
 use std::fs::{File, OpenOptions};
-use std::os::fd::AsFd;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -20,6 +21,27 @@ pub fn make_writable() {
     }
     if cannot_be_written(std::io::stderr())
         && let Ok(null) = anew()
+    {
+        let _ = nix::unistd::dup2_stderr(&null);
+    }
+}
+
+/// Opens every standard stream anew that is a /dev/null: what lay at its place when they were opened is gone.
+pub fn open_anew() {
+    let anew = || OpenOptions::new().read(true).write(true).open("/dev/null").ok().filter(is_null);
+    let leads_there = |stream: io::Result<OwnedFd>| stream.is_ok_and(|fd| is_null(&File::from(fd)));
+    if leads_there(std::io::stdin().as_fd().try_clone_to_owned())
+        && let Some(null) = anew()
+    {
+        let _ = nix::unistd::dup2_stdin(&null);
+    }
+    if leads_there(std::io::stdout().as_fd().try_clone_to_owned())
+        && let Some(null) = anew()
+    {
+        let _ = nix::unistd::dup2_stdout(&null);
+    }
+    if leads_there(std::io::stderr().as_fd().try_clone_to_owned())
+        && let Some(null) = anew()
     {
         let _ = nix::unistd::dup2_stderr(&null);
     }

@@ -2,8 +2,9 @@
 //!
 //! Its state lies below the bundle, never in a folder of the whole host.
 
+use cofferdam_failpoints::failpoint;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::error::LibcontainerError;
@@ -12,6 +13,8 @@ use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use oci_spec::runtime::{LinuxResources, Spec};
 
+use super::late::Late;
+use super::spec::Fitted;
 use super::{
     Failure, FailureKind, OciRuntime, Reporter, chain, console, device_filter, executable, guard, join, null,
     propagation, selinux,
@@ -34,51 +37,52 @@ impl Libcontainer {
         Libcontainer { systemd_cgroup, reporter }
     }
 
-    fn build(&self, order: &CreateOrder, bundle: &Path) -> Result<i32, LibcontainerError> {
+    fn build(&self, order: &CreateOrder, fitted: &Fitted) -> Result<i32, LibcontainerError> {
+        let late = &fitted.late;
+        let program = Program { reporter: self.reporter, late: !late.is_empty(), cwd: late.cwd.clone() };
         let root = Bundle::new(&order.bundle).runtime_root();
         std::fs::create_dir_all(&root).map_err(LibcontainerError::OtherIO)?;
         let container = ContainerBuilder::new(order.id.clone(), SyscallType::default())
             .with_root_path(root)?
             .with_console_socket(order.console.as_ref())
-            .with_executor(Program { reporter: self.reporter })
+            .with_executor(program)
             .validate_id()?
-            .as_init(bundle)
+            .as_init(&fitted.bundle)
             .with_systemd(self.systemd_cgroup)
             .with_detach(true)
             .build()?;
         container.pid().map(|pid| pid.as_raw()).ok_or_else(|| LibcontainerError::Other("no pid".into()))
     }
+
+    /// All that libcontainer leaves out.
+    fn complete(&self, spec: &Spec, pid: i32, late: &Late, visit: &Visit) -> Result<CgroupPaths, Failure> {
+        visit.end().map_err(Failure::because(FailureKind::Runtime, "leave the pod's scope"))?;
+        place(spec, pid)?;
+        let cgroups = CgroupPaths::of(pid)
+            .map_err(Failure::because(FailureKind::Runtime, "find the container's cgroups"))?;
+        device_filter::enforce(spec, &cgroups, self.reporter)?;
+        set_limits(spec, &cgroups)?;
+        propagation::settle(spec, late, pid)?;
+        late.settle(pid, self.reporter)?;
+        guard::after(spec, pid)?;
+        Ok(cgroups)
+    }
 }
 
 impl OciRuntime for Libcontainer {
-    fn create(&self, order: &CreateOrder, bundle: &Path, visit: &Visit) -> Result<Created, Failure> {
-        let pid = self.build(order, bundle).map_err(|error| {
-            let kind = match error {
-                LibcontainerError::InvalidSpec(_)
-                | LibcontainerError::InvalidID(_)
-                | LibcontainerError::MissingSpec(_)
-                | LibcontainerError::Spec(_) => FailureKind::Spec,
-                _ => FailureKind::Runtime,
-            };
-            let causes = chain(&error);
-            let more = if causes.contains("unix syscall") { folder(bundle) } else { unknown_sysctls(bundle) };
-            Failure::new(kind, format!("create the container: {causes}{more}"))
-        })?;
+    fn create(&self, order: &CreateOrder, fitted: &Fitted, visit: &Visit) -> Result<Created, Failure> {
         let spec = load_spec(&order.bundle)?;
-        let home = visit.end().map_err(Failure::because(FailureKind::Runtime, "leave the pod's scope"));
-        let placed = home.and_then(|()| place(&spec, pid));
-        let cgroups = CgroupPaths::of(pid)
-            .map_err(Failure::because(FailureKind::Runtime, "find the container's cgroups"))?;
+        let pid = self.build(order, fitted).map_err(|error| explain(&error, &fitted.bundle))?;
+        failpoint!("shim.child.made", infallible);
         // The first process still waits, so nothing of the user's has run without filter, limits and masks.
-        let sound = placed
-            .and_then(|()| device_filter::enforce(&spec, &cgroups, self.reporter))
-            .and_then(|()| set_limits(&spec, &cgroups))
-            .and_then(|()| guard::after(&spec, pid))
-            .and_then(|()| propagation::settle(&spec, pid));
-        if let Err(failure) = sound {
-            abandon(order, pid, &cgroups);
-            return Err(failure);
-        }
+        let cgroups = match self.complete(&spec, pid, &fitted.late, visit) {
+            Ok(cgroups) => cgroups,
+            Err(failure) => {
+                abandon(order, &spec, pid);
+                return Err(failure);
+            }
+        };
+        failpoint!("shim.child.limited", infallible);
         if order.console.is_some()
             && let Err(error) = give_terminal(pid)
         {
@@ -96,10 +100,13 @@ impl OciRuntime for Libcontainer {
     }
 
     fn start(&self, order: &TaskOrder) -> Result<(), Failure> {
-        notify_start(&order.bundle, &order.id)
-            .map_err(Failure::because(FailureKind::Runtime, "notify the container"))?;
+        let mut container = load_container(order)?;
+        match order.restored {
+            Some(pid) => container.state.pid = Some(pid),
+            None => notify_start(&order.bundle, &order.id)
+                .map_err(Failure::because(FailureKind::Runtime, "notify the container"))?,
+        }
         let hooks = load_spec(&order.bundle)?.hooks().clone().unwrap_or_default();
-        let container = load_container(order)?;
         run_hooks(hooks.poststart().as_ref(), Some(&container.state), None, None, None)
             .map_err(Failure::because(FailureKind::Runtime, "run the poststart hooks"))
     }
@@ -124,6 +131,19 @@ fn give_terminal(pid: i32) -> std::io::Result<()> {
         status.lines().find_map(|line| line.strip_prefix("Uid:")?.split_whitespace().next()?.parse().ok());
     let uid = uid.ok_or_else(|| std::io::Error::other("its user is not known"))?;
     std::os::unix::fs::chown(format!("/proc/{pid}/fd/0"), Some(uid), None)
+}
+
+fn explain(error: &LibcontainerError, bundle: &Path) -> Failure {
+    let kind = match error {
+        LibcontainerError::InvalidSpec(_)
+        | LibcontainerError::InvalidID(_)
+        | LibcontainerError::MissingSpec(_)
+        | LibcontainerError::Spec(_) => FailureKind::Spec,
+        _ => FailureKind::Runtime,
+    };
+    let causes = chain(error);
+    let more = if causes.contains("unix syscall") { folder(bundle) } else { unknown_sysctls(bundle) };
+    Failure::new(kind, format!("create the container: {causes}{more}"))
 }
 
 /// The working directory, for libcontainer's errors do not name it: entering it is the one bare system call that fails
@@ -170,10 +190,15 @@ fn unknown_sysctls(bundle: &Path) -> String {
 }
 
 /// Undoes a creation that libcontainer takes for done: its own undoing is no longer there to do it.
-fn abandon(order: &CreateOrder, pid: i32, cgroups: &CgroupPaths) {
+fn abandon(order: &CreateOrder, spec: &Spec, pid: i32) {
+    // Asked while the process is there; of one that is gone already, the name tells.
+    let named = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone());
+    let found = CgroupPaths::of(pid)
+        .or_else(|_| named.map_or_else(|| Ok(CgroupPaths::default()), |path| CgroupPaths::named(&path)));
+    let cgroups = found.unwrap_or_default();
     let _ = crate::sys::kill(pid, libc::SIGKILL);
     for _ in 0..ABANDON_TRIES {
-        if kill::remove(cgroups).unwrap_or(true) {
+        if kill::remove(&cgroups).unwrap_or(true) {
             break;
         }
         std::thread::sleep(std::time::Duration::from_millis(10));
@@ -201,9 +226,21 @@ pub fn notify_start(bundle: &Path, id: &str) -> std::io::Result<()> {
 #[derive(Clone)]
 struct Program {
     reporter: Reporter,
+    /// Some of the container's mounts are put to their places after it was made.
+    late: bool,
+    /// The working directory that lies in one of them.
+    cwd: Option<PathBuf>,
 }
 
 impl Program {
+    fn enter_cwd(&self) -> Result<(), Failure> {
+        let Some(cwd) = &self.cwd else { return Ok(()) };
+        let doing = format!("change to the folder {}", cwd.display());
+        // The second fails where the folder cannot be reached from the root.
+        let entered = std::env::set_current_dir(cwd).and_then(|()| std::env::current_dir());
+        entered.map(drop).map_err(Failure::because(FailureKind::Runtime, &doing))
+    }
+
     fn words(spec: &Spec) -> (Vec<String>, Vec<String>) {
         let process = spec.process().as_ref();
         let args = process.and_then(|p| p.args().clone()).unwrap_or_default();
@@ -214,12 +251,16 @@ impl Program {
 
 impl Executor for Program {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
+        if self.late {
+            null::open_anew();
+        }
         null::make_writable();
         let (args, _) = Self::words(spec);
         let env = executable::environment();
         let name = args.first().map(String::as_str).unwrap_or_default();
         let label = spec.process().as_ref().and_then(|process| process.selinux_label().as_deref());
-        let found = executable::find(name, &env).and_then(|path| selinux::on_exec(label).map(|()| path));
+        let found = self.enter_cwd().and_then(|()| executable::find(name, &env));
+        let found = found.and_then(|path| selinux::on_exec(label).map(|()| path));
         let failure = match found {
             Ok(path) => executable::run(&path, &args, &env),
             Err(failure) => failure,
@@ -229,6 +270,10 @@ impl Executor for Program {
     }
 
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
+        if self.late {
+            // It may lie in a mount that is not there yet: the start will tell.
+            return Ok(());
+        }
         let (args, env) = Self::words(spec);
         let name = args.first().map(String::as_str).unwrap_or_default();
         executable::find(name, &env).map(drop).map_err(|failure| {

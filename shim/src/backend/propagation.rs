@@ -5,23 +5,22 @@
 //! settled by itself once all mounts are made, before anything of the user's runs. Invariant: nothing becomes more open
 //! here, only less.
 
-use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::fs;
+use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use nix::sched::{CloneFlags, setns};
 use oci_spec::runtime::{Mount, Spec};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags, statx};
 
+use super::enter::{self, Who};
+use super::late::Late;
 use super::rootfs::unescape;
 use super::{Failure, FailureKind};
 use crate::sys::mount::{Propagation, set_propagation};
-use crate::sys::{self, Forked};
 
 /// The mode that a mount asks for; none for what may stay as it is.
-fn wanted(mount: &Mount) -> Option<Propagation> {
+pub(super) fn wanted(mount: &Mount) -> Option<Propagation> {
     mount.options().iter().flatten().rev().find_map(|option| match option.as_str() {
         "private" | "rprivate" => Some(Some(Propagation::Private)),
         "slave" | "rslave" => Some(Some(Propagation::Slave)),
@@ -30,87 +29,91 @@ fn wanted(mount: &Mount) -> Option<Propagation> {
     })?
 }
 
-/// Sets the modes of all volumes of the container whose first process is `pid`.
-pub fn settle(spec: &Spec, pid: i32) -> Result<(), Failure> {
-    let failure =
-        |words: String| Failure::new(FailureKind::Runtime, format!("set how mounts propagate: {words}"));
-    let table = fs::read_to_string(format!("/proc/{pid}/mountinfo")).map_err(|e| failure(e.to_string()))?;
-    // On a host with private mounts there is nothing to do, and no need of another process.
-    if !table.lines().any(|line| travels(line, "shared:") || travels(line, "master:")) {
-        return Ok(());
-    }
-    let namespace = File::open(format!("/proc/{pid}/ns/mnt")).map_err(|e| failure(e.to_string()))?;
-    let (mut ours, mut theirs) = UnixStream::pair().map_err(|e| failure(e.to_string()))?;
-    match sys::fork().map_err(|e| failure(e.to_string()))? {
-        Forked::Child => {
-            drop(ours);
-            if let Err(error) = settle_inside(spec, &table, &namespace) {
-                let _ = theirs.write_all(error.to_string().as_bytes());
-            }
-            sys::exit_now(0)
-        }
-        Forked::Parent(child) => {
-            drop(theirs);
-            let mut words = String::new();
-            let read = Read::by_ref(&mut ours).take(4096).read_to_string(&mut words);
-            let ended = nix::sys::wait::waitpid(child, None);
-            match (read, ended) {
-                (Ok(0), Ok(nix::sys::wait::WaitStatus::Exited(_, 0))) => Ok(()),
-                (Ok(1..), _) => Err(failure(words)),
-                _ => Err(failure("the child that does it has failed".to_owned())),
-            }
-        }
+/// A line of mountinfo. proc_pid_mountinfo(5)
+#[derive(Debug)]
+pub(super) struct Line {
+    pub id: u64,
+    pub point: PathBuf,
+    pub shared: bool,
+    pub slave: bool,
+}
+
+impl Line {
+    pub(super) fn parse(line: &str) -> Option<Self> {
+        let mut fields = line.split(' ');
+        let id = fields.next()?.parse().ok()?;
+        let point = PathBuf::from(unescape(fields.nth(3)?));
+        let optional = || fields.clone().skip(1).take_while(|word| *word != "-");
+        let (shared, slave) = (
+            optional().any(|word| word.starts_with("shared:")),
+            optional().any(|word| word.starts_with("master:")),
+        );
+        Some(Line { id, point, shared, slave })
     }
 }
 
-/// Whether a line of mountinfo has an optional field that begins so. proc_pid_mountinfo(5)
-fn travels(line: &str, field: &str) -> bool {
-    line.split(' ').skip(6).take_while(|word| *word != "-").any(|word| word.starts_with(field))
+/// Sets the modes of all volumes of the container whose first process is `pid`, but those that are yet to be put to their
+/// places.
+pub fn settle(spec: &Spec, late: &Late, pid: i32) -> Result<(), Failure> {
+    let doing = "set how mounts propagate";
+    let table = fs::read_to_string(format!("/proc/{pid}/mountinfo"));
+    let table = table.map_err(Failure::because(FailureKind::Runtime, doing))?;
+    // On a host with private mounts there is nothing to do, and no need of another process.
+    if !table.lines().filter_map(Line::parse).any(|line| line.shared || line.slave) {
+        return Ok(());
+    }
+    enter::mounts_of(pid, Who::Host, doing, |_| settle_inside(spec, late, &table))
 }
 
 /// What is to be changed: for each mount of the table, by the innermost volume that it lies in.
 fn changes<'a>(
     table: &'a str,
     volumes: &'a [(PathBuf, Option<Propagation>)],
-) -> impl Iterator<Item = (PathBuf, Propagation)> + 'a {
-    table.lines().filter_map(|line| {
-        let point = PathBuf::from(unescape(line.split(' ').nth(4)?));
-        let over = volumes.iter().filter(|(place, _)| point.starts_with(place));
+) -> impl Iterator<Item = (Line, Propagation)> + 'a {
+    table.lines().filter_map(Line::parse).filter_map(|line| {
+        let over = volumes.iter().filter(|(place, _)| line.point.starts_with(place));
         let (_, mode) = over.max_by_key(|(place, _)| place.components().count())?;
         let mode = (*mode)?;
-        let (shared, slave) = (travels(line, "shared:"), travels(line, "master:"));
         let needed = match mode {
-            Propagation::Private => shared || slave,
-            Propagation::Slave => shared,
+            Propagation::Private => line.shared || line.slave,
+            Propagation::Slave => line.shared,
         };
-        needed.then_some((point, mode))
+        needed.then_some((line, mode))
     })
 }
 
 /// `table` is that of the container, whose /proc shows this process nothing of itself.
-fn settle_inside(spec: &Spec, table: &str, namespace: &File) -> std::io::Result<()> {
-    setns(namespace, CloneFlags::CLONE_NEWNS)?;
+fn settle_inside(spec: &Spec, late: &Late, table: &str) -> io::Result<()> {
     let mut volumes = Vec::new();
-    for mount in spec.mounts().iter().flatten() {
+    for mount in spec.mounts().iter().flatten().filter(|mount| !late.holds(mount.destination())) {
         // An image's links may lead to another place than is written; what is mounted there is what counts.
         let Ok(place) = fs::canonicalize(mount.destination()) else { continue };
         volumes.push((place, wanted(mount)));
     }
-    for (point, mode) in changes(table, &volumes) {
-        let mount = match open(&point) {
+    for (line, mode) in changes(table, &volumes) {
+        let failed = |error: io::Error| io::Error::other(format!("{}: {error}", line.point.display()));
+        let mount = match open(&line.point) {
             // Hidden by what was mounted above it later: nobody reaches it.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-            opened => opened?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            opened => opened.map_err(failed)?,
         };
-        set_propagation(&mount, mode)
-            .map_err(|errno| std::io::Error::other(format!("{}: {}", point.display(), errno.desc())))?;
+        // The same: another mount lies there, which has a line of its own.
+        if mount_of(&mount).map_err(failed)? != line.id {
+            continue;
+        }
+        set_propagation(&mount, mode).map_err(|errno| failed(errno.into()))?;
     }
     Ok(())
 }
 
-fn open(point: &Path) -> std::io::Result<OwnedFd> {
+pub(super) fn open(point: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(rustix::fs::open(point, flags, Mode::empty())?)
+}
+
+/// The mount that an open file lies in, by its number in mountinfo.
+pub(super) fn mount_of(file: &OwnedFd) -> io::Result<u64> {
+    Ok(statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?.stx_mnt_id)
 }
 
 #[cfg(test)]
@@ -129,7 +132,7 @@ mod tests {
             (PathBuf::from("/slave"), Some(Propagation::Slave)),
             (PathBuf::from("/calm"), Some(Propagation::Private)),
         ];
-        let found: Vec<_> = changes(table, &volumes).collect();
+        let found: Vec<_> = changes(table, &volumes).map(|(line, mode)| (line.point, mode)).collect();
         let expected = [
             ("/data", Propagation::Private),
             ("/data/sub", Propagation::Private),

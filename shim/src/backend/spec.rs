@@ -14,6 +14,7 @@ use oci_spec::runtime::{PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Proces
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use super::idmap::Mapping;
+use super::late::Late;
 use super::rootfs::{self, Place};
 use super::{Failure, FailureKind, Reporter, cgroup_mount, guard, selinux, staging, workdir};
 use crate::wire::CreateOrder;
@@ -25,6 +26,14 @@ const PASSWD_LIMIT: u64 = 1 << 20;
 pub struct Prepared {
     pub spec: Spec,
     changed: bool,
+}
+
+/// A specification that the runtime can carry out.
+pub struct Fitted {
+    /// The folder that it lies in.
+    pub bundle: PathBuf,
+    /// What is left for afterwards.
+    pub late: Late,
 }
 
 impl Prepared {
@@ -106,12 +115,12 @@ pub fn prepare(bundle: &Path, reporter: Reporter) -> Result<Prepared, Failure> {
 }
 
 /// Completes the specification once the root filesystem is there, and says in which folder it lies.
-pub fn finish(mut prepared: Prepared, order: &CreateOrder, place: Place) -> Result<PathBuf, Failure> {
-    let bundle = &order.bundle;
+pub fn finish(mut prepared: Prepared, order: &CreateOrder, place: Place) -> Result<Fitted, Failure> {
+    let (bundle, mut late) = (&order.bundle, Late::default());
     let root = prepared.spec.root().as_ref().map(|r| bundle.join(r.path()));
     if let Some(root) = &root {
         // As the specification has the mounts, before their sources get other names.
-        guard::before(&prepared.spec, root, order.options.binary.is_none())?;
+        guard::before(&prepared.spec, root)?;
         let mapping = order.rootfs.iter().find_map(|mount| Mapping::of_options(&mount.options).transpose());
         let owner = mapping.transpose()?.and_then(|mapping| mapping.root());
         let cwd = prepared.spec.process().as_ref().map(|p| p.cwd().display().to_string()).unwrap_or_default();
@@ -122,12 +131,16 @@ pub fn finish(mut prepared: Prepared, order: &CreateOrder, place: Place) -> Resu
     if order.options.binary.is_none() {
         let unit = order.options.systemd_cgroup && super::plain_path(&prepared.spec).is_none();
         prepared.fit_libcontainer(unit, order.options.selinux)?;
+        if let Some(root) = &root {
+            late = Late::plan(&mut prepared.spec, root, order.console.is_some())?;
+            prepared.changed |= !late.is_empty();
+        }
     }
     if let (Some(process), Some(root)) = (prepared.spec.process_mut(), &root) {
         prepared.changed |= give_home(process, root);
     }
     if !prepared.changed {
-        return Ok(bundle.to_owned());
+        return Ok(Fitted { bundle: bundle.to_owned(), late });
     }
     if let (Some(spec_root), Some(root)) = (prepared.spec.root_mut(), root) {
         spec_root.set_path(root);
@@ -138,7 +151,7 @@ pub fn finish(mut prepared: Prepared, order: &CreateOrder, place: Place) -> Resu
     fs::create_dir_all(&folder).map_err(writing)?;
     let text = serde_json::to_vec(&prepared.spec).map_err(|e| writing(e.into()))?;
     fs::write(folder.join("config.json"), text).map_err(writing)?;
-    Ok(folder)
+    Ok(Fitted { bundle: folder, late })
 }
 
 /// Lowers what this process may not grant. True when something changed.

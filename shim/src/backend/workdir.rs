@@ -63,7 +63,8 @@ fn place<'a>(cwd: &Path, mounts: &'a [Mount]) -> Place<'a> {
     }
 }
 
-fn make_below(
+/// Makes the folders that `rest` lacks below `base`; every step is resolved inside.
+pub(super) fn make_below(
     base: &Path,
     rest: &Path,
     bounds: ResolveFlags,

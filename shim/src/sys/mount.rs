@@ -62,9 +62,23 @@ pub enum Propagation {
 
 /// Says how mount events travel at one mount of this process's namespace.
 pub fn set_propagation(mount: impl AsFd, propagation: Propagation) -> nix::Result<()> {
+    propagate(mount, propagation, false)
+}
+
+/// The same for a mount and all that lies in it.
+pub fn set_tree_propagation(mount: impl AsFd, propagation: Propagation) -> nix::Result<()> {
+    propagate(mount, propagation, true)
+}
+
+fn propagate(mount: impl AsFd, propagation: Propagation, recursive: bool) -> nix::Result<()> {
     let propagation = match propagation {
         Propagation::Private => libc::MS_PRIVATE,
         Propagation::Slave => libc::MS_SLAVE,
     };
-    set(mount.as_fd(), false, &MountAttr { propagation, ..MountAttr::default() })
+    set(mount.as_fd(), recursive, &MountAttr { propagation, ..MountAttr::default() })
+}
+
+/// Lets nothing be written through one mount from here on.
+pub fn set_readonly(mount: impl AsFd) -> nix::Result<()> {
+    set(mount.as_fd(), false, &MountAttr { set: libc::MOUNT_ATTR_RDONLY, ..MountAttr::default() })
 }

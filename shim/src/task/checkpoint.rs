@@ -1,5 +1,6 @@
 //! Checkpoints: the images of all processes of a task, which runs on.
 
+use cofferdam_failpoints::failpoint;
 use std::path::Path;
 use std::time::Duration;
 
@@ -34,6 +35,7 @@ impl Task {
         });
         let child = launch::spawn(&self.around.reaper, &self.bundle, &order, Default::default())?;
         let done = child.done().await;
+        failpoint!("shim.checkpoint.dumped", infallible);
         // criu thaws and freezes as it needs; one that was ended in the middle left it as it was then.
         let frozen = match self.init.state() {
             Lifecycle::Paused { .. } => Some(true),

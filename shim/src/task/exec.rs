@@ -1,5 +1,6 @@
 //! Execs: further processes in the container.
 
+use cofferdam_failpoints::failpoint;
 use std::sync::{Arc, PoisonError};
 
 use containerd_shim_protos::api::ExecProcessRequest;
@@ -59,6 +60,7 @@ impl Task {
         }
         let exec = Process::new(name, stdio, Lifecycle::Added).with_spec(process);
         execs.insert(request.exec_id.clone(), Arc::new(exec));
+        failpoint!("shim.exec.added", infallible);
         drop(execs);
         let mut event = events::TaskExecAdded::new();
         event.container_id.clone_from(&self.id);
@@ -105,6 +107,7 @@ impl Task {
             console: opened.console.as_ref().map(ConsoleSocket::path),
         });
         let mut child = launch::spawn(&self.around.reaper, &self.bundle, &order, ends)?;
+        failpoint!("shim.exec.child_spawned", infallible);
         let pid = match child.executed().await {
             Ok(pid) => pid,
             Err(error) => {
@@ -112,6 +115,7 @@ impl Task {
                 return Err(error);
             }
         };
+        failpoint!("shim.exec.made", infallible);
         let exited = self.around.reaper.watch(pid);
         if let Err(error) = child.until_exec().wait(&self.bundle).await {
             // The process ends by itself; its status tells nothing that the error does not.
@@ -119,6 +123,7 @@ impl Task {
             self.remove_exec_cgroup(exec_id);
             return Err(error);
         }
+        failpoint!("shim.exec.running", infallible);
         exec.transit("start", |state| state.started(pid))?;
         let running = exec.streams.run(opened, &self.bundle).await;
         exit::watch_exec(self, exec_id.to_owned(), exec, pid, exited);
@@ -151,6 +156,7 @@ impl Task {
             }
         };
         exec.streams.abandon();
+        failpoint!("shim.exec.streams_closed");
         self.remove_exec_cgroup(exec_id);
         self.execs.lock().unwrap_or_else(PoisonError::into_inner).remove(exec_id);
         let mut event = events::TaskDelete::new();

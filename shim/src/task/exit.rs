@@ -1,5 +1,6 @@
 //! What happens when a process of the container ends, in the one order that keeps the task's invariant.
 
+use cofferdam_failpoints::failpoint;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -19,25 +20,33 @@ use crate::publish::to_timestamp;
 /// The exits of execs are told before that of the container they ran in, unless one hangs.
 const EXECS_FIRST: Duration = Duration::from_secs(3);
 
-/// Follows the container's first process. Ends with the process, so nothing needs to hold it.
-pub fn watch_init(task: &Arc<Task>, exited: oneshot::Receiver<u32>) {
+/// Follows the container's first process `pid`. Ends with the process, so nothing needs to hold it. One whose place a
+/// restored process has taken is none any more.
+pub fn watch_init(task: &Arc<Task>, pid: i32, exited: oneshot::Receiver<u32>) {
     let task = Arc::clone(task);
     tokio::spawn(async move {
         let Ok(status) = exited.await else { return };
-        let exit = Exit { pid: task.created.pid, status, at: log::now() };
-        task.init.mark_stopped(exit);
+        let exit = Exit { pid, status, at: log::now() };
+        failpoint!("shim.exit.reaped", infallible);
+        if !task.init.mark_stopped(exit) {
+            return;
+        }
         if let Err(error) = task.bundle.write_json("exit.json", &exit) {
             task.bundle.warn(&format!("keep the exit status: {error}"));
         }
+        failpoint!("shim.exit.written", infallible);
         // With a pid namespace of its own the kernel has done this; with a shared one the rest is still there.
         if let Err(error) = kill::signal_all(&task.created.cgroups, libc::SIGKILL) {
             task.bundle.warn(&format!("kill what the container left: {error}"));
         }
+        failpoint!("shim.exit.rest_killed", infallible);
         task.init.streams.drain().await;
+        failpoint!("shim.exit.drained", infallible);
         drop(timeout(EXECS_FIRST, task.all_execs_ended()).await);
         drop(task.init.starting.lock().await);
         task.tell_oom();
         task.tell_exit("", exit);
+        failpoint!("shim.exit.told", infallible);
         task.init.announce(exit);
     });
 }
@@ -54,7 +63,7 @@ pub fn watch_exec(
     tokio::spawn(async move {
         let Ok(status) = exited.await else { return };
         let exit = Exit { pid, status, at: log::now() };
-        exec.mark_stopped(exit);
+        let _its_own = exec.mark_stopped(exit);
         exec.streams.drain().await;
         drop(exec.starting.lock().await);
         if let Some(folder) = task.created.cgroups.exec(&id) {
@@ -62,6 +71,7 @@ pub fn watch_exec(
             drop(kill::remove_folder(&folder));
         }
         task.tell_oom();
+        failpoint!("shim.exec.exited", infallible);
         task.tell_exit(&id, exit);
         exec.announce(exit);
     });

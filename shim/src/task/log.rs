@@ -4,6 +4,7 @@
 //! appended whole, also when the disk fills up in the middle of one, and after [`LogFile::reopen`] returned every later
 //! record is in the new file.
 
+use cofferdam_failpoints::failpoint;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -82,10 +83,12 @@ impl LogFile {
 
     pub fn reopen(&self) -> io::Result<()> {
         let fresh = open(&self.path)?;
+        failpoint!("shim.log.opened");
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         // The file that is let go ends with a whole record too, if that can be had.
         drop(file.mend());
         *file = fresh;
+        failpoint!("shim.log.reopened", infallible);
         Ok(())
     }
 
@@ -97,7 +100,10 @@ impl LogFile {
         if records.is_empty() {
             return Ok(());
         }
-        self.file.lock().unwrap_or_else(PoisonError::into_inner).append(records)
+        failpoint!("shim.log.read", infallible);
+        self.file.lock().unwrap_or_else(PoisonError::into_inner).append(records)?;
+        failpoint!("shim.log.appended", infallible);
+        Ok(())
     }
 }
 

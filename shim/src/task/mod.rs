@@ -10,17 +10,21 @@ mod exit;
 pub mod io;
 pub mod log;
 pub mod process;
+mod restore;
 pub mod sink;
 pub mod state;
 pub mod stream;
 pub mod tap;
 
+use cofferdam_failpoints::failpoint;
 use std::collections::HashMap;
 use std::fs;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use cofferdam_vm::Isolation;
 use containerd_shim_protos::api::CreateTaskRequest;
 use containerd_shim_protos::events::task as events;
 use containerd_shim_protos::topics;
@@ -58,6 +62,8 @@ pub struct Task {
     pub init: Process,
     pub created: Created,
     options: Options,
+    /// Those of the checkpoint that it is restored from.
+    images: Option<PathBuf>,
     around: Surroundings,
     execs: Mutex<HashMap<String, Arc<Process>>>,
     until_exec: Mutex<Option<UntilExec>>,
@@ -69,11 +75,14 @@ pub struct Task {
 
 impl Task {
     pub async fn create(request: &CreateTaskRequest, around: Surroundings) -> Result<Arc<Task>, ShimError> {
-        if !request.checkpoint.is_empty() {
-            return Err(ShimError::Unsupported("restoring from a checkpoint"));
-        }
         check_id(&request.id)?;
         let options = Options::from_any(request.options.as_ref())?;
+        if options.isolation()? == Isolation::Vm {
+            let words =
+                "isolation \"vm\" has to be told when the shim is started: its caller sends no options then";
+            return Err(ShimError::Invalid(words.into()));
+        }
+        let images = restore::images(request, &options)?;
         let bundle = Bundle::new(&request.bundle);
         let stdio = Stdio {
             stdin: request.stdin.clone(),
@@ -82,6 +91,7 @@ impl Task {
             terminal: request.terminal,
         };
         let (opened, ends) = io::open(&stdio, &bundle, "init", options.log_max_line)?;
+        failpoint!("shim.create.io_opened");
         let order = Order::Create(CreateOrder {
             id: request.id.clone(),
             bundle: bundle.path().to_owned(),
@@ -90,6 +100,7 @@ impl Task {
             console: opened.console.as_ref().map(console::ConsoleSocket::path),
         });
         let child = launch::spawn(&around.reaper, &bundle, &order, ends)?;
+        failpoint!("shim.create.child_spawned", infallible);
         let launching = around.reaper.launching();
         let (created, until_exec) = match child.created().await {
             Ok(made) => made,
@@ -98,6 +109,7 @@ impl Task {
                 return Err(error);
             }
         };
+        failpoint!("shim.create.made", infallible);
         let exited = around.reaper.watch(created.pid);
         drop(launching);
         let name = format!("task {}", request.id);
@@ -107,6 +119,7 @@ impl Task {
             bundle,
             created,
             options,
+            images,
             around,
             execs: Mutex::default(),
             until_exec: Mutex::new(Some(until_exec)),
@@ -114,12 +127,13 @@ impl Task {
             deleted: tokio::sync::Mutex::default(),
             hooks_ran: AtomicBool::new(false),
         });
-        exit::watch_init(&task, exited);
+        exit::watch_init(&task, task.created.pid, exited);
         if let Err(error) = task.settle(opened).await {
             drop(task.delete().await);
             return Err(error);
         }
         task.tell_created(request);
+        failpoint!("shim.create.told", infallible);
         Ok(task)
     }
 
@@ -132,7 +146,9 @@ impl Task {
             .write_json("task.json", &self.created)
             .and_then(|()| self.bundle.write("init.pid", pid.as_bytes()));
         written.map_err(write)?;
+        failpoint!("shim.create.noted");
         self.init.streams.run(opened, &self.bundle).await?;
+        failpoint!("shim.create.streams_run");
         exit::watch_memory(self);
         Ok(())
     }
@@ -158,14 +174,32 @@ impl Task {
             id: self.id.clone(),
             bundle: self.bundle.path().to_owned(),
             options: self.options.clone(),
+            restored: None,
         }
     }
 
-    pub async fn start(&self) -> Result<i32, ShimError> {
+    /// `limit` bounds a restore.
+    pub async fn start(self: &Arc<Self>, limit: Duration) -> Result<i32, ShimError> {
         let _starting = self.init.starting.lock().await;
-        let Lifecycle::Created { pid } = self.init.state() else {
-            return Err(self.init.refuse("start", self.init.state().name()));
+        let waiting = self.waiting()?;
+        let pid = match &self.images {
+            Some(images) => {
+                let pid = self.run_restored(images, waiting, limit).await?;
+                self.poststart_restored(pid).await?;
+                pid
+            }
+            None => self.run_waiting(waiting).await?,
         };
+        let mut event = events::TaskStart::new();
+        event.container_id.clone_from(&self.id);
+        event.pid = pid.cast_unsigned();
+        self.around.publisher.send(topics::TASK_START_EVENT_TOPIC, &event);
+        failpoint!("shim.task.start_told", infallible);
+        Ok(pid)
+    }
+
+    /// Lets the process that waits run the program.
+    async fn run_waiting(&self, pid: i32) -> Result<i32, ShimError> {
         let until_exec = self.until_exec.lock().unwrap_or_else(PoisonError::into_inner).take();
         if self.created.start_by_child {
             let order = Order::Start(self.order());
@@ -175,15 +209,13 @@ impl Task {
             crate::backend::notify_start(self.bundle.path(), &self.id)
                 .map_err(ShimError::io("notify the container"))?;
         }
+        failpoint!("shim.task.notified", infallible);
         if let Some(until_exec) = until_exec {
             until_exec.wait(&self.bundle).await?;
         }
+        failpoint!("shim.task.running", infallible);
         // A process that already ended has been running all the same.
         drop(self.init.transit("start", |state| state.started(pid)));
-        let mut event = events::TaskStart::new();
-        event.container_id.clone_from(&self.id);
-        event.pid = pid.cast_unsigned();
-        self.around.publisher.send(topics::TASK_START_EVENT_TOPIC, &event);
         Ok(pid)
     }
 
@@ -207,6 +239,7 @@ impl Task {
         }
         if all {
             kill::signal_all(&self.created.cgroups, number).map_err(ShimError::io("signal the container"))?;
+            failpoint!("shim.kill.cgroup_signalled");
         }
         match self.init.signal(signal) {
             Err(ShimError::Finished(_)) if all => {}
@@ -225,6 +258,7 @@ impl Task {
             drop(self.init.transit("resume", Lifecycle::resumed));
             return Err(ShimError::io("freeze the container")(error));
         }
+        failpoint!("shim.pause.frozen", infallible);
         let mut event = events::TaskPaused::new();
         event.container_id.clone_from(&self.id);
         self.around.publisher.send(topics::TASK_PAUSED_EVENT_TOPIC, &event);
@@ -236,6 +270,7 @@ impl Task {
             return Err(self.init.refuse("resume", self.init.state().name()));
         };
         freeze::reach(&self.created.cgroups, false).await.map_err(ShimError::io("thaw the container"))?;
+        failpoint!("shim.resume.thawed");
         self.init.transit("resume", Lifecycle::resumed)?;
         let mut event = events::TaskResumed::new();
         event.container_id.clone_from(&self.id);
@@ -271,6 +306,7 @@ impl Task {
             .await
             .map_err(|_| ShimError::io("wait for the killed process")(std::io::ErrorKind::TimedOut.into()))?;
         self.init.streams.abandon();
+        failpoint!("shim.delete.streams_closed");
         // An external runtime may be asked again, hooks may not run again.
         let external = self.options.binary.is_some();
         if self.created.delete_by_child && (external || !self.hooks_ran.swap(true, Ordering::Relaxed)) {
@@ -281,10 +317,12 @@ impl Task {
             }
         }
         self.remove_cgroups().await;
+        failpoint!("shim.delete.cgroups_removed");
         if self.created.mounted_on_host {
             unmount_rootfs(&self.bundle.rootfs());
         }
         drop(fs::remove_dir_all(self.bundle.runtime_root()));
+        failpoint!("shim.delete.state_removed");
         let mut event = events::TaskDelete::new();
         event.container_id.clone_from(&self.id);
         event.pid = exit.pid.cast_unsigned();
@@ -308,7 +346,7 @@ impl Task {
 }
 
 /// Names become parts of paths, so what could leave the folder is refused.
-fn check_id(id: &str) -> Result<(), ShimError> {
+pub fn check_id(id: &str) -> Result<(), ShimError> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '+');
     if id.is_empty() || id == "." || id == ".." || id.len() > 128 || !id.chars().all(plain) {
         return Err(ShimError::Invalid(format!("the id {id:?} is not usable as a name")));

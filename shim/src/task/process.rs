@@ -53,10 +53,14 @@ impl Process {
         ShimError::State { what: self.name.clone(), operation, state }
     }
 
-    /// From here on the pid belongs to nobody.
-    pub fn mark_stopped(&self, exit: Exit) {
+    /// From here on the pid belongs to nobody. False for the end of a process that is not this one any more.
+    pub fn mark_stopped(&self, exit: Exit) -> bool {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        *state = state.stopped(exit);
+        let another = state.live_pid().is_some_and(|live| live != exit.pid);
+        if !another {
+            *state = state.stopped(exit);
+        }
+        !another
     }
 
     /// Lets everybody who waits know.

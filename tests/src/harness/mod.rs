@@ -10,6 +10,7 @@
 
 pub mod cli;
 pub mod faults;
+pub mod kubelet;
 pub mod leak;
 pub mod limits;
 pub mod log;

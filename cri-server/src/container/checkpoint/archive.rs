@@ -11,6 +11,7 @@
 //! dump.log, stats-dump   criu's words and figures
 //! ```
 
+use cofferdam_failpoints::failpoint;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -88,6 +89,7 @@ pub(super) fn write(
         tar.into_inner().and_then(|mut out| out.flush()).map_err(failed("write", location))?;
     }
     scratch.as_file().sync_all().map_err(failed("sync", location))?;
+    failpoint!("checkpoint.archive_synced");
     scratch.persist(location).map(drop).map_err(|e| failed("rename to", location)(e.error))
 }
 

@@ -7,6 +7,7 @@
 
 mod archive;
 
+use cofferdam_failpoints::failpoint;
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -20,8 +21,8 @@ use crate::runtime::{RuntimeError, Shim, ShimKind};
 const DEFAULT: Duration = Duration::from_secs(600);
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 /// The folder of criu's images, here and in the archive.
-const IMAGES: &str = "checkpoint";
-const PROGRAM: &str = "criu";
+pub(super) const IMAGES: &str = "checkpoint";
+pub(super) const PROGRAM: &str = "criu";
 
 /// A checkpoint under way: where it is made, and until when.
 struct Work {
@@ -88,8 +89,10 @@ impl Containers {
             return Err(ContainerError::NoCheckpoint("another checkpoint of it is under way".to_owned()));
         };
         let folder = Folder::make(self.ports.places.checkpoints().join(container.id().as_str()))?;
+        failpoint!("checkpoint.folder_made");
         let work = Arc::new(Work { folder, location, deadline });
         let still = self.hold_still(container, &shim, &work).await;
+        failpoint!("checkpoint.resumed", infallible);
         let done = match still {
             Ok(gone) => {
                 let handler = self.handler(container)?.name.clone();
@@ -135,6 +138,7 @@ impl Containers {
         work: &Arc<Work>,
     ) -> Result<Vec<String>, ContainerError> {
         shim.pause().await.map_err(|error| refused(container, error))?;
+        failpoint!("checkpoint.paused", infallible);
         let taken = self.take(container, shim, work).await;
         match shim.resume().await {
             Ok(()) => taken,
@@ -152,6 +156,7 @@ impl Containers {
     ) -> Result<Vec<String>, ContainerError> {
         let left = work.deadline.saturating_duration_since(Instant::now());
         shim.checkpoint(&work.folder.images(), left).await.map_err(|error| refused(container, error))?;
+        failpoint!("checkpoint.dumped");
         let (snapshots, id) = (Arc::clone(&self.ports.snapshots), container.id().clone());
         let (layers, work) = (container.made().layers.clone(), Arc::clone(work));
         tokio::task::spawn_blocking(move || {
@@ -222,7 +227,7 @@ fn check_location(location: &Path) -> Result<(), ContainerError> {
     Ok(())
 }
 
-fn in_path(program: &str) -> bool {
+pub(super) fn in_path(program: &str) -> bool {
     let executable = |folder: PathBuf| {
         let path = folder.join(program);
         path.is_file() && rustix::fs::access(&path, rustix::fs::Access::EXEC_OK).is_ok()

@@ -8,6 +8,7 @@ mod legacy;
 pub mod place;
 mod unified;
 
+use cofferdam_failpoints::failpoint;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -60,6 +61,7 @@ pub fn apply(paths: &CgroupPaths, resources: &LinuxResources) -> Result<(), Shim
             return Err(refusal(change, error));
         }
         done.extend(before.map(|text| (change.path.as_path(), text)));
+        failpoint!("shim.update.file_written", infallible);
     }
     Ok(())
 }

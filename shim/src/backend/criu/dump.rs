@@ -1,4 +1,4 @@
-//! Checkpoints a running container with the program `criu`, by its command line.
+//! Writes the images of a running container.
 //!
 //! What the container does not own is named as external: its mounts of the node's file systems by their mount points, as
 //! runc names them, and the network namespace of its pod. Invariant: the container runs on, also when criu fails or is
@@ -6,65 +6,21 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
-use std::process::{Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
 
-use super::rootfs::unescape;
-use super::{Failure, FailureKind};
+use super::super::rootfs::unescape;
+use super::super::{Failure, FailureKind};
+use super::{DESCRIPTORS, NETWORK, OF_NAMESPACES, PROCESSES, Run, failed};
 use crate::wire::CheckpointOrder;
 
-const PROGRAM: &str = "criu";
 const LOG: &str = "dump.log";
-/// Where runc and its kin look for what the container's standard streams were.
-const DESCRIPTORS: &str = "descriptors.json";
-/// The names that runc gives what it restores them with.
-const NETWORK: &str = "extRootNetNS";
-const PROCESSES: &str = "extRootPidNS";
-/// Each namespace has its own instance of these, which criu mounts anew.
-const OF_NAMESPACES: [&str; 4] = ["proc", "sysfs", "mqueue", "devpts"];
-const LOOK: Duration = Duration::from_millis(10);
-/// More of the log is not looked at for the cause of a failure, nor more of it told.
-const MOST_LINES: usize = 200_000;
-const MOST_CAUSES: usize = 3;
-
-fn failed<E: std::error::Error>(doing: &str) -> impl FnOnce(E) -> Failure + use<'_, E> {
-    Failure::because(FailureKind::Checkpoint, doing)
-}
 
 /// Writes the images of the container's processes into the order's folder.
 pub fn dump(order: &CheckpointOrder) -> Result<(), Failure> {
-    let mut command = Command::new(PROGRAM);
-    crate::sys::die_together(&mut command);
-    command.args(arguments(order)?).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let words = arguments(order)?;
     let streams = standard_streams(order.init_pid)?;
-    let started = Instant::now();
-    let mut criu = command.spawn().map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => {
-            Failure::new(FailureKind::Checkpoint, "the program criu is not in the PATH of this node")
-        }
-        _ => failed("run criu")(error),
-    })?;
-    while started.elapsed() < order.limit {
-        if let Some(status) = criu.try_wait().map_err(failed("wait for criu"))? {
-            return finish(status, &order.images, &streams);
-        }
-        std::thread::sleep(LOOK);
-    }
-    criu.kill().and_then(|()| criu.wait()).map_err(failed("end criu"))?;
-    let text = format!("criu was not done within {:?} and was ended", order.limit);
-    Err(Failure::new(FailureKind::Checkpoint, text))
-}
-
-fn finish(status: ExitStatus, images: &Path, streams: &[String]) -> Result<(), Failure> {
-    if status.success() {
-        let text = serde_json::to_vec(streams).map_err(failed("describe the standard streams"))?;
-        return fs::write(images.join(DESCRIPTORS), text).map_err(failed("write descriptors.json"));
-    }
-    let log = fs::read(images.join(LOG)).unwrap_or_default();
-    let causes = causes(&String::from_utf8_lossy(&log));
-    let said = if causes.is_empty() { "it says nothing".to_owned() } else { causes.join("; ") };
-    Err(Failure::new(FailureKind::Checkpoint, format!("criu dump ({status}): {said}")))
+    Run { words, limit: order.limit, log: &order.images.join(LOG) }.to_the_end()?;
+    let text = serde_json::to_vec(&streams).map_err(failed("describe the standard streams"))?;
+    fs::write(order.images.join(DESCRIPTORS), text).map_err(failed("write descriptors.json"))
 }
 
 /// What the container's first three descriptors lead to.
@@ -144,29 +100,9 @@ fn external_mounts(ours: &str, theirs: &str) -> Result<Vec<String>, Failure> {
     Ok(found)
 }
 
-/// The first errors of a log: what comes later follows from them.
-fn causes(log: &str) -> Vec<String> {
-    let errors = log.lines().take(MOST_LINES).filter_map(|line| {
-        let (_, said) = line.split_once("Error (")?;
-        Some(said.split_once("): ").map_or(said, |(_, words)| words).trim().to_owned())
-    });
-    // Said by every run without the right to raise limits, and of no consequence.
-    errors.filter(|words| !words.starts_with("rlimit:")).take(MOST_CAUSES).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_first_errors_of_the_log_tell_the_cause() {
-        let log = "(00.01) Warn  (criu/kerndat.c:1): no\n\
-                   (00.02) Error (criu/util.c:1534): rlimit: Can't setup RLIMIT_NOFILE for self\n\
-                   (00.03) Error (criu/vdso.c:381): vdso: Unexpected rt vDSO area bounds\n\
-                   (00.04) Error (criu/crtools.c:260): Could not initialize\n";
-        assert_eq!(causes(log), ["vdso: Unexpected rt vDSO area bounds", "Could not initialize"]);
-        assert!(causes("all is well\n").is_empty());
-    }
 
     #[test]
     fn what_the_node_has_mounted_is_external_to_the_container() {
