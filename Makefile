@@ -121,10 +121,14 @@ fuzz: ## the parsers of the streaming server under a fuzzer, FUZZ_SECONDS each
 	    fuzz/corpus/$$target -- -max_len=4096 -max_total_time=$(FUZZ_SECONDS) || exit; \
 	done
 
-install: ## the binaries in $(PREFIX)/bin
-	install -d $(DESTDIR)$(PREFIX)/bin
+# systemd looks for units of packages in /usr/lib, for those of the machine's owner in /usr/local/lib.
+UNITDIR ?= $(PREFIX)/lib/systemd/system
+install: ## the binaries in $(PREFIX)/bin, the unit in $(UNITDIR)
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(UNITDIR)
 	install target/release/cofferdam target/release/containerd-shim-cofferdam-v1 \
 	        target/release/cofferdam-bridge target/release/cri-bench $(DESTDIR)$(PREFIX)/bin/
+	sed 's#@BINDIR@#$(PREFIX)/bin#' cri-server/systemd/cofferdam.service.in > $(DESTDIR)$(UNITDIR)/cofferdam.service
+	chmod 644 $(DESTDIR)$(UNITDIR)/cofferdam.service
 
 clean: ## all that was built
 	cargo clean

@@ -177,11 +177,13 @@ impl Containers {
             target,
         };
         tokio::task::spawn_blocking(move || work.run()).await??;
-        let _gate = self.ports.nri.gate().await;
-        self.plugins_create(sandbox, container).await?;
+        let gate = self.ports.nri.gate().await;
+        let of_others = self.plugins_create(sandbox, container).await?;
         failpoint!("container.create.plugins_asked");
         container.change(&self.ports, |s| Ok::<_, ContainerError>(s.prepared()?)).await?;
         failpoint!("container.create.created_recorded", infallible);
+        drop(gate);
+        self.ports.nri.carry_out(of_others).await;
         Ok(())
     }
 
@@ -292,6 +294,7 @@ impl Build {
 
     /// Mounts the image volumes; in the request, each becomes a path of the host.
     fn mount_volumes(&self, config: &mut cri::ContainerConfig, bundle: &Path) -> Result<(), ContainerError> {
+        let label = self.mount_label(config);
         for volume in &self.asked.volumes {
             let Some(request) = config.mounts.get_mut(volume.index) else { continue };
             // Half of a mapping is refused with the other mounts.
@@ -302,7 +305,8 @@ impl Build {
                 gids: &request.gid_mappings,
                 shim,
             });
-            let place = volume::mount(&self.ports.snapshots, self.container.id(), bundle, volume, mapping)?;
+            let (snapshots, id) = (&self.ports.snapshots, self.container.id());
+            let place = volume::mount(snapshots, id, bundle, volume, mapping, label.as_deref())?;
             request.host_path = place.display().to_string();
             request.image = None;
             if mapped {
@@ -311,6 +315,16 @@ impl Build {
             }
         }
         Ok(())
+    }
+
+    /// The SELinux label of what is mounted for the container alone, where containers get labels.
+    fn mount_label(&self, config: &cri::ContainerConfig) -> Option<String> {
+        if !self.ports.spec_defaults.selinux {
+            return None;
+        }
+        let security = config.linux.as_ref().and_then(|l| l.security_context.clone()).unwrap_or_default();
+        let (pod, level) = (self.sandbox.config(), self.sandbox.selinux_level());
+        spec::selinux::for_container(&security, pod, level, &self.ports.features).mount
     }
 
     /// The request with its host paths made where they are missing, as the kubelet expects, and with symlinks resolved.

@@ -38,6 +38,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use tokio::sync::{RwLock, Semaphore};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use artifact::{ArtifactFile, ArtifactRecord};
@@ -87,6 +88,8 @@ pub struct ImageService {
     garbage: RwLock<()>,
     sweep_wanted: AtomicBool,
     notices: Arc<Notices>,
+    /// Cancelled when the daemon ends.
+    stopping: CancellationToken,
 }
 
 impl ImageService {
@@ -125,6 +128,7 @@ impl ImageService {
             garbage: RwLock::new(()),
             sweep_wanted: AtomicBool::new(true),
             notices,
+            stopping: CancellationToken::new(),
             config,
             store,
         };
@@ -271,6 +275,7 @@ impl ImageService {
 
     /// Waits for pulls under way; new ones are refused. For shutting down.
     pub async fn close(&self) {
+        self.stopping.cancel();
         self.tasks.close();
         self.tasks.wait().await;
     }

@@ -181,7 +181,8 @@ impl Unused {
         let blobs = self.blobs.into_iter().filter_map(|blob| blob.remove().err());
         let blobs: Vec<_> = blobs.map(|error| crate::report::chain(&error)).collect();
         failpoint!("image.sweep.blobs_removed", infallible);
-        let layers: Vec<_> = self.layers.remove().into_iter().map(|error| crate::report::chain(&error)).collect();
+        let layers: Vec<_> =
+            self.layers.remove().into_iter().map(|error| crate::report::chain(&error)).collect();
         failpoint!("image.sweep.layers_removed", infallible);
         self.failures.into_iter().chain(blobs).chain(layers).collect()
     }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bootstrap::{Dialect, ShimKind};
 use super::error::RuntimeError;
+use super::microvm::MicroVm;
 use super::options::{self, OwnOptions};
 
 /// The type of our own shim.
@@ -32,6 +33,9 @@ pub struct RuntimeConfig {
     /// `""` for namespaces, `"vm"` for a microVM; own shim only.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub isolation: String,
+    /// The machines of `isolation = "vm"`.
+    #[serde(default, skip_serializing_if = "MicroVm::is_empty")]
+    pub vm: MicroVm,
     /// An external OCI runtime; own and runc's shim only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub binary: Option<String>,
@@ -195,6 +199,9 @@ fn check_keys(config: &RuntimeConfig, kind: ShimKind) -> Result<(), String> {
     if !matches!(config.isolation.as_str(), "" | "vm") {
         return Err(format!("isolation {:?} must be \"\" or \"vm\"", config.isolation));
     }
+    if config.isolation.is_empty() && !config.vm.is_empty() {
+        return Err("vm belongs to isolation = \"vm\"".to_owned());
+    }
     if config.log_max_line == Some(0) {
         return Err("log_max_line must be at least 1".to_owned());
     }
@@ -214,6 +221,7 @@ fn handler_options(config: &RuntimeConfig, kind: ShimKind) -> Result<Option<Any>
     match kind {
         ShimKind::Own => OwnOptions {
             isolation: config.isolation.clone(),
+            vm: config.vm.clone(),
             binary: config.binary.clone().unwrap_or_default(),
             systemd_cgroup: config.systemd_cgroup,
             selinux: config.selinux,

@@ -321,6 +321,8 @@ fn command(binary: &Path, identity: &Identity<'_>) -> Command {
         .envs(identity.environment())
         // The daemon's own ties to its supervisor are none of the shim's.
         .env_remove("NOTIFY_SOCKET")
+        .env_remove("WATCHDOG_PID")
+        .env_remove("WATCHDOG_USEC")
         .env_remove("LISTEN_FDS")
         .env_remove("LISTEN_PID")
         .stdin(Stdio::piped())

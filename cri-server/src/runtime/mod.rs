@@ -14,6 +14,7 @@ mod exec_sync;
 mod handler;
 mod launcher;
 mod log_pipe;
+pub mod microvm;
 mod options;
 mod probe;
 mod process_tree;

@@ -1,7 +1,8 @@
 //! Wires the daemon and runs it: open, recover, serve, drain.
 //!
-//! The order matters: the socket answers only after the records are loaded and the shims of running pods are found
-//! again, and what changes something is finished before the daemon ends. Pods run on without it.
+//! The order matters: calls are accepted at once and answered after the records are loaded and the shims of running pods
+//! are found again, and what changes something is finished before the daemon ends. Pods run on without it. The supervisor
+//! is told of each step.
 
 mod deadline;
 mod events;
@@ -22,8 +23,10 @@ use cofferdam_proto::cri::image_service_server::ImageServiceServer;
 use cofferdam_proto::cri::runtime_service_server::RuntimeServiceServer;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::service::Routes;
 use tonic::transport::Server;
 
 use crate::boot::{BootId, Past, Run};
@@ -51,9 +54,11 @@ use crate::sandbox::{SandboxError, Sandboxes};
 use crate::spec::Defaults;
 use crate::store::{Store, StoreError, Table};
 use crate::streaming::{ListenError, Parts, Streaming};
+use supervisor::Supervisor;
 
 /// How long calls and operations under way may take to end, together, when the daemon does.
 const DRAIN: Duration = Duration::from_secs(10);
+const LAST_MOMENT: Duration = Duration::from_secs(1);
 /// The largest request: the kubelet's are far smaller.
 const MAX_MESSAGE: usize = 16 << 20;
 
@@ -101,6 +106,74 @@ pub enum ServeError {
 /// # Errors
 /// When the daemon cannot begin to serve, or its socket fails.
 pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> Result<(), ServeError> {
+    let supervisor = Supervisor::from_environment();
+    tell_findings();
+    let places = Places::new(&config.root, &config.state);
+    places.create().map_err(ServeError::Places)?;
+    // First, for these say whether another daemon works in these folders.
+    let _ours = lock_state(&places)?;
+    let owner = Owner::open(places.root())?;
+    let store = Store::open(&places.records(), !owner.is_new())?;
+    let listener = socket::bind(&config.socket).await?;
+    let (health, routes) = health::service().await;
+    let (key, gate) = gate::closed();
+    let rpc = RpcSeconds::default();
+    let serving = Server::builder()
+        .trace_fn(|request| tracing::debug_span!("rpc", call = request.uri().path()))
+        .layer(measure::MeasureLayer(rpc.clone()))
+        .layer(deadline::DeadlineLayer)
+        .add_routes(routes.into_axum_router().fallback_service(gate).into())
+        .serve_with_incoming_shutdown(listener, stop.cancelled());
+    let start = async {
+        supervisor.status("Finding the pods that run");
+        let started = start(&config, places, (owner, Arc::clone(&store)), own_exe, rpc).await?;
+        key.open(services(&started.daemon));
+        health.serving().await;
+        supervisor.ready("Serving");
+        tracing::info!(socket = %config.socket.display(), version = env!("CARGO_PKG_VERSION"), "serving");
+        Ok::<_, ServeError>(started)
+    };
+    let mut serving = std::pin::pin!(serving);
+    let started = tokio::select! {
+        started = start => started?,
+        // Told to end before it began: the next start finds all as this one did.
+        served = &mut serving => return Ok(served?),
+    };
+    let ports = &started.daemon.ports;
+    let ending = async {
+        stop.cancelled().await;
+        supervisor.stopping();
+        health.ending().await;
+        // Their readers would be waited for.
+        ports.events.close();
+        tokio::time::Instant::now() + DRAIN
+    };
+    let beating = watchdog::beat(&supervisor, &config.socket, &store, &stop);
+    let served = async {
+        let overdue = async {
+            stop.cancelled().await;
+            tokio::time::sleep(DRAIN).await;
+        };
+        tokio::select! {
+            served = serving => {
+                // It ended by itself: so does all else.
+                stop.cancel();
+                served
+            }
+            () = overdue => {
+                tracing::warn!("calls under way are cut off; what they began goes on");
+                Ok(())
+            }
+        }
+    };
+    let (served, deadline, ()) = tokio::join!(served, ending, beating);
+    served?;
+    drain(started, deadline).await;
+    Ok(())
+}
+
+/// What the node lacks, for a person to read.
+fn tell_findings() {
     for finding in preflight() {
         match finding.severity {
             Severity::Blocking => {
@@ -112,15 +185,24 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
             Severity::Info => tracing::info!(what = %finding.what, why = %finding.why, "preflight"),
         }
     }
-    let places = Places::new(&config.root, &config.state);
-    places.create().map_err(ServeError::Places)?;
-    // First, for these say whether another daemon works in these folders.
-    let _ours = lock_state(&places)?;
-    let owner = Owner::open(places.root())?;
-    let store = Store::open(&places.records(), !owner.is_new())?;
-    let listener = socket::bind(&config.socket).await?;
+}
+
+/// A daemon that knows its pods again.
+struct Started {
+    daemon: Arc<Daemon>,
+    sink: Sink,
+}
+
+/// Opens what the daemon works with and finds the pods that run.
+async fn start(
+    config: &Config,
+    places: Places,
+    (owner, store): (Owner, Arc<Store>),
+    own_exe: &Path,
+    rpc: RpcSeconds,
+) -> Result<Started, ServeError> {
     let (sink, received) = Sink::bind(&config.state).await?;
-    let ports = open(&config, places, (owner, store), own_exe, &sink).await?;
+    let ports = open(config, places, (owner, store), own_exe, &sink).await?;
     ports.tracker.spawn(events::drain(received));
     let sandboxes = Sandboxes::new(Arc::clone(&ports));
     let containers = Containers::new(Arc::clone(&ports), Arc::clone(&sandboxes));
@@ -138,12 +220,11 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
     );
     reconciler.start();
     let parts = Parts { ports: Arc::clone(&ports), containers: Arc::clone(&containers) };
-    let rpc = RpcSeconds::default();
     let measured = Measured {
         ports: Arc::clone(&ports),
         sandboxes: Arc::clone(&sandboxes),
         containers: Arc::clone(&containers),
-        rpc: rpc.clone(),
+        rpc,
     };
     let daemon = Arc::new(Daemon {
         metrics: crate::metrics::serve(&config.metrics, measured).await?,
@@ -158,31 +239,18 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
     });
     let node: Arc<dyn nri::Node> = Arc::new(daemon.pods.clone());
     ports.nri.serve(node, own_exe).await?;
-    tracing::info!(socket = %config.socket.display(), version = env!("CARGO_PKG_VERSION"), "serving");
+    Ok(Started { daemon, sink })
+}
+
+fn services(daemon: &Arc<Daemon>) -> Routes {
     let runtime =
-        RuntimeServiceServer::new(Runtime(Arc::clone(&daemon))).max_decoding_message_size(MAX_MESSAGE);
-    let image = ImageServiceServer::new(ImageRpc::new(Arc::clone(&ports.images)));
-    let admin = AdminServer::new(AdminRpc::new(Arc::clone(&daemon)));
-    let serving = Server::builder()
-        .trace_fn(|request| tracing::debug_span!("rpc", call = request.uri().path()))
-        .layer(measure::MeasureLayer(rpc))
-        .layer(deadline::DeadlineLayer)
-        .add_service(runtime)
+        RuntimeServiceServer::new(Runtime(Arc::clone(daemon))).max_decoding_message_size(MAX_MESSAGE);
+    let image = ImageServiceServer::new(ImageRpc::new(Arc::clone(&daemon.ports.images)));
+    let admin = AdminServer::new(AdminRpc::new(Arc::clone(daemon)));
+    Routes::new(runtime)
         .add_service(image.max_decoding_message_size(MAX_MESSAGE))
         .add_service(admin)
-        .serve_with_incoming_shutdown(listener, stop.cancelled());
-    let overdue = async {
-        stop.cancelled().await;
-        // Their readers would be waited for.
-        ports.events.close();
-        tokio::time::sleep(DRAIN).await;
-    };
-    tokio::select! {
-        served = serving => served?,
-        () = overdue => tracing::warn!("calls under way are cut off; what they began goes on"),
-    }
-    drain(&ports, &daemon, sink).await;
-    Ok(())
+        .prepare()
 }
 
 async fn open(
@@ -283,7 +351,8 @@ async fn leave_word(ports: &Ports, clean: bool) {
 }
 
 /// Lets what is under way end; watching ends at once.
-async fn drain(ports: &Ports, daemon: &Daemon, sink: Sink) {
+async fn drain(Started { daemon, sink }: Started, deadline: Instant) {
+    let ports = &daemon.ports;
     ports.stopping.cancel();
     sink.shutdown().await;
     ports.tracker.close();
@@ -292,7 +361,9 @@ async fn drain(ports: &Ports, daemon: &Daemon, sink: Sink) {
         ports.exec.drained().await;
         ports.tracker.wait().await;
     };
-    if tokio::time::timeout(DRAIN, drained).await.is_err() {
+    // What only watches needs a moment even when calls took all the time there was.
+    let deadline = deadline.max(Instant::now() + LAST_MOMENT);
+    if tokio::time::timeout_at(deadline, drained).await.is_err() {
         tracing::warn!(operations = ?under_way(), "ending although operations are under way; the next start settles them");
     }
     ports.nri.shut_down().await;

@@ -9,6 +9,7 @@
 //! `COFFERDAM_TEST_OCI_RUNTIME` is set, with that OCI runtime under it) instead of ours.
 
 pub mod cli;
+pub mod crash;
 pub mod faults;
 pub mod kubelet;
 pub mod leak;

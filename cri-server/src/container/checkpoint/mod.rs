@@ -6,6 +6,7 @@
 //! images) the next start puts right.
 
 mod archive;
+mod unnamed;
 
 use cofferdam_failpoints::failpoint;
 use std::fs;
@@ -142,8 +143,11 @@ impl Containers {
         let taken = self.take(container, shim, work).await;
         match shim.resume().await {
             Ok(()) => taken,
-            // It ended meanwhile: nothing stands still.
-            Err(_) if !container.is_running() => taken,
+            // It ended meanwhile, or was never held: nothing stands still.
+            Err(_) if !container.is_running() || taken.is_err() => {
+                Self::resume_if_paused(container, shim).await;
+                taken
+            }
             Err(error) => Err(taken.err().unwrap_or_else(|| error.into())),
         }
     }
