@@ -6,13 +6,16 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::boot::{BootId, Past};
 use crate::cdi;
 use crate::cgroup::Cgroups;
 use crate::event::Events;
 use crate::image::ImageService;
 use crate::network::Network;
 use crate::node::Features;
+use crate::notices::Notices;
 use crate::nri::Nri;
+use crate::owner::Owner;
 use crate::places::Places;
 use crate::runtime::{ExecRunner, Handler, HandlerTable, Launcher};
 use crate::snapshot::Snapshots;
@@ -22,6 +25,14 @@ use crate::store::Store;
 /// The parts that sandboxes and containers are made with.
 pub struct Ports {
     pub places: Places,
+    /// Who gives the ids of this daemon's sandboxes and containers.
+    pub owner: Owner,
+    /// The kernel's present start.
+    pub boot: BootId,
+    /// What lies between the daemon before and this one.
+    pub past: Past,
+    /// What was found lost or damaged.
+    pub notices: Arc<Notices>,
     pub store: Arc<Store>,
     pub handlers: HandlerTable,
     pub launcher: Launcher,

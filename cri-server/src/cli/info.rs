@@ -62,6 +62,8 @@ fn text(version: &cri::VersionResponse, conditions: &[cri::RuntimeCondition], in
     section(&mut text, "Preflight", list(&info["preflight"]).map(finding));
     let under_way = list(&info["operations"]).map(operation).chain(list(&info["pulls"]).map(pull));
     section(&mut text, "Under way", under_way);
+    section(&mut text, "Lost or damaged", list(&info["notices"]).map(|notice| word(&notice["text"])));
+    section(&mut text, "Upkeep", upkeep(info));
     text
 }
 
@@ -115,6 +117,38 @@ fn pull(pull: &Value) -> String {
     let [done, layers] = [&pull["layersDone"], &pull["layers"]].map(number);
     let [received, total] = [&pull["receivedBytes"], &pull["totalBytes"]].map(|bytes| size(number(bytes)));
     format!("pull {image}: {done} of {layers} layers, {received} of {total}, for {age}")
+}
+
+/// The last sweep and the last look at what is stored.
+fn upkeep(info: &Value) -> impl Iterator<Item = String> {
+    let mut lines = Vec::new();
+    let sweep = &info["sweep"];
+    if let Some(at) = sweep["at"].as_u64() {
+        let removed = sweep["removed"].as_object().into_iter().flatten();
+        let removed: Vec<_> = removed.map(|(kind, count)| format!("{} {kind}", number(count))).collect();
+        let removed = if removed.is_empty() { "nothing".to_owned() } else { removed.join(", ") };
+        lines.push(format!("swept {} ago: removed {removed}", since(at)));
+        lines.extend(list(&sweep["failures"]).map(|failure| {
+            let name = failure["name"].as_str().map_or(String::new(), |name| format!(" {name}"));
+            format!("not removed: {}{name}: {}", word(&failure["kind"]), word(&failure["error"]))
+        }));
+    }
+    let look = &info["verification"];
+    if let Some(at) = look["at"].as_u64() {
+        let found = &look["found"];
+        let [blobs, layers] = [&found["blobs"], &found["layers"]].map(number);
+        let damaged = list(&found["damaged"]).count();
+        lines.push(format!("verified {} ago: {blobs} blobs, {layers} layers, {damaged} damaged", since(at)));
+    }
+    if look["running"].as_bool() == Some(true) {
+        lines.push("verifying what is stored".to_owned());
+    }
+    lines.into_iter()
+}
+
+fn since(at: u64) -> String {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    duration(Duration::from_secs(now.map_or(0, |now| now.as_secs().saturating_sub(at))))
 }
 
 fn layout(value: &Value) -> String {

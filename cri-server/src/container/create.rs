@@ -61,7 +61,10 @@ impl Containers {
             match existing.state() {
                 ContainerState::Created if *existing.config() == config => return Ok(existing.id().clone()),
                 // No creation of this name is under way but this one: it is what an undo could not take away.
-                ContainerState::Creating => self.dismantle(&existing, stage).await?,
+                ContainerState::Creating => {
+                    let undone = self.unmake(&existing).await;
+                    undone.map_err(|error| ContainerError::Shared(crate::report::chain(&*error)))?;
+                }
                 // Nor is it told to anybody, so nobody else would take it away.
                 state if *state.told() == ContainerState::Creating => {
                     let removed = self.remove(&existing).await;
@@ -73,7 +76,7 @@ impl Containers {
             }
         }
         stage.set("looking at the image");
-        let id = ContainerId::generate().map_err(failed("id from", Path::new("/dev/urandom")))?;
+        let id = self.ports.owner.container_id()?;
         stage.about(id.as_str());
         let (image, restore) = match self.origin(sandbox, &config, &id, stage).await? {
             Origin::Image(image) => (image, None),

@@ -40,7 +40,7 @@ use crate::operation::{Operations, UnderWay};
 use crate::ports::Ports;
 use crate::runtime::{Handler, Launcher, Shim, ShimKind};
 use crate::sandbox::Sandboxes;
-use crate::store::{StoreError, Table};
+use crate::store::{StoreError, Table, copy};
 use crate::task;
 
 /// How long a preparation goes on that nobody wants any more.
@@ -171,11 +171,20 @@ impl Container {
         let state = next(&self.state())?;
         if state != *self.state.borrow() {
             let record = self.record(state.clone(), self.resources());
-            ports.store.put(Table::Containers, self.made.id.as_str(), &record).await?;
+            self.keep(ports, &record).await?;
             failpoint!("container.change.stored", infallible);
             self.state.send_replace(state);
             self.tell(ports, self.phase());
             failpoint!("container.change.told", infallible);
+        }
+        Ok(())
+    }
+
+    /// Stores the record, and a copy in the bundle.
+    async fn keep(&self, ports: &Ports, record: &ContainerRecord) -> Result<(), StoreError> {
+        ports.store.put(Table::Containers, self.made.id.as_str(), record).await?;
+        if let Err(error) = copy::write(&ports.places.container(&self.made.id), &ports.boot, record) {
+            tracing::debug!(container = %self.made.id, %error, "no copy of the record in the bundle");
         }
         Ok(())
     }
@@ -320,6 +329,14 @@ impl Containers {
             shim.kill(UNWANTED).await;
         }
         self.preparations.ended(id).await;
+    }
+
+    /// Ends what is left of the task of a container that has ended.
+    ///
+    /// # Errors
+    /// When something stays.
+    pub async fn end_leftover(&self, container: &Container) -> Result<(), ContainerError> {
+        self.end_task(container).await
     }
 
     /// Ends the container's task and its shim, whatever state they are in.

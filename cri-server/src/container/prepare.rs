@@ -50,7 +50,7 @@ impl Containers {
         deadlines.launch + deadlines.heavy
     }
 
-    async fn prepare(
+    pub(super) async fn prepare(
         self: &Arc<Self>,
         container: &Arc<Container>,
         stage: &Stage,

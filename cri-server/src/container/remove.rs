@@ -23,6 +23,15 @@ impl Containers {
         joined.map_err(|lost| Arc::new(lost.into()))?
     }
 
+    /// Undoes a creation that came to no end; retries wait for it.
+    pub(super) async fn unmake(self: &Arc<Self>, container: &Arc<Container>) -> Shared<()> {
+        let (containers, target) = (Arc::clone(self), Arc::clone(container));
+        let begin =
+            |stage: Stage| async move { containers.dismantle(&target, &stage).await.map_err(Arc::new) };
+        let joined = self.removals.join(container.id().as_str(), begin).await;
+        joined.map_err(|lost| Arc::new(lost.into()))?
+    }
+
     pub(super) async fn take_away(
         self: &Arc<Self>,
         container: &Arc<Container>,

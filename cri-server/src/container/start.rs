@@ -68,6 +68,9 @@ impl Containers {
         container: &Arc<Container>,
         stage: &Stage,
     ) -> Shared<(Arc<Shim>, u32)> {
+        if self.ports.snapshots.is_spoiled(container.id()) {
+            return Err(Arc::new(ContainerError::Spoiled));
+        }
         let shim = self.prepared(container).await?;
         failpoint!("container.start.prepared", infallible);
         stage.set("asking NRI plugins");

@@ -66,7 +66,7 @@ impl Containers {
     }
 
     /// An exit is never given up: a full disk gets room, and a process that cannot be killed wakes at last.
-    async fn not_yet(&self, container: &Container, error: &(dyn std::error::Error + Sync)) {
+    pub(super) async fn not_yet(&self, container: &Container, error: &(dyn std::error::Error + Sync)) {
         let error = crate::report::chain(error);
         tracing::warn!(container = %container.id(), error, "the exit cannot be settled yet; trying again");
         tokio::time::sleep(RETRY).await;

@@ -16,7 +16,6 @@ use crate::operation::Stage;
 use crate::ports::Ports;
 use crate::runtime::RuntimeError;
 use crate::spec::resources;
-use crate::store::Table;
 
 impl Containers {
     /// Changes what the request names, and leaves the rest as it is. A caller that goes away does not end it half-way.
@@ -144,7 +143,7 @@ impl Container {
     ) -> Result<(), ContainerError> {
         let _one_at_a_time = self.change.lock().await;
         let record = self.record(self.state(), Some(resources.clone()));
-        ports.store.put(Table::Containers, self.made.id.as_str(), &record).await?;
+        self.keep(ports, &record).await?;
         failpoint!("container.update.recorded", infallible);
         self.resources.store(Some(Arc::new(resources)));
         Ok(())

@@ -23,8 +23,11 @@ mod pull;
 mod pull_counts;
 mod record;
 mod remove;
+mod repair;
 #[cfg(test)]
 mod tests;
+mod usage;
+mod verify;
 
 use cofferdam_failpoints::failpoint;
 use std::collections::{HashMap, HashSet};
@@ -46,8 +49,11 @@ pub use pull::{LayerProgress, LayerStage, Pull, PullResult, PullUnderWay};
 pub use pull_counts::PullCounts;
 pub use record::{ImageRecord, ImageUser, LayerRecord};
 pub use remove::DiskUsage;
+pub use usage::{ImageUsage, Pruned, Stored};
+pub use verify::{Damage, Look, Verified};
 
 use crate::content::Content;
+use crate::notices::Notices;
 use crate::operation::{Operations, UnderWay};
 use crate::registry::{Digest, Registry, RegistryConfig};
 use crate::snapshot::Snapshots;
@@ -83,17 +89,23 @@ pub struct ImageService {
     /// Shared by pulls, whose blobs and layers no record names yet; exclusive for the sweep.
     garbage: RwLock<()>,
     sweep_wanted: AtomicBool,
+    notices: Arc<Notices>,
     /// Cancelled when the daemon ends.
     stopping: CancellationToken,
 }
 
 impl ImageService {
-    /// Opens the images under `root`: finishes or drops what a crash left, and sets aside records of images that are no
-    /// longer whole. Blocks; call it before serving.
+    /// Opens the images under `root`, and sets aside records of images that are no longer whole. Blocks; call it before
+    /// serving. What nobody needs goes with the first [`Self::sweep`].
     ///
     /// # Errors
     /// When directories or the store cannot be read.
-    pub fn open(root: &Path, config: Config, store: Arc<Store>) -> Result<Arc<Self>, ImageError> {
+    pub fn open(
+        root: &Path,
+        config: Config,
+        store: Arc<Store>,
+        notices: Arc<Notices>,
+    ) -> Result<Arc<Self>, ImageError> {
         let content = Arc::new(Content::open(root)?);
         let snapshots = Snapshots::open(root)?;
         let registry = Registry::new(RegistryConfig {
@@ -119,12 +131,12 @@ impl ImageService {
             pairs: Mutex::default(),
             garbage: RwLock::new(()),
             sweep_wanted: AtomicBool::new(true),
+            notices,
             stopping: CancellationToken::new(),
             config,
             store,
         };
         service.load()?;
-        service.sweep_if_idle();
         Ok(Arc::new(service))
     }
 
@@ -143,7 +155,10 @@ impl ImageService {
             match missing {
                 None => catalogue.images.insert(id, Arc::new(record)),
                 Some(part) => {
-                    tracing::warn!(image = %id, tags = ?record.repo_tags, part, "image is not whole; it will be pulled again when asked for");
+                    self.notices.add(format!(
+                        "image {id} {:?} is not whole, it lacks {part}; it is made whole or pulled again",
+                        record.repo_tags
+                    ));
                     catalogue.broken.insert(id, Arc::new(record))
                 }
             };

@@ -124,6 +124,9 @@ async fn verbose(daemon: &Daemon) -> HashMap<String, String> {
         "operations": under_way,
         "pulls": daemon.ports.images.pulls_under_way().iter().map(pull).collect::<Vec<_>>(),
         "metrics": daemon.metrics,
+        "notices": ports.notices.all(),
+        "sweep": daemon.reconciler.last(),
+        "verification": daemon.reconciler.verification(),
         "pods": daemon.sandboxes.all().len(),
         "containers": daemon.containers.all().len(),
     });

@@ -36,7 +36,7 @@ use crate::operation::{Operations, UnderWay};
 use crate::ports::Ports;
 use crate::runtime::{Shim, ShimKind};
 use crate::spec::{SandboxNamespaces, SpecError, UserNamespace, resources};
-use crate::store::{StoreError, Table};
+use crate::store::{StoreError, Table, copy};
 
 /// A result that several callers wait for.
 pub type Shared<T> = Result<T, Arc<SandboxError>>;
@@ -185,6 +185,9 @@ impl Sandbox {
         if status != *self.status.borrow() {
             let record = SandboxRecord { status: status.clone(), ..self.made.clone() };
             ports.store.put(Table::Sandboxes, self.made.id.as_str(), &record).await?;
+            if let Err(error) = copy::write(&ports.places.sandbox(&self.made.id), &ports.boot, &record) {
+                tracing::debug!(sandbox = %self.made.id, %error, "no copy of the record in the bundle");
+            }
             self.status.send_replace(status);
             self.tell(ports, self.phase());
         }

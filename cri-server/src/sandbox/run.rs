@@ -43,11 +43,20 @@ impl Sandboxes {
     ) -> Result<SandboxId, SandboxError> {
         let handler = self.ports.handlers.handler(&requested_handler)?;
         if let Some(existing) = self.same_pod(&config) {
-            if existing.is_ready() && *existing.config() == config {
-                return Ok(existing.id().clone());
+            match existing.status().state {
+                SandboxState::Ready { .. } if *existing.config() == config => {
+                    return Ok(existing.id().clone());
+                }
+                // Its run ended with an earlier daemon, or it is on its way out: it goes first.
+                SandboxState::Creating | SandboxState::Removing => {
+                    stage.set("taking an earlier attempt away");
+                    let removed = self.remove(&existing).await;
+                    removed.map_err(|error| SandboxError::Shared(crate::report::chain(&*error)))?;
+                }
+                state => {
+                    return Err(SandboxError::Exists { id: existing.id().clone(), state: state.name() });
+                }
             }
-            let state = existing.status().state.name();
-            return Err(SandboxError::Exists { id: existing.id().clone(), state });
         }
         let security = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
         let options = security.and_then(|s| s.namespace_options.as_ref());
@@ -57,11 +66,7 @@ impl Sandboxes {
         }
         let level = self.level_for(&config)?;
         let mut record = SandboxRecord {
-            id: SandboxId::generate().map_err(|source| SandboxError::File {
-                operation: "id from",
-                path: "/dev/urandom".into(),
-                source,
-            })?,
+            id: self.ports.owner.sandbox_id()?,
             config,
             handler: handler.name.clone(),
             requested_handler,
@@ -73,6 +78,7 @@ impl Sandboxes {
                 state: SandboxState::Creating,
                 ips: Vec::new(),
                 attached: namespaces.network,
+                stopped: false,
                 resized: None,
             },
         };

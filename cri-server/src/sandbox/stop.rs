@@ -58,7 +58,10 @@ impl Sandboxes {
 
     async fn halt(&self, sandbox: &Arc<Sandbox>, stage: &Stage) -> Result<(), SandboxError> {
         stage.set("recording");
-        self.mark_ended(sandbox).await?;
+        let stopped = |s: &SandboxStatus| {
+            Ok::<_, SandboxError>(SandboxStatus { state: s.state.ended(), stopped: true, ..s.clone() })
+        };
+        sandbox.change(&self.ports, stopped).await?;
         failpoint!("sandbox.stop.recorded");
         stage.set("telling NRI plugins");
         self.plugins_stop(sandbox).await;
@@ -85,6 +88,14 @@ impl Sandboxes {
         failures.extend(files::unmount(&self.ports, sandbox.id()).err());
         failpoint!("sandbox.stop.unmounted");
         SandboxError::collect(failures)
+    }
+
+    /// Ends what is left of the pause task of a sandbox that is not ready.
+    ///
+    /// # Errors
+    /// When something stays.
+    pub async fn end_leftover(&self, sandbox: &Sandbox) -> Result<(), SandboxError> {
+        self.end_pause(sandbox).await
     }
 
     pub(super) async fn end_pause(&self, sandbox: &Sandbox) -> Result<(), SandboxError> {

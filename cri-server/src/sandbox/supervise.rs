@@ -53,7 +53,7 @@ impl Sandboxes {
     }
 
     /// An end is never given up: a full disk gets room, and a process that cannot be killed wakes at last.
-    async fn not_yet(&self, sandbox: &Sandbox, error: &(dyn std::error::Error + Sync)) {
+    pub(super) async fn not_yet(&self, sandbox: &Sandbox, error: &(dyn std::error::Error + Sync)) {
         let error = crate::report::chain(error);
         tracing::warn!(sandbox = %sandbox.id(), error, "the pod's end cannot be settled yet; trying again");
         tokio::time::sleep(RETRY).await;

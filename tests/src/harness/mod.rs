@@ -10,6 +10,7 @@
 
 pub mod cli;
 pub mod crash;
+pub mod faults;
 pub mod kubelet;
 pub mod leak;
 pub mod limits;

@@ -187,6 +187,12 @@ impl Containers {
         }
     }
 
+    /// The containers that a checkpoint of a daemon that ended may hold still.
+    pub(super) fn interrupted_checkpoints(&self) -> std::collections::HashSet<String> {
+        let entries = fs::read_dir(self.ports.places.checkpoints()).into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    }
+
     /// Removes what checkpoints of a daemon that ended left.
     pub(super) fn sweep_checkpoints(&self) {
         let folder = self.ports.places.checkpoints();
