@@ -75,9 +75,18 @@ impl ShimError {
                 FailureKind::Rootfs | FailureKind::Runtime => Code::UNKNOWN,
             },
             ShimError::ChildLost(_) => Code::UNKNOWN,
+            ShimError::Path { source, .. } | ShimError::Io { source, .. } if exhausted(source) => {
+                Code::RESOURCE_EXHAUSTED
+            }
             ShimError::Path { .. } | ShimError::Io { .. } => Code::INTERNAL,
         }
     }
+}
+
+/// No room, inodes, descriptors, processes or memory.
+fn exhausted(error: &io::Error) -> bool {
+    let codes = [libc::ENOSPC, libc::EDQUOT, libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::EAGAIN];
+    error.raw_os_error().is_some_and(|code| codes.contains(&code))
 }
 
 impl From<ShimError> for ttrpc::Error {

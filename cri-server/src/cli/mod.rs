@@ -8,6 +8,7 @@ mod attach;
 mod client;
 mod config;
 mod cri_log;
+mod du;
 mod error;
 mod exec;
 mod export;
@@ -23,6 +24,7 @@ mod nri_launch;
 mod output;
 mod pods;
 mod port_forward;
+mod prune;
 mod ps;
 mod pull;
 mod remote;
@@ -36,6 +38,7 @@ mod stop;
 mod table;
 mod text;
 mod time;
+mod vm;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -82,6 +85,10 @@ enum Command {
     Export(export::Export),
     /// Removes images
     Rmi(rmi::Rmi),
+    /// Shows what takes room, and what of it could be freed
+    Du(du::Du),
+    /// Removes images that no container is made of, and what belongs to nobody
+    Prune(prune::Prune),
     /// The commands about images: import, export, ls, rm, pull
     Image(image::Image),
     /// Runs a command in a new pod, shows its output and removes it
@@ -102,6 +109,8 @@ enum Command {
     Stats(stats::Stats),
     /// Shows all that is known of a pod, a container or an image, as JSON
     Inspect(inspect::Inspect),
+    /// Prepares virtual machines
+    Vm(vm::VmCommand),
     /// Becomes an NRI plugin; for the daemon's own use
     #[command(name = crate::nri::launch::COMMAND, hide = true)]
     NriLaunch(nri_launch::NriLaunch),
@@ -119,6 +128,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
         Command::Serve(serve) => serve.run(socket).map_err(CliError::Daemon),
         Command::Config(config) => config.run(),
         Command::NriLaunch(launch) => launch.run(),
+        Command::Vm(vm) => vm.run(),
         command => ask_daemon(socket, command),
     };
     match done {
@@ -172,6 +182,8 @@ async fn dispatch(client: &mut Client, command: Command) -> Result<ExitCode, Cli
         Command::Import(import) => import.run(client).await?,
         Command::Export(export) => export.run(client).await?,
         Command::Rmi(rmi) => rmi.run(client).await?,
+        Command::Du(du) => du.run(client).await?,
+        Command::Prune(prune) => prune.run(client).await?,
         Command::Image(image) => image.run(client).await?,
         Command::Run(run) => return run.run(client).await,
         Command::Logs(logs) => logs.run(client).await?,
@@ -183,7 +195,7 @@ async fn dispatch(client: &mut Client, command: Command) -> Result<ExitCode, Cli
         Command::Stats(stats) => stats.run(client).await?,
         Command::Inspect(inspect) => inspect.run(client).await?,
         // They ask no daemon.
-        Command::Serve(_) | Command::Config(_) | Command::NriLaunch(_) => {}
+        Command::Serve(_) | Command::Config(_) | Command::NriLaunch(_) | Command::Vm(_) => {}
     }
     Ok(ExitCode::SUCCESS)
 }
