@@ -18,24 +18,32 @@ fn main() -> Result<(), Box<dyn Error>> {
         // Messages alone: the calls travel over a connection of NRI's own.
         tonic_prost_build::configure().build_client(false).build_server(false).compile_fds(descriptors)?;
     }
-    if std::env::var_os("CARGO_FEATURE_SHIM").is_some() {
-        let out = PathBuf::from(std::env::var("OUT_DIR")?);
-        ttrpc_codegen::Codegen::new()
-            .out_dir(&out)
-            .inputs(["proto/shim.proto"])
-            .include("proto")
-            .rust_protobuf()
-            .customize(ttrpc_codegen::Customize { async_all: true, gen_mod: false, ..Default::default() })
-            .rust_protobuf_customize(ttrpc_codegen::ProtobufCustomize::default().gen_mod_rs(false))
-            .run()?;
-        for name in ["shim.rs", "shim_ttrpc.rs"] {
-            // Nothing in them is unsafe; without the permission the compiler proves it.
-            let path = out.join(name);
-            let text = std::fs::read_to_string(&path)?;
-            std::fs::write(&path, text.replace("#![allow(unsafe_code)]\n", ""))?;
+    for (feature, name) in [("CARGO_FEATURE_SHIM", "shim"), ("CARGO_FEATURE_AGENT", "agent")] {
+        if std::env::var_os(feature).is_some() {
+            ttrpc_service(name)?;
         }
-        // The generated files begin with inner attributes, which `include!` refuses; as modules they are fine.
-        std::fs::write(out.join("shim_mod.rs"), "pub mod shim;\npub mod shim_ttrpc;\n")?;
     }
+    Ok(())
+}
+
+fn ttrpc_service(name: &str) -> Result<(), Box<dyn Error>> {
+    let out = PathBuf::from(std::env::var("OUT_DIR")?).join(name);
+    std::fs::create_dir_all(&out)?;
+    ttrpc_codegen::Codegen::new()
+        .out_dir(&out)
+        .inputs([format!("proto/{name}.proto")])
+        .include("proto")
+        .rust_protobuf()
+        .customize(ttrpc_codegen::Customize { async_all: true, gen_mod: false, ..Default::default() })
+        .rust_protobuf_customize(ttrpc_codegen::ProtobufCustomize::default().gen_mod_rs(false))
+        .run()?;
+    for file in [format!("{name}.rs"), format!("{name}_ttrpc.rs")] {
+        // Nothing in them is unsafe; without the permission the compiler proves it.
+        let path = out.join(file);
+        let text = std::fs::read_to_string(&path)?;
+        std::fs::write(&path, text.replace("#![allow(unsafe_code)]\n", ""))?;
+    }
+    // The generated files begin with inner attributes, which `include!` refuses; as modules they are fine.
+    std::fs::write(out.join("mod.rs"), format!("pub mod {name};\npub mod {name}_ttrpc;\n"))?;
     Ok(())
 }

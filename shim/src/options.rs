@@ -7,6 +7,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use cofferdam_vm::Isolation;
+use cofferdam_vm::config::VmConfig;
 use protobuf::CodedInputStream;
 use protobuf::well_known_types::any::Any;
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,8 @@ pub struct Options {
     pub systemd_cgroup: bool,
     /// Whether the built-in runtime gives processes SELinux labels, or refuses them.
     pub selinux: bool,
+    /// The machines of `isolation = "vm"`.
+    pub vm: VmConfig,
     /// Longest text in one record of the container's log, in bytes.
     pub log_max_line: usize,
 }
@@ -36,6 +39,7 @@ impl Default for Options {
             binary: None,
             systemd_cgroup: false,
             selinux: false,
+            vm: VmConfig::default(),
             log_max_line: DEFAULT_LOG_MAX_LINE,
         }
     }
@@ -53,11 +57,15 @@ impl Options {
                 return Err(ShimError::Invalid(format!("task options of type {other:?} are not understood")));
             }
         };
-        options.isolation.parse::<Isolation>()?.ensure_available()?;
+        options.isolation()?;
         if options.log_max_line == 0 {
             return Err(ShimError::Invalid("log_max_line must be at least 1".into()));
         }
         Ok(options)
+    }
+
+    pub fn isolation(&self) -> Result<Isolation, ShimError> {
+        Ok(self.isolation.parse()?)
     }
 
     fn from_runtime_options(bytes: &[u8]) -> Result<Self, ShimError> {
@@ -142,9 +150,12 @@ mod tests {
     }
 
     #[test]
-    fn a_virtual_machine_is_refused_by_type() {
-        let error = Options::from_any(Some(&runtime_options(r#"{"isolation":"vm"}"#))).unwrap_err();
-        assert!(matches!(error, ShimError::Isolation(cofferdam_vm::Error::NotAvailable(_))), "{error}");
+    fn a_virtual_machine_has_its_own_keys_and_other_isolations_are_refused() {
+        let any = runtime_options(r#"{"isolation":"vm","vm":{"memory":99}}"#);
+        let options = Options::from_any(Some(&any)).unwrap();
+        assert_eq!((options.isolation().unwrap(), options.vm.memory), (Isolation::Vm, 99));
+        let error = Options::from_any(Some(&runtime_options(r#"{"isolation":"kata"}"#))).unwrap_err();
+        assert!(matches!(error, ShimError::Isolation(_)), "{error}");
     }
 
     #[test]

@@ -4,11 +4,13 @@
 
 use cofferdam_failpoints::failpoint;
 use std::os::unix::net::UnixListener as StdListener;
+use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cofferdam_proto::shim as extension;
-use containerd_shim_protos::shim_async::create_task;
+use containerd_shim_protos::shim_async::{Task, create_task};
 use nix::sys::signal::{SigSet, Signal};
 use tokio::net::UnixListener;
 use tokio::sync::Notify;
@@ -21,6 +23,7 @@ use crate::publish::Publisher;
 use crate::reaper::Reaper;
 use crate::service::Service;
 use crate::sys;
+use crate::vm;
 
 /// How long the last events may take after Shutdown.
 const LAST_EVENTS: Duration = Duration::from_secs(1);
@@ -32,6 +35,8 @@ pub struct Setup {
     /// The daemon's ttrpc address for events; empty for none.
     pub events: String,
     pub bundle: Bundle,
+    /// For a pod in a virtual machine: the folder that keeps what is known of KVM on this node.
+    pub vm: Option<PathBuf>,
 }
 
 pub fn serve(setup: Setup, listener: StdListener) -> Result<(), ShimError> {
@@ -42,7 +47,10 @@ pub fn serve(setup: Setup, listener: StdListener) -> Result<(), ShimError> {
         .enable_time()
         .build()
         .map_err(ShimError::io("build the runtime"))?;
-    runtime.block_on(run(setup, listener))
+    let served = runtime.block_on(run(setup, listener));
+    // A thread in the middle of a system call that does not return keeps nobody here.
+    runtime.shutdown_background();
+    served
 }
 
 /// Nobody but Shutdown ends the shim: a signal to the whole service must not take the containers' keepers along.
@@ -54,16 +62,10 @@ fn ignore_requests_to_end() -> Result<(), ShimError> {
     mask.thread_block().map_err(|e| ShimError::io("block signals")(e.into()))
 }
 
-async fn run(setup: Setup, listener: StdListener) -> Result<(), ShimError> {
-    let reaper = Arc::new(Reaper::default());
-    let signals = Reaper::signals().map_err(ShimError::io("watch for ended processes"))?;
-    let publisher = Publisher::new(setup.namespace, &setup.events, setup.bundle);
-    let shutdown = Arc::new(Notify::new());
-    let service = Arc::new(Service::new(Arc::clone(&reaper), Arc::clone(&publisher), Arc::clone(&shutdown)));
-
-    listener.set_nonblocking(true).map_err(ShimError::io("prepare the socket"))?;
-    let listener = UnixListener::from_std(listener).map_err(ShimError::io("prepare the socket"))?;
-    let mut server = Server::new().add_listener(Listener::from(listener));
+fn register<S: Task + extension::Shim + Send + Sync + 'static>(
+    mut server: Server,
+    service: &Arc<S>,
+) -> Server {
     for (name, methods) in create_task(service.clone()) {
         // Both versions carry the same messages; which one a caller uses follows from the bootstrap's answer.
         server = server.register_service([(name, methods)].into());
@@ -71,17 +73,34 @@ async fn run(setup: Setup, listener: StdListener) -> Result<(), ShimError> {
     for (_, methods) in create_task(service.clone()) {
         server = server.register_service([("containerd.task.v2.Task".to_owned(), methods)].into());
     }
-    server = server.register_service(extension::create_shim(service));
+    server.register_service(extension::create_shim(service.clone()))
+}
+
+async fn run(setup: Setup, listener: StdListener) -> Result<(), ShimError> {
+    let reaper = Arc::new(Reaper::default());
+    let signals = Reaper::signals().map_err(ShimError::io("watch for ended processes"))?;
+    let publisher = Publisher::new(setup.namespace, &setup.events, setup.bundle);
+    let shutdown = Arc::new(Notify::new());
+    listener.set_nonblocking(true).map_err(ShimError::io("prepare the socket"))?;
+    let listener = UnixListener::from_std(listener).map_err(ShimError::io("prepare the socket"))?;
+    let server = Server::new().add_listener(Listener::from(listener));
+    let (told, ended) = (Arc::clone(&publisher), Arc::clone(&shutdown));
+    let mut server = match setup.vm {
+        Some(probes) => register(server, &Arc::new(vm::Service::new(told, ended, probes))),
+        None => register(server, &Arc::new(Service::new(Arc::clone(&reaper), told, ended))),
+    };
     server.start().await.map_err(|e| ShimError::io("serve")(std::io::Error::other(e)))?;
 
     failpoint!("shim.server.serving");
+    // One and the same until the end: begun anew it would send what is under way a second time.
+    let mut publishing = pin!(publisher.run());
     tokio::select! {
         ended = reaper.run(signals) => ended.map_err(ShimError::io("watch for ended processes"))?,
-        () = publisher.run() => {}
+        () = &mut publishing => {}
         () = shutdown.notified() => {}
     }
     tokio::select! {
-        () = publisher.run() => {}
+        () = &mut publishing => {}
         () = publisher.drained() => {}
         () = tokio::time::sleep(LAST_EVENTS) => {}
     }

@@ -87,7 +87,7 @@ const WORDS: [(&str, &str); 51] = [
     ("runtimes.*", "A runtime handler: the name that pods ask for, and the shim behind it."),
     ("runtimes.*.type", "The shim by its type, looked for beside cofferdam and in PATH."),
     ("runtimes.*.path", "The shim by its path."),
-    ("runtimes.*.isolation", "\"\": namespaces; \"vm\": a microVM, which this version does not run yet."),
+    ("runtimes.*.isolation", "\"\": namespaces; \"vm\": a microVM for each pod, see docs/microvm.md."),
     ("runtimes.*.options", "Options of a foreign shim."),
 ];
 const WIDTH: usize = 100;

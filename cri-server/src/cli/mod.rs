@@ -36,6 +36,7 @@ mod stop;
 mod table;
 mod text;
 mod time;
+mod vm;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -102,6 +103,8 @@ enum Command {
     Stats(stats::Stats),
     /// Shows all that is known of a pod, a container or an image, as JSON
     Inspect(inspect::Inspect),
+    /// Prepares virtual machines
+    Vm(vm::VmCommand),
     /// Becomes an NRI plugin; for the daemon's own use
     #[command(name = crate::nri::launch::COMMAND, hide = true)]
     NriLaunch(nri_launch::NriLaunch),
@@ -119,6 +122,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
         Command::Serve(serve) => serve.run(socket).map_err(CliError::Daemon),
         Command::Config(config) => config.run(),
         Command::NriLaunch(launch) => launch.run(),
+        Command::Vm(vm) => vm.run(),
         command => ask_daemon(socket, command),
     };
     match done {
@@ -183,7 +187,7 @@ async fn dispatch(client: &mut Client, command: Command) -> Result<ExitCode, Cli
         Command::Stats(stats) => stats.run(client).await?,
         Command::Inspect(inspect) => inspect.run(client).await?,
         // They ask no daemon.
-        Command::Serve(_) | Command::Config(_) | Command::NriLaunch(_) => {}
+        Command::Serve(_) | Command::Config(_) | Command::NriLaunch(_) | Command::Vm(_) => {}
     }
     Ok(ExitCode::SUCCESS)
 }

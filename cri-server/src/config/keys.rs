@@ -3,9 +3,12 @@
 //! The known keys are those of the default configuration, written out.
 
 use super::Config;
+use crate::runtime::microvm;
 
 /// The keys of a handler; those without a default are not in the default configuration.
 const HANDLER_KEYS: [&str; 6] = ["type", "path", "isolation", "binary", "log_max_line", "options"];
+/// The handler's table of machines.
+const MACHINES: &str = "vm";
 
 /// A key that means nothing.
 #[derive(Debug, PartialEq, Eq)]
@@ -18,8 +21,8 @@ pub(super) struct Unknown {
 /// All unknown keys of a file.
 pub(super) fn unknown(table: &toml::Table) -> Vec<Unknown> {
     let known = toml::Table::try_from(Config::default()).unwrap_or_default();
-    let handler: toml::Table =
-        HANDLER_KEYS.iter().map(|key| ((*key).to_owned(), toml::Value::Boolean(true))).collect();
+    let mut handler = table_of(&HANDLER_KEYS);
+    handler.insert(MACHINES.to_owned(), toml::Value::Table(table_of(&microvm::KEYS)));
     let mut found = Vec::new();
     compare(table, &known, "", &mut found, &mut |key, value, found| {
         if key != "runtimes" {
@@ -35,6 +38,10 @@ pub(super) fn unknown(table: &toml::Table) -> Vec<Unknown> {
         true
     });
     found
+}
+
+fn table_of(keys: &[&str]) -> toml::Table {
+    keys.iter().map(|key| ((*key).to_owned(), toml::Value::Boolean(true))).collect()
 }
 
 /// Answers whether it took the key upon itself.

@@ -48,6 +48,7 @@ pub use record::{ImageRecord, ImageUser, LayerRecord};
 pub use remove::DiskUsage;
 
 use crate::content::Content;
+use crate::operation::{Operations, UnderWay};
 use crate::registry::{Digest, Registry, RegistryConfig};
 use crate::snapshot::Snapshots;
 use crate::store::{Store, Table};
@@ -72,6 +73,7 @@ pub struct ImageService {
     pulls: PullCounts,
     /// Pulls belong to the service, not to their callers.
     tasks: TaskTracker,
+    removals: Operations<Result<(), Arc<ImageError>>>,
     slots: Arc<Semaphore>,
     /// One unpacking for each layer, whoever wants it.
     layer_locks: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
@@ -100,6 +102,7 @@ impl ImageService {
             ..RegistryConfig::default()
         });
         let slots = Arc::new(Semaphore::new(config.parallel_layers()));
+        let tasks = TaskTracker::new();
         let service = Self {
             root: root.to_owned(),
             registry,
@@ -109,7 +112,8 @@ impl ImageService {
             changes: tokio::sync::Mutex::new(()),
             flights: Mutex::default(),
             pulls: PullCounts::default(),
-            tasks: TaskTracker::new(),
+            removals: Operations::new("RemoveImage", tasks.clone()),
+            tasks,
             slots,
             layer_locks: Mutex::default(),
             pairs: Mutex::default(),
@@ -250,6 +254,18 @@ impl ImageService {
         catalogue.images.insert(image.id.clone(), image.clone());
         self.catalogue.store(Arc::new(catalogue));
         Ok(image)
+    }
+
+    /// What is being done to images now, beside pulls.
+    #[must_use]
+    pub fn under_way(&self) -> Vec<UnderWay> {
+        self.removals.under_way()
+    }
+
+    /// What of it has just been found to be over its stage's deadline.
+    #[must_use]
+    pub fn newly_overdue(&self) -> Vec<UnderWay> {
+        self.removals.newly_overdue()
     }
 
     /// What was pulled since the daemon's start.

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bootstrap::{Dialect, ShimKind};
 use super::error::RuntimeError;
+use super::microvm::MicroVm;
 use super::options::{self, OwnOptions};
 
 /// The type of our own shim.
@@ -32,6 +33,9 @@ pub struct RuntimeConfig {
     /// `""` for namespaces, `"vm"` for a microVM; own shim only.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub isolation: String,
+    /// The machines of `isolation = "vm"`.
+    #[serde(default, skip_serializing_if = "MicroVm::is_empty")]
+    pub vm: MicroVm,
     /// An external OCI runtime; own and runc's shim only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub binary: Option<String>,
@@ -82,6 +86,8 @@ pub struct Handler {
     pub options: Option<Any>,
     /// Whether cgroups are made by systemd.
     pub systemd_cgroup: bool,
+    /// Whether our own OCI runtime makes the containers: the shim's built-in one.
+    pub built_in_runtime: bool,
     /// The executable's path, or its name when it is searched.
     binary: PathBuf,
     search: Vec<PathBuf>,
@@ -108,6 +114,7 @@ impl Handler {
             isolation: config.isolation.clone(),
             options,
             systemd_cgroup: config.systemd_cgroup,
+            built_in_runtime: kind == ShimKind::Own && config.binary.is_none(),
             binary,
             search,
             dialect: OnceLock::new(),
@@ -195,6 +202,9 @@ fn check_keys(config: &RuntimeConfig, kind: ShimKind) -> Result<(), String> {
     if !matches!(config.isolation.as_str(), "" | "vm") {
         return Err(format!("isolation {:?} must be \"\" or \"vm\"", config.isolation));
     }
+    if config.isolation.is_empty() && !config.vm.is_empty() {
+        return Err("vm belongs to isolation = \"vm\"".to_owned());
+    }
     if config.log_max_line == Some(0) {
         return Err("log_max_line must be at least 1".to_owned());
     }
@@ -214,6 +224,7 @@ fn handler_options(config: &RuntimeConfig, kind: ShimKind) -> Result<Option<Any>
     match kind {
         ShimKind::Own => OwnOptions {
             isolation: config.isolation.clone(),
+            vm: config.vm.clone(),
             binary: config.binary.clone().unwrap_or_default(),
             systemd_cgroup: config.systemd_cgroup,
             selinux: config.selinux,

@@ -9,6 +9,8 @@ use protobuf::Message as _;
 use protobuf::well_known_types::any::Any;
 use serde::{Deserialize, Serialize};
 
+use super::microvm::MicroVm;
+
 /// Where the generic options live.
 pub const GENERIC_TYPE: &str = "runtimeoptions.v1.Options";
 /// Where the options of runc's shim live.
@@ -40,6 +42,9 @@ pub struct OwnOptions {
     /// `""` or `"vm"`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub isolation: String,
+    /// The machines of `"vm"`.
+    #[serde(default, skip_serializing_if = "MicroVm::is_empty")]
+    pub vm: MicroVm,
     /// An external OCI runtime.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub binary: String,

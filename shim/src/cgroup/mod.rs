@@ -53,6 +53,16 @@ impl CgroupPaths {
         Ok(paths)
     }
 
+    /// Where the cgroup that a specification names is to lie, in every hierarchy.
+    pub fn intended(path: &Path) -> io::Result<Self> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+        let paths = by_name(&mounts, &fs::read_to_string("/proc/self/cgroup")?, path);
+        if paths == CgroupPaths::default() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it names no cgroup of a container"));
+        }
+        Ok(paths)
+    }
+
     pub fn is_v2(&self) -> bool {
         self.v1.is_empty() && self.unified.is_some()
     }

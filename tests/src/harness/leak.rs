@@ -104,7 +104,7 @@ fn leaks(node: &Node, baseline: &Baseline, pods: &[String]) -> Vec<String> {
 }
 
 /// Tables, base chains and the node-wide masquerade may stay; a rule or element that names a pod's address may not.
-fn belongs_to_a_pod(entry: &str) -> bool {
+pub fn belongs_to_a_pod(entry: &str) -> bool {
     let holds = entry.starts_with("{\"rule\"") || entry.contains("\"elem\"");
     // An address of the test subnet that is neither the subnet nor the bridge's own.
     holds
@@ -116,7 +116,7 @@ fn belongs_to_a_pod(entry: &str) -> bool {
 }
 
 /// The addresses that the built-in network's book still holds: the book stays, its leases do not.
-fn leases(book: &Path) -> Vec<String> {
+pub fn leases(book: &Path) -> Vec<String> {
     let text = fs::read(book).unwrap_or_default();
     let value: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
     match value["leases"].as_array() {
@@ -145,14 +145,14 @@ fn looks_like_an_id(name: &str) -> bool {
 }
 
 /// Mount points at or below `dir`.
-fn mounts(dir: &Path) -> Vec<String> {
+pub fn mounts(dir: &Path) -> Vec<String> {
     let table = fs::read_to_string("/proc/self/mountinfo").expect("cannot read the mount table");
     let points = table.lines().filter_map(|line| line.split(' ').nth(4));
     points.filter(|point| Path::new(point).starts_with(dir)).map(str::to_owned).collect()
 }
 
 /// The cgroups below the node's pods (a pod's own is the kubelet's to remove), and any named after a pod.
-fn cgroups(mark: &str, pods: &[String]) -> Vec<PathBuf> {
+pub fn cgroups(mark: &str, pods: &[String]) -> Vec<PathBuf> {
     let mut found = Vec::new();
     walk(Path::new(CGROUPS), &mut |path| {
         let names: Vec<_> = path.iter().map(|part| part.to_string_lossy()).collect();
@@ -175,7 +175,7 @@ fn walk(folder: &Path, visit: &mut impl FnMut(&Path)) {
 }
 
 /// The processes that have to do with the node: their command, folder or cgroup names it.
-fn processes(dir: &Path, mark: &str) -> Vec<(u32, String)> {
+pub fn processes(dir: &Path, mark: &str) -> Vec<(u32, String)> {
     let mut found = Vec::new();
     let word = dir.display().to_string();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {

@@ -109,7 +109,17 @@ impl Session {
 
     /// Forwarded ports at `url`.
     pub async fn forward(netns: &Netns, url: &str, protocol: Protocol) -> Self {
-        Self::open(netns, url, protocol, "portforward.k8s.io", None).await
+        Self::forward_trusting(netns, url, protocol, None).await
+    }
+
+    /// The same over TLS, with a server that shows a certificate by `authority`.
+    pub async fn forward_trusting(
+        netns: &Netns,
+        url: &str,
+        protocol: Protocol,
+        authority: Option<&Path>,
+    ) -> Self {
+        Self::open(netns, url, protocol, "portforward.k8s.io", authority).await
     }
 
     async fn open(
@@ -155,6 +165,7 @@ impl Session {
         let mut output = BytesMut::new();
         wire::open(&mut output, channel, headers, !std::mem::replace(&mut self.opened, true));
         self.io.write_all(&output).await.expect("the daemon hung up");
+        self.io.flush().await.expect("the daemon hung up");
     }
 
     /// One forwarded connection over SPDY: its data is on channel `2n + 1`, its errors on `2n`.
@@ -174,7 +185,9 @@ impl Session {
     pub async fn try_send(&mut self, channel: u8, data: &[u8]) -> std::io::Result<()> {
         let mut output = BytesMut::new();
         wire::put(&mut output, self.wire, channel, data);
-        self.io.write_all(&output).await
+        self.io.write_all(&output).await?;
+        // Over TLS, what the socket did not take at once waits for this.
+        self.io.flush().await
     }
 
     /// Ends our side of a channel.
@@ -182,6 +195,7 @@ impl Session {
         let mut output = BytesMut::new();
         wire::end(&mut output, self.wire, channel);
         self.io.write_all(&output).await.expect("the daemon hung up");
+        self.io.flush().await.expect("the daemon hung up");
     }
 
     pub async fn resize(&mut self, columns: u16, rows: u16) {

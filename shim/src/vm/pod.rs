@@ -1,0 +1,93 @@
+//! A pod's machine with all that belongs to it on the node.
+
+use std::path::{Path, PathBuf};
+
+use cofferdam_vm::agent::GuestSetup;
+use cofferdam_vm::boot::Plan;
+use cofferdam_vm::machine::Machine;
+use cofferdam_vm::probe;
+use oci_spec::runtime::Spec;
+
+use super::VmError;
+use super::guest::Guest;
+use super::place;
+use crate::bundle::Bundle;
+use crate::cgroup::{CgroupPaths, kill};
+use crate::error::ShimError;
+use crate::options::Options;
+
+/// The machine's folder in the pod's bundle.
+const FOLDER: &str = "vm";
+
+pub struct Pod {
+    /// The task that is the pod itself.
+    pub id: String,
+    pub machine: Machine,
+    pub guest: Guest,
+    cgroups: CgroupPaths,
+}
+
+impl Pod {
+    /// Boots the machine of the pod whose specification is `spec`. `probes` keeps what is known of KVM.
+    pub async fn boot(
+        id: &str,
+        bundle: &Bundle,
+        spec: &Spec,
+        options: &Options,
+        probes: &Path,
+    ) -> Result<Self, ShimError> {
+        let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone());
+        let path: PathBuf = path.unwrap_or_else(|| Path::new("/").join(id));
+        let accelerator = probe::accelerator(&options.vm, probes).await.map_err(VmError::from)?;
+        let cgroups = place::make(&path).map_err(ShimError::path("make the pod's cgroup", path))?;
+        let machine = boot_in(&cgroups, bundle, spec, options, accelerator).await;
+        let connected = match machine {
+            Ok(machine) => Guest::connect(machine.channel()).await.map(|guest| (machine, guest)),
+            Err(error) => Err(error),
+        };
+        match connected {
+            Ok((machine, guest)) => Ok(Pod { id: id.to_owned(), machine, guest, cgroups }),
+            Err(error) => {
+                remove_cgroups(&cgroups, bundle).await;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// The pid by which the node knows everything of the pod.
+    pub fn pid(&self) -> i32 {
+        self.machine.monitor().pid()
+    }
+
+    pub async fn end(&self, bundle: &Bundle) {
+        self.machine.stop().await;
+        remove_cgroups(&self.cgroups, bundle).await;
+    }
+}
+
+async fn boot_in(
+    cgroups: &CgroupPaths,
+    bundle: &Bundle,
+    spec: &Spec,
+    options: &Options,
+    accelerator: cofferdam_vm::vmm::Accelerator,
+) -> Result<Machine, VmError> {
+    let put = |pid| place::put(cgroups, pid);
+    let plan = Plan { config: options.vm.clone(), accelerator, folder: bundle.join(FOLDER), nic: None };
+    let setup = GuestSetup { hostname: spec.hostname().clone().unwrap_or_default(), ..GuestSetup::default() };
+    let greeted = plan.prepare(&put)?.launch(&put)?.greet().await?;
+    Ok(greeted.set_up(&setup).await?)
+}
+
+/// The kernel empties a cgroup a little after its last process was waited for.
+async fn remove_cgroups(cgroups: &CgroupPaths, bundle: &Bundle) {
+    for attempt in 1_u64..=100 {
+        match kill::remove(cgroups) {
+            Ok(true) => return,
+            Ok(false) => drop(kill::signal_all(cgroups, libc::SIGKILL)),
+            Err(error) => return bundle.warn(&format!("remove the pod's cgroup: {error}")),
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(attempt.min(20))).await;
+    }
+    bundle.warn("the pod's cgroup is still occupied and stays behind");
+}

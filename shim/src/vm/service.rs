@@ -1,0 +1,277 @@
+//! The RPCs of a pod's shim: decode, call the task, encode.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use cofferdam_proto::shim as extension;
+use containerd_shim_protos::api::{
+    CheckpointTaskRequest, CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest,
+    CreateTaskResponse, DeleteRequest, DeleteResponse, Empty, ExecProcessRequest, KillRequest, PauseRequest,
+    PidsRequest, PidsResponse, ProcessInfo, ResizePtyRequest, ResumeRequest, ShutdownRequest, StartRequest,
+    StartResponse, StateRequest, StateResponse, StatsRequest, StatsResponse, UpdateTaskRequest, WaitRequest,
+    WaitResponse,
+};
+use containerd_shim_protos::shim_async::Task as TaskRpc;
+use oci_spec::runtime::Spec;
+use protobuf::MessageField;
+use tokio::sync::Notify;
+use ttrpc::r#async::TtrpcContext;
+
+use super::VmError;
+use super::pod::Pod;
+use super::spec::Role;
+use super::task::VmTask;
+use crate::bundle::Bundle;
+use crate::error::ShimError;
+use crate::options::Options;
+use crate::publish::{Publisher, to_timestamp};
+use crate::service::status;
+use crate::task::log::StreamName;
+
+pub struct Service {
+    publisher: Arc<Publisher>,
+    shutdown: Arc<Notify>,
+    /// Keeps what is known of KVM on this node.
+    probes: PathBuf,
+    tasks: Mutex<HashMap<String, Option<Arc<VmTask>>>>,
+    pod: tokio::sync::Mutex<Option<(Arc<Pod>, u32)>>,
+}
+
+impl Service {
+    pub fn new(publisher: Arc<Publisher>, shutdown: Arc<Notify>, probes: PathBuf) -> Self {
+        Service { publisher, shutdown, probes, tasks: Mutex::default(), pod: tokio::sync::Mutex::default() }
+    }
+
+    fn tasks(&self) -> std::sync::MutexGuard<'_, HashMap<String, Option<Arc<VmTask>>>> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn task(&self, id: &str) -> Result<Arc<VmTask>, ShimError> {
+        self.tasks().get(id).cloned().flatten().ok_or_else(|| ShimError::NoTask(id.to_owned()))
+    }
+
+    async fn make(&self, request: &CreateTaskRequest) -> Result<Arc<VmTask>, ShimError> {
+        if !request.checkpoint.is_empty() {
+            return Err(ShimError::Unsupported("restoring from a checkpoint in a virtual machine"));
+        }
+        let options = Options::from_any(request.options.as_ref())?;
+        // Held while the machine boots: whoever comes meanwhile joins its pod.
+        let mut pod = self.pod.lock().await;
+        let (publisher, max_line) = (Arc::clone(&self.publisher), options.log_max_line);
+        if let Some((pod, pause)) = &*pod {
+            let role = Role::Container { pause: *pause };
+            let pod = Arc::clone(pod);
+            return VmTask::create(request, pod, role, publisher, max_line).await;
+        }
+        let bundle = Bundle::new(&request.bundle);
+        let read = bundle.read_json::<Spec>("config.json");
+        let spec = read.map_err(ShimError::path("read", bundle.join("config.json")))?;
+        let booted = Arc::new(Pod::boot(&request.id, &bundle, &spec, &options, &self.probes).await?);
+        match VmTask::create(request, Arc::clone(&booted), Role::Pause, publisher, max_line).await {
+            Ok(task) => {
+                *pod = Some((booted, task.guest_pid));
+                Ok(task)
+            }
+            Err(error) => {
+                booted.end(&bundle).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends the machine with its pod.
+    async fn end_pod(&self, task: &VmTask) {
+        if task.id == task.pod().id {
+            task.pod().end(&task.bundle).await;
+            *self.pod.lock().await = None;
+        }
+    }
+}
+
+#[async_trait]
+impl TaskRpc for Service {
+    async fn state(&self, _: &TtrpcContext, r: StateRequest) -> ttrpc::Result<StateResponse> {
+        let task = self.task(&r.id)?;
+        let process = task.process(&r.exec_id)?;
+        let state = process.state();
+        let mut response = StateResponse::new();
+        response.id.clone_from(&task.id);
+        response.exec_id = r.exec_id;
+        response.bundle = task.bundle.path().to_string_lossy().into_owned();
+        response.pid = state.pid().unwrap_or_default().cast_unsigned();
+        response.status = status(&state).into();
+        response.stdin.clone_from(&process.stdio.stdin);
+        response.stdout.clone_from(&process.stdio.stdout);
+        response.stderr.clone_from(&process.stdio.stderr);
+        response.terminal = process.stdio.terminal;
+        if let Some(exit) = state.exit() {
+            response.exit_status = exit.status;
+            response.exited_at = MessageField::some(to_timestamp(exit.at));
+        }
+        Ok(response)
+    }
+
+    async fn create(&self, _: &TtrpcContext, r: CreateTaskRequest) -> ttrpc::Result<CreateTaskResponse> {
+        {
+            let mut tasks = self.tasks();
+            if tasks.contains_key(&r.id) {
+                return Err(ShimError::Exists(format!("task {}", r.id)).into());
+            }
+            tasks.insert(r.id.clone(), None);
+        }
+        let made = self.make(&r).await;
+        match &made {
+            Ok(task) => drop(self.tasks().insert(r.id.clone(), Some(Arc::clone(task)))),
+            Err(_) => drop(self.tasks().remove(&r.id)),
+        }
+        let mut response = CreateTaskResponse::new();
+        response.pid = made?.pid();
+        Ok(response)
+    }
+
+    async fn start(&self, _: &TtrpcContext, r: StartRequest) -> ttrpc::Result<StartResponse> {
+        let mut response = StartResponse::new();
+        response.pid = self.task(&r.id)?.start(&r.exec_id).await?;
+        Ok(response)
+    }
+
+    async fn delete(&self, _: &TtrpcContext, r: DeleteRequest) -> ttrpc::Result<DeleteResponse> {
+        let task = self.task(&r.id)?;
+        let exit = if r.exec_id.is_empty() {
+            let exit = task.delete().await?;
+            self.end_pod(&task).await;
+            self.tasks().remove(&r.id);
+            exit
+        } else {
+            task.delete_exec(&r.exec_id).await?
+        };
+        let mut response = DeleteResponse::new();
+        response.pid = exit.pid.cast_unsigned();
+        response.exit_status = exit.status;
+        response.exited_at = MessageField::some(to_timestamp(exit.at));
+        Ok(response)
+    }
+
+    async fn pids(&self, _: &TtrpcContext, r: PidsRequest) -> ttrpc::Result<PidsResponse> {
+        let mut response = PidsResponse::new();
+        // Those in the guest mean nothing here.
+        let pid = self.task(&r.id)?.pid();
+        response.processes = vec![ProcessInfo { pid, ..ProcessInfo::default() }];
+        Ok(response)
+    }
+
+    async fn pause(&self, _: &TtrpcContext, r: PauseRequest) -> ttrpc::Result<Empty> {
+        self.task(&r.id)?.pause().await?;
+        Ok(Empty::new())
+    }
+
+    async fn resume(&self, _: &TtrpcContext, r: ResumeRequest) -> ttrpc::Result<Empty> {
+        self.task(&r.id)?.resume().await?;
+        Ok(Empty::new())
+    }
+
+    async fn checkpoint(&self, _: &TtrpcContext, _: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
+        Err(ShimError::Unsupported("a checkpoint of a container in a virtual machine").into())
+    }
+
+    async fn kill(&self, _: &TtrpcContext, r: KillRequest) -> ttrpc::Result<Empty> {
+        self.task(&r.id)?.kill(&r.exec_id, r.signal, r.all).await?;
+        Ok(Empty::new())
+    }
+
+    async fn exec(&self, _: &TtrpcContext, r: ExecProcessRequest) -> ttrpc::Result<Empty> {
+        self.task(&r.id)?.add_exec(&r)?;
+        Ok(Empty::new())
+    }
+
+    async fn resize_pty(&self, _: &TtrpcContext, r: ResizePtyRequest) -> ttrpc::Result<Empty> {
+        self.task(&r.id)?.resize(&r.exec_id, r.width, r.height).await?;
+        Ok(Empty::new())
+    }
+
+    async fn close_io(&self, _: &TtrpcContext, r: CloseIORequest) -> ttrpc::Result<Empty> {
+        let process = self.task(&r.id)?.process(&r.exec_id)?;
+        if r.stdin {
+            process.streams.close_stdin();
+        }
+        Ok(Empty::new())
+    }
+
+    async fn update(&self, _: &TtrpcContext, r: UpdateTaskRequest) -> ttrpc::Result<Empty> {
+        let task = self.task(&r.id)?;
+        let resources = r.resources.into_option().unwrap_or_default();
+        task.pod().guest.update(&task.id, resources).await.map_err(ShimError::from)?;
+        Ok(Empty::new())
+    }
+
+    async fn wait(&self, _: &TtrpcContext, r: WaitRequest) -> ttrpc::Result<WaitResponse> {
+        let exit = self.task(&r.id)?.process(&r.exec_id)?.wait().await;
+        let mut response = WaitResponse::new();
+        response.exit_status = exit.status;
+        response.exited_at = MessageField::some(to_timestamp(exit.at));
+        Ok(response)
+    }
+
+    async fn stats(&self, _: &TtrpcContext, r: StatsRequest) -> ttrpc::Result<StatsResponse> {
+        let task = self.task(&r.id)?;
+        let mut response = StatsResponse::new();
+        let stats = task.pod().guest.stats(&task.id).await.map_err(ShimError::from)?;
+        response.stats = MessageField::some(stats);
+        Ok(response)
+    }
+
+    async fn connect(&self, _: &TtrpcContext, r: ConnectRequest) -> ttrpc::Result<ConnectResponse> {
+        let mut response = ConnectResponse::new();
+        response.shim_pid = std::process::id();
+        response.version = env!("CARGO_PKG_VERSION").to_owned();
+        if let Ok(task) = self.task(&r.id) {
+            response.task_pid = task.pid();
+        }
+        Ok(response)
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, r: ShutdownRequest) -> ttrpc::Result<Empty> {
+        if self.tasks().is_empty() || r.now {
+            self.shutdown.notify_one();
+        }
+        Ok(Empty::new())
+    }
+}
+
+#[async_trait]
+impl extension::Shim for Service {
+    async fn reopen_log(
+        &self,
+        _: &TtrpcContext,
+        r: extension::ReopenLogRequest,
+    ) -> ttrpc::Result<extension::ReopenLogResponse> {
+        match self.task(&r.id)?.init.streams.reopen_logs() {
+            Ok(true) => Ok(extension::ReopenLogResponse::new()),
+            Ok(false) => Err(ShimError::Invalid(format!("task {} has no log of ours", r.id)).into()),
+            Err(error) => Err(ShimError::io("reopen the log")(error).into()),
+        }
+    }
+
+    async fn attach(
+        &self,
+        _: &TtrpcContext,
+        r: extension::AttachRequest,
+    ) -> ttrpc::Result<extension::AttachResponse> {
+        let task = self.task(&r.id)?;
+        for (path, stream) in [(&r.stdout, StreamName::Stdout), (&r.stderr, StreamName::Stderr)] {
+            if !path.is_empty() {
+                let tapped = task.init.streams.tap(stream, Path::new(path));
+                tapped.map_err(ShimError::path("attach the FIFO", path))?;
+            }
+        }
+        Ok(extension::AttachResponse::new())
+    }
+}
+
+impl From<VmError> for ttrpc::Error {
+    fn from(error: VmError) -> Self {
+        ShimError::from(error).into()
+    }
+}

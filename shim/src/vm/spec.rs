@@ -1,0 +1,239 @@
+//! A container's specification as the guest gets it. Pure.
+//!
+//! What names something of the node is shown to the guest through the share, or stands for something in the guest, or is
+//! refused: nothing of the node's is left in it. Security settings stay as they are, but for the labels and profiles of
+//! modules that only the node's kernel has.
+
+use std::path::PathBuf;
+
+use cofferdam_vm::agent::{RUNTIME, SHM};
+use cofferdam_vm::share::{Item, Share};
+use cofferdam_vm::sys::mount::Source;
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Mount, Spec};
+
+use crate::error::ShimError;
+
+/// Whose specification it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The pod's pause.
+    Pause,
+    /// A container of the pod whose pause has this pid in the guest.
+    Container { pause: u32 },
+}
+
+#[derive(Debug)]
+pub struct Translated {
+    pub spec: Spec,
+    /// What has to be shown of the node.
+    pub items: Vec<Item>,
+    /// What the container does without, in words.
+    pub without: Vec<&'static str>,
+}
+
+fn refused(what: &str) -> ShimError {
+    ShimError::Invalid(format!("a pod in a virtual machine cannot have {what}"))
+}
+
+pub fn translate(mut spec: Spec, id: &str, role: Role) -> Result<Translated, ShimError> {
+    if has_hooks(&spec) {
+        return Err(refused("hooks, which are programs of the node"));
+    }
+    let mut without = Vec::new();
+    leave_labels_out(&mut spec, &mut without);
+    let items = translate_mounts(&mut spec, id, role)?;
+    translate_linux(&mut spec, id, role)?;
+    Ok(Translated { spec, items, without })
+}
+
+fn has_hooks(spec: &Spec) -> bool {
+    let Some(hooks) = spec.hooks() else { return false };
+    let lists = [
+        hooks.create_runtime(),
+        hooks.create_container(),
+        hooks.start_container(),
+        hooks.poststart(),
+        hooks.poststop(),
+    ];
+    lists.iter().any(|list| list.as_ref().is_some_and(|list| !list.is_empty()))
+}
+
+fn leave_labels_out(spec: &mut Spec, without: &mut Vec<&'static str>) {
+    if let Some(process) = spec.process_mut() {
+        if process.apparmor_profile().as_deref().is_some_and(|name| !name.is_empty() && name != "unconfined")
+        {
+            without.push("its AppArmor profile");
+        }
+        if process.selinux_label().as_deref().is_some_and(|label| !label.is_empty()) {
+            without.push("its SELinux label");
+        }
+        process.set_apparmor_profile(None);
+        process.set_selinux_label(None);
+    }
+    if let Some(linux) = spec.linux_mut() {
+        linux.set_mount_label(None);
+    }
+}
+
+fn translate_mounts(spec: &mut Spec, id: &str, role: Role) -> Result<Vec<Item>, ShimError> {
+    let mut items = Vec::new();
+    let mut mounts = spec.mounts().clone().unwrap_or_default();
+    for (number, mount) in mounts.iter_mut().enumerate() {
+        if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
+            return Err(refused("volumes with mapped owners"));
+        }
+        let options = mount.options().clone().unwrap_or_default();
+        if options.iter().any(|option| option == "rshared" || option == "shared") {
+            return Err(refused("volumes that propagate mounts to the node"));
+        }
+        if !is_bind(mount, &options) {
+            continue;
+        }
+        let source = if mount.destination().as_os_str() == "/dev/shm" {
+            PathBuf::from(SHM)
+        } else if role == Role::Pause && mount.destination().as_os_str() == "/pause" {
+            PathBuf::from(RUNTIME)
+        } else {
+            let Some(path) = mount.source().clone() else {
+                return Err(refused("a bind mount without a source"));
+            };
+            let name = format!("mounts/{number}");
+            let read_only = options.iter().any(|option| option == "ro");
+            items.push(Item { name: name.clone(), source: Source::Bind(path), read_only });
+            Share::guest_path(id, &name)
+        };
+        mount.set_source(Some(source));
+    }
+    spec.set_mounts(Some(mounts));
+    Ok(items)
+}
+
+fn is_bind(mount: &Mount, options: &[String]) -> bool {
+    mount.typ().as_deref() == Some("bind")
+        || options.iter().any(|option| option == "bind" || option == "rbind")
+}
+
+fn translate_linux(spec: &mut Spec, id: &str, role: Role) -> Result<(), ShimError> {
+    let Some(linux) = spec.linux_mut() else { return Err(refused("no Linux settings")) };
+    let namespaces = translate_namespaces(linux.namespaces().clone().unwrap_or_default(), role)?;
+    linux.set_namespaces(Some(namespaces));
+    // The node may leave its cgroups to systemd; there is none in the guest.
+    linux.set_cgroups_path(Some(format!("/pod/{id}").into()));
+    linux.set_rootfs_propagation(None);
+    if let Some(resources) = linux.resources_mut() {
+        // These count the node's processors, disks and huge pages.
+        resources.set_block_io(None).set_hugepage_limits(None).set_rdma(None);
+        if let Some(cpu) = resources.cpu_mut() {
+            cpu.set_cpus(None).set_mems(None);
+        }
+    }
+    Ok(())
+}
+
+fn translate_namespaces(
+    namespaces: Vec<LinuxNamespace>,
+    role: Role,
+) -> Result<Vec<LinuxNamespace>, ShimError> {
+    let has = |kind| namespaces.iter().any(|namespace| namespace.typ() == kind);
+    for (kind, words) in [
+        (LinuxNamespaceType::Network, "the node's network"),
+        (LinuxNamespaceType::Ipc, "the node's IPC"),
+        (LinuxNamespaceType::Uts, "the node's host name"),
+        (LinuxNamespaceType::Pid, "the node's processes"),
+    ] {
+        // A container shares what its pod has, and the pod was looked at.
+        if role == Role::Pause && !has(kind) {
+            return Err(refused(words));
+        }
+    }
+    let mut translated = Vec::new();
+    for mut namespace in namespaces {
+        let name = match namespace.typ() {
+            // The guest's first network namespace is the pod's.
+            LinuxNamespaceType::Network => continue,
+            LinuxNamespaceType::User => return Err(refused("users of its own")),
+            LinuxNamespaceType::Time => return Err(refused("a clock of its own")),
+            LinuxNamespaceType::Mount => "mnt",
+            LinuxNamespaceType::Cgroup => "cgroup",
+            LinuxNamespaceType::Uts => "uts",
+            LinuxNamespaceType::Ipc => "ipc",
+            LinuxNamespaceType::Pid => "pid",
+        };
+        if namespace.path().is_some() {
+            let Role::Container { pause } = role else { return Err(refused("namespaces of others")) };
+            namespace.set_path(Some(format!("/proc/{pause}/ns/{name}").into()));
+        }
+        translated.push(namespace);
+    }
+    Ok(translated)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(extra: &str) -> Spec {
+        let text = format!(
+            r#"{{"ociVersion":"1.0.2","root":{{"path":"rootfs"}},
+            "process":{{"cwd":"/","user":{{"uid":0,"gid":0}},"args":["a"],"apparmorProfile":"p"}},
+            "mounts":[{{"destination":"/proc","type":"proc","source":"proc"}},
+              {{"destination":"/dev/shm","type":"bind","source":"/host/shm","options":["rbind"]}},
+              {{"destination":"/pause","type":"bind","source":"/host/shim","options":["rbind","ro"]}},
+              {{"destination":"/data","type":"bind","source":"/host/data","options":["rbind","ro"]}}],
+            "linux":{{"cgroupsPath":"a.slice:b:c","namespaces":[{{"type":"mount"}},
+              {{"type":"network","path":"/host/net"}},{{"type":"ipc"}},{{"type":"uts"}},{{"type":"pid"}}{extra}]}}}}"#
+        );
+        serde_json::from_str(&text).unwrap()
+    }
+
+    fn text(spec: &Spec) -> String {
+        serde_json::to_string(spec).unwrap()
+    }
+
+    #[test]
+    fn nothing_of_the_node_is_left_but_through_the_share() {
+        let got = translate(spec(""), "c1", Role::Pause).unwrap();
+        let words = text(&got.spec);
+        assert!(!words.contains("/host") && !words.contains("slice"), "{words}");
+        assert!(
+            words.contains("/run/cofferdam/share/c1/mounts/3")
+                && words.contains(RUNTIME)
+                && words.contains(SHM)
+        );
+        assert_eq!(got.items.len(), 1);
+        assert!(got.items[0].read_only && got.items[0].source == Source::Bind("/host/data".into()));
+        assert_eq!(got.without, ["its AppArmor profile"]);
+    }
+
+    #[test]
+    fn a_containers_namespaces_are_those_of_the_guests_pause() {
+        let mut joined = spec("");
+        let linux = joined.linux_mut().as_mut().unwrap();
+        let mut namespaces = linux.namespaces().clone().unwrap();
+        for namespace in &mut namespaces {
+            if namespace.typ() == LinuxNamespaceType::Ipc {
+                namespace.set_path(Some("/proc/777/ns/ipc".into()));
+            }
+        }
+        linux.set_namespaces(Some(namespaces));
+        let words = text(&translate(joined, "c1", Role::Container { pause: 42 }).unwrap().spec);
+        assert!(
+            words.contains("/proc/42/ns/ipc") && !words.contains("777") && !words.contains("network"),
+            "{words}"
+        );
+    }
+
+    #[test]
+    fn what_has_no_meaning_in_a_machine_is_refused_in_words() {
+        let refusal = |spec| translate(spec, "c1", Role::Pause).unwrap_err().to_string();
+        assert!(refusal(spec(r#",{"type":"user"}"#)).contains("users of its own"));
+        let mut host = spec("");
+        host.linux_mut().as_mut().unwrap().set_namespaces(Some(Vec::new()));
+        assert!(refusal(host).contains("the node's network"));
+        let mut shared = spec("");
+        let mut mounts = shared.mounts().clone().unwrap();
+        mounts[3].set_options(Some(vec!["rbind".into(), "rshared".into()]));
+        shared.set_mounts(Some(mounts));
+        assert!(refusal(shared).contains("propagate"));
+    }
+}

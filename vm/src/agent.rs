@@ -1,0 +1,168 @@
+//! The client of the agent in the guest.
+//!
+//! Invariant: every call has a deadline, and what the guest answers is checked here; no answer is used as a path on the
+//! host.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use cofferdam_proto::agent as proto;
+use ttrpc::r#async::transport::Socket;
+use ttrpc::context::{self, Context};
+
+use crate::channel::{Channel, ChannelError, Purpose};
+
+/// Of the protocol in `agent.proto`.
+pub const VERSION: u32 = 1;
+/// Where the guest keeps bundles.
+pub const BUNDLES: &str = "/run/cofferdam/containers";
+/// Where the guest keeps the pod's /dev/shm.
+pub const SHM: &str = "/run/cofferdam/shm";
+/// Where the guest keeps the FIFOs of standard streams.
+pub const STREAMS: &str = "/run/cofferdam/io";
+/// The container code in the guest.
+pub const RUNTIME: &str = "/bin/containerd-shim-cofferdam-v1";
+
+const LIGHT: Duration = Duration::from_secs(10);
+const LONGEST_RELEASE: usize = 64;
+
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    #[error("the agent in the guest: {call}: {source}")]
+    Call { call: &'static str, source: ttrpc::Error },
+    #[error("the agent in the guest: {call}: it answers nonsense: {what}")]
+    Nonsense { call: &'static str, what: String },
+    #[error("the agent in the guest: {call}: no answer within {} s", .after.as_secs())]
+    Silent { call: &'static str, after: Duration },
+}
+
+/// What booted, in its own words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Guest {
+    pub kernel_release: String,
+}
+
+/// What makes the guest a pod's.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GuestSetup {
+    pub hostname: String,
+    pub interfaces: Vec<Interface>,
+    pub routes: Vec<Route>,
+    /// In bytes; 0 for the kernel's default.
+    pub shm_size: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interface {
+    pub mac: String,
+    pub name: String,
+    pub mtu: u32,
+    /// ADDRESS/LENGTH
+    pub addresses: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// ADDRESS/LENGTH
+    pub destination: String,
+    pub gateway: String,
+    pub interface: String,
+}
+
+pub struct Agent {
+    client: proto::AgentClient,
+}
+
+impl std::fmt::Debug for Agent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Agent")
+    }
+}
+
+fn light() -> Context {
+    context::with_duration(LIGHT)
+}
+
+impl Agent {
+    /// Waits for the agent to come up, and hears what it is.
+    ///
+    /// # Errors
+    /// When it does not answer in time, or is none of ours.
+    pub async fn greet(channel: &Channel, deadline: Duration) -> Result<(Agent, Guest), AgentError> {
+        let call = "hello";
+        let greeting = async {
+            let stream = channel.open(&Purpose::Agent).await?;
+            let client = proto::AgentClient::new(ttrpc::asynchronous::Client::new(Socket::new(stream)));
+            let request = proto::HelloRequest { version: VERSION, ..Default::default() };
+            let answer = client.hello(context::with_duration(deadline), &request).await;
+            let answer = answer.map_err(|source| AgentError::Call { call, source })?;
+            Ok::<_, AgentError>((client, answer))
+        };
+        let timed = tokio::time::timeout(deadline, greeting).await;
+        let (client, answer) = timed.map_err(|_| AgentError::Silent { call, after: deadline })??;
+        let nonsense = |what: String| AgentError::Nonsense { call, what };
+        if answer.version != VERSION {
+            return Err(nonsense(format!("version {} instead of {VERSION}", answer.version)));
+        }
+        let release = answer.kernel_release;
+        let plain = |c: char| c.is_ascii_alphanumeric() || "._-+~".contains(c);
+        if release.is_empty() || release.len() > LONGEST_RELEASE || !release.chars().all(plain) {
+            return Err(nonsense("the kernel's release".to_owned()));
+        }
+        Ok((Agent { client }, Guest { kernel_release: release }))
+    }
+
+    pub async fn set_up(&self, setup: &GuestSetup) -> Result<(), AgentError> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+        let interface = |one: &Interface| proto::Interface {
+            mac: one.mac.clone(),
+            name: one.name.clone(),
+            mtu: one.mtu,
+            addresses: one.addresses.clone(),
+            ..Default::default()
+        };
+        let route = |one: &Route| proto::Route {
+            destination: one.destination.clone(),
+            gateway: one.gateway.clone(),
+            interface: one.interface.clone(),
+            ..Default::default()
+        };
+        let request = proto::SetUpRequest {
+            time: i64::try_from(now).unwrap_or_default(),
+            hostname: setup.hostname.clone(),
+            interfaces: setup.interfaces.iter().map(interface).collect(),
+            routes: setup.routes.iter().map(route).collect(),
+            shm_size: setup.shm_size,
+            ..Default::default()
+        };
+        let answer = self.client.set_up(light(), &request).await;
+        answer.map(drop).map_err(|source| AgentError::Call { call: "set up the pod", source })
+    }
+
+    /// Where the bundle is in the guest.
+    pub async fn put_bundle(&self, id: &str, config: Vec<u8>) -> Result<PathBuf, AgentError> {
+        let call = "make a bundle";
+        let request = proto::PutBundleRequest { id: id.to_owned(), config, ..Default::default() };
+        let answer = self.client.put_bundle(light(), &request).await;
+        let answer = answer.map_err(|source| AgentError::Call { call, source })?;
+        let expected = Path::new(BUNDLES).join(id);
+        if Path::new(&answer.path) != expected {
+            return Err(AgentError::Nonsense { call, what: "another path than it must be".to_owned() });
+        }
+        Ok(expected)
+    }
+
+    pub async fn remove_bundle(&self, id: &str) -> Result<(), AgentError> {
+        let request = proto::RemoveBundleRequest { id: id.to_owned(), ..Default::default() };
+        let answer = self.client.remove_bundle(light(), &request).await;
+        answer.map(drop).map_err(|source| AgentError::Call { call: "remove a bundle", source })
+    }
+
+    /// Asks for the end. The machine may be gone before the answer, so there is none.
+    pub async fn power_off(&self, deadline: Duration) {
+        let request = proto::PowerOffRequest::default();
+        drop(self.client.power_off(context::with_duration(deadline), &request).await);
+    }
+}

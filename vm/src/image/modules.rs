@@ -1,0 +1,141 @@
+//! The modules that the guest needs, and all that those need, in the order of their loading.
+//!
+//! What a module needs is read from the module itself, as packages carry no list of it before they are installed.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::ImageError;
+
+/// Without these nothing works.
+const NEEDED: [&str; 4] = ["virtio_mmio", "virtio_console", "virtiofs", "virtio_net"];
+/// With these it works better.
+const WANTED: [&str; 2] = ["virtio_balloon", "virtio_rng"];
+
+pub struct Module {
+    pub file: String,
+    pub content: Vec<u8>,
+}
+
+/// The modules below `folder`, a kernel's own below `lib/modules`.
+pub fn collect(folder: &Path) -> Result<Vec<Module>, ImageError> {
+    let mut found = BTreeMap::new();
+    index(&folder.join("kernel"), &mut found).map_err(ImageError::file("look through", folder))?;
+    let builtin = fs::read_to_string(folder.join("modules.builtin")).unwrap_or_default();
+    let builtin: Vec<String> = builtin.lines().map(|line| name_of(Path::new(line))).collect();
+    let mut collection = Collection { folder, found, builtin, loaded: Vec::new(), modules: Vec::new() };
+    for name in NEEDED {
+        collection.add(name)?;
+    }
+    for name in WANTED {
+        match collection.add(name) {
+            Ok(()) | Err(ImageError::NoModule { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(collection.modules)
+}
+
+/// As the kernel names it: the file's name without its ending, and with underscores.
+fn name_of(path: &Path) -> String {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    name.split(".ko").next().unwrap_or_default().replace('-', "_")
+}
+
+fn index(folder: &Path, found: &mut BTreeMap<String, PathBuf>) -> std::io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let path = entry.path();
+        if entry.file_type()?.is_dir() {
+            index(&path, found)?;
+        } else if entry.file_name().to_string_lossy().contains(".ko") {
+            found.insert(name_of(&path), path);
+        }
+    }
+    Ok(())
+}
+
+struct Collection<'a> {
+    folder: &'a Path,
+    found: BTreeMap<String, PathBuf>,
+    builtin: Vec<String>,
+    loaded: Vec<String>,
+    modules: Vec<Module>,
+}
+
+impl Collection<'_> {
+    /// What it needs comes first. One that is on its way already is not added again, so a circle ends.
+    fn add(&mut self, name: &str) -> Result<(), ImageError> {
+        if self.loaded.iter().any(|loaded| loaded == name) {
+            return Ok(());
+        }
+        let Some(path) = self.found.get(name).cloned() else {
+            if self.builtin.iter().any(|builtin| builtin == name) {
+                return Ok(());
+            }
+            return Err(ImageError::NoModule { folder: self.folder.to_owned(), name: name.to_owned() });
+        };
+        if path.extension().is_none_or(|extension| extension != "ko") {
+            return Err(ImageError::Compressed(path));
+        }
+        self.loaded.push(name.to_owned());
+        let content = fs::read(&path).map_err(ImageError::file("read the module", &path))?;
+        for needed in needs(&content) {
+            self.add(&needed)?;
+        }
+        self.modules.push(Module { file: format!("{name}.ko"), content });
+        Ok(())
+    }
+}
+
+/// The names in the module's `depends` entry.
+fn needs(content: &[u8]) -> Vec<String> {
+    let key = b"\0depends=";
+    let Some(at) = content.windows(key.len()).position(|window| window == key) else { return Vec::new() };
+    let rest = &content[at + key.len()..];
+    let end = rest.iter().position(|byte| *byte == 0).unwrap_or(rest.len());
+    let list = String::from_utf8_lossy(&rest[..end]).replace('-', "_");
+    list.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kernel(modules: &[(&str, &str)]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir_all(folder.path().join("kernel/drivers")).unwrap();
+        for (file, depends) in modules {
+            let content = format!("ELF\0license=GPL\0depends={depends}\0rest");
+            fs::write(folder.path().join("kernel/drivers").join(file), content).unwrap();
+        }
+        fs::write(folder.path().join("modules.builtin"), "kernel/drivers/virtio-net.ko\n").unwrap();
+        folder
+    }
+
+    #[test]
+    fn what_a_module_needs_comes_before_it_once() {
+        let folder = kernel(&[
+            ("virtio.ko", "virtio-ring"),
+            ("virtio-ring.ko", ""),
+            ("virtio_mmio.ko", "virtio,virtio_ring"),
+            ("virtio_console.ko", "virtio"),
+            ("virtiofs.ko", "fuse,virtio"),
+            ("fuse.ko", ""),
+        ]);
+        let files: Vec<_> = collect(folder.path()).unwrap().into_iter().map(|module| module.file).collect();
+        let all =
+            ["virtio_ring.ko", "virtio.ko", "virtio_mmio.ko", "virtio_console.ko", "fuse.ko", "virtiofs.ko"];
+        assert_eq!(files, all);
+    }
+
+    #[test]
+    fn a_module_that_is_missing_or_compressed_is_named() {
+        let folder = kernel(&[("virtio_mmio.ko", "")]);
+        let error = collect(folder.path()).err().unwrap();
+        assert!(matches!(&error, ImageError::NoModule { name, .. } if name == "virtio_console"), "{error}");
+        let folder = kernel(&[("virtio_mmio.ko.xz", "")]);
+        assert!(matches!(collect(folder.path()), Err(ImageError::Compressed(_))));
+    }
+}

@@ -1,0 +1,180 @@
+//! A pod's machine.
+//!
+//! ```text
+//!  (phases of `boot`) ──▶ Running ──stop()──▶ Stopping ──▶ Ended
+//!                            └── a process of it ends, or the channel ───▲
+//! ```
+//! Invariant: it is one whole: when the monitor, virtiofsd or the channel ends, all of it is ended, and everyone who
+//! waits is told why. Dropping the machine ends it too.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::agent::{Agent, Guest};
+use crate::channel::Channel;
+use crate::share::Share;
+use crate::vmm::{Accelerator, Monitor};
+
+/// How long the guest may take to turn itself off.
+const POWER_OFF: Duration = Duration::from_secs(3);
+/// A killed process is gone sooner than this, or something is wrong with the node.
+const DEATH: Duration = Duration::from_secs(5);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lifecycle {
+    Running,
+    /// Asked to end.
+    Stopping,
+    /// With the reason.
+    Ended(String),
+}
+
+impl Lifecycle {
+    fn stopping(&self) -> Self {
+        match self {
+            Lifecycle::Running | Lifecycle::Stopping => Lifecycle::Stopping,
+            Lifecycle::Ended(reason) => Lifecycle::Ended(reason.clone()),
+        }
+    }
+
+    /// What ended first counts; after a stop it was the stop.
+    fn ended(&self, what: &str) -> Self {
+        match self {
+            Lifecycle::Running => Lifecycle::Ended(what.to_owned()),
+            Lifecycle::Stopping => Lifecycle::Ended("the machine was stopped".to_owned()),
+            Lifecycle::Ended(reason) => Lifecycle::Ended(reason.clone()),
+        }
+    }
+}
+
+/// The processes that a machine consists of.
+#[derive(Debug)]
+pub(crate) struct Processes {
+    pub monitor: Box<dyn Monitor>,
+    pub share: Share,
+}
+
+impl Processes {
+    fn kill(&self) {
+        self.monitor.kill();
+        self.share.kill();
+    }
+}
+
+#[derive(Debug)]
+pub struct Machine {
+    processes: Arc<Processes>,
+    channel: Channel,
+    agent: Agent,
+    guest: Guest,
+    accelerator: Accelerator,
+    state: watch::Sender<Lifecycle>,
+    /// Drives the channel, and watches the processes.
+    _tasks: JoinSet<()>,
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.processes.kill();
+    }
+}
+
+impl Machine {
+    /// Takes over what `boot` has brought up; `driver` holds the task that drives the channel.
+    pub(crate) fn new(
+        processes: Processes,
+        channel: Channel,
+        agent: Agent,
+        guest: Guest,
+        accelerator: Accelerator,
+        mut driver: JoinSet<()>,
+    ) -> Self {
+        let processes = Arc::new(processes);
+        let state = watch::Sender::new(Lifecycle::Running);
+        let (watched, told) = (Arc::clone(&processes), state.clone());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let what = tokio::select! {
+                () = watched.monitor.exited() => "its monitor ended",
+                () = watched.share.exited() => "its virtiofsd ended",
+                _ = driver.join_next() => "the channel to its agent ended",
+            };
+            // The guest turns itself off in the end; the rest follows.
+            watched.kill();
+            let _ = timeout(DEATH, async { tokio::join!(watched.monitor.exited(), watched.share.exited()) })
+                .await;
+            told.send_modify(|state| *state = state.ended(what));
+        });
+        Machine { processes, channel, agent, guest, accelerator, state, _tasks: tasks }
+    }
+
+    pub fn agent(&self) -> &Agent {
+        &self.agent
+    }
+
+    pub fn guest(&self) -> &Guest {
+        &self.guest
+    }
+
+    pub fn accelerator(&self) -> Accelerator {
+        self.accelerator
+    }
+
+    pub fn channel(&self) -> &Channel {
+        &self.channel
+    }
+
+    pub fn share(&self) -> &Share {
+        &self.processes.share
+    }
+
+    pub fn monitor(&self) -> &dyn Monitor {
+        &*self.processes.monitor
+    }
+
+    /// Returns once it has ended, with the reason.
+    pub async fn ended(&self) -> String {
+        let mut states = self.state.subscribe();
+        loop {
+            if let Lifecycle::Ended(reason) = &*states.borrow_and_update() {
+                return reason.clone();
+            }
+            if states.changed().await.is_err() {
+                return "the machine is gone".to_owned();
+            }
+        }
+    }
+
+    /// Ends it: asks the guest first, then pulls the plug. Ended is done.
+    pub async fn stop(&self) {
+        self.state.send_modify(|state| *state = state.stopping());
+        if !matches!(*self.state.borrow(), Lifecycle::Ended(_)) {
+            let asked = async {
+                tokio::join!(self.agent.power_off(POWER_OFF), self.processes.monitor.exited());
+            };
+            if timeout(POWER_OFF, asked).await.is_err() {
+                self.processes.kill();
+            }
+        }
+        drop(timeout(DEATH, self.ended()).await);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_end_counts_and_a_stop_is_no_crash() {
+        let crashed = Lifecycle::Running.ended("its monitor ended");
+        assert_eq!(crashed, Lifecycle::Ended("its monitor ended".into()));
+        assert_eq!(crashed.ended("more"), crashed);
+        assert_eq!(crashed.stopping(), crashed);
+        let stopped = Lifecycle::Running.stopping().ended("its monitor ended");
+        assert_eq!(stopped, Lifecycle::Ended("the machine was stopped".into()));
+    }
+}

@@ -1,0 +1,8 @@
+//! The kernel's interfaces: the only place with `unsafe`.
+//!
+//! Invariant: every function takes and gives owned or borrowed typed values.
+#![allow(unsafe_code)]
+
+pub mod mount;
+pub mod netlink;
+pub mod process;
