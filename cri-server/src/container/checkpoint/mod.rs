@@ -36,6 +36,14 @@ struct Work {
     deadline: Instant,
 }
 
+/// What is known of the moment in which the container was held, besides what lies in the folder.
+struct Taken {
+    /// What it removed from its image.
+    gone: Vec<String>,
+    /// How long its log was: what it says once it runs on, a restored one will say again.
+    log: u64,
+}
+
 struct Folder(PathBuf);
 
 impl Drop for Folder {
@@ -101,12 +109,12 @@ impl Containers {
         let still = self.hold_still(container, &shim, &work).await;
         failpoint!("checkpoint.resumed", infallible);
         let done = match still {
-            Ok(gone) => {
+            Ok(taken) => {
                 let handler = self.handler(container)?.name.clone();
                 let bundle = self.ports.places.container(container.id());
                 let (work, container) = (Arc::clone(&work), Arc::clone(container));
                 tokio::task::spawn_blocking(move || {
-                    archive::write(&work, &container, &bundle, &handler, &gone)
+                    archive::write(&work, &container, &bundle, &handler, &taken)
                 })
                 .await?
             }
@@ -137,13 +145,13 @@ impl Containers {
         Ok(shim)
     }
 
-    /// Does what the container must not run during. Answers what it removed from its image.
+    /// Does what the container must not run during.
     async fn hold_still(
         &self,
         container: &Container,
         shim: &Shim,
         work: &Arc<Work>,
-    ) -> Result<Vec<String>, ContainerError> {
+    ) -> Result<Taken, ContainerError> {
         shim.pause().await.map_err(|error| refused(container, error))?;
         failpoint!("checkpoint.paused", infallible);
         let taken = self.take(container, shim, work).await;
@@ -163,17 +171,21 @@ impl Containers {
         container: &Container,
         shim: &Shim,
         work: &Arc<Work>,
-    ) -> Result<Vec<String>, ContainerError> {
+    ) -> Result<Taken, ContainerError> {
         let left = work.deadline.saturating_duration_since(Instant::now());
         shim.checkpoint(&work.folder.images(), left).await.map_err(|error| refused(container, error))?;
         failpoint!("checkpoint.dumped");
         let (snapshots, id) = (Arc::clone(&self.ports.snapshots), container.id().clone());
         let (layers, work) = (container.made().layers.clone(), Arc::clone(work));
+        let log = container.made().log_path.clone();
         tokio::task::spawn_blocking(move || {
             let path = work.folder.0.join(archive::CHANGES);
             let file = fs::File::create(&path).map_err(failed("create", &path))?;
             let out = archive::Until::new(std::io::BufWriter::with_capacity(256 << 10, file), work.deadline);
-            Ok(snapshots.diff(&id, &layers, out)?)
+            let gone = snapshots.diff(&id, &layers, out)?;
+            // By now the shim has written what was on its way.
+            let log = log.and_then(|log| fs::metadata(log).ok()).map_or(0, |data| data.len());
+            Ok(Taken { gone, log })
         })
         .await?
     }
