@@ -17,7 +17,7 @@ PEER_PACKAGES := docker-registry busybox-static containernetworking-plugins cont
 # To run the main job on Debian's kernel and cgroup v2 alone, in a virtual machine.
 VM_PACKAGES := qemu-system-x86 kmod cpio busybox-static nftables
 
-.PHONY: help build shim failpoints setup setup-build setup-vm vm-test vm-systemd vm-selinux vm-critest demo test unit e2e soak lint ci bench fuzz install clean
+.PHONY: help build shim failpoints setup setup-build setup-vm vm-test vm-systemd vm-selinux vm-critest demo test unit e2e soak power-cut lint ci bench fuzz install clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | column -t -s "$$(printf '\t')"
@@ -82,6 +82,12 @@ SECONDS ?= 3600
 soak: setup build ## random work on a node for SECONDS (an hour), with a look at everything after each round
 	$(AS_ROOT) COFFERDAM_BIN_DIR=$(CURDIR)/target/release SOAK_SECONDS=$(SECONDS) SOAK_SEED=$(SEED) \
 	cargo test --release --locked -p cofferdam-tests --test soak -- --nocapture
+
+# Each cut is a disk of its own on which a daemon starts, some two seconds; CI does a few.
+CUTS ?= 300
+power-cut: setup build ## power cuts in the middle of pulls and creates, CUTS of them (SEED=N for the same again)
+	$(AS_ROOT) COFFERDAM_BIN_DIR=$(CURDIR)/target/release POWER_CUTS=$(CUTS) POWER_SEED=$(SEED) \
+	cargo test --release --locked -p cofferdam-tests --test powercut -- --nocapture
 
 vm-test: setup-vm build ## the main job in a virtual machine with Debian's kernel and cgroup v2 (minutes)
 	tests/vm/run.sh target/release
