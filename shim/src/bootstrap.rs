@@ -6,7 +6,7 @@
 use cofferdam_failpoints::failpoint;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal, PipeReader, PipeWriter, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -84,9 +84,12 @@ pub fn start(args: &Args) -> Result<(), ShimError> {
         bundle: bundle.clone(),
         vm,
     };
+    let (noted, note) = io::pipe().map_err(ShimError::io("make a pipe"))?;
     match sys::fork().map_err(|e| ShimError::io("fork the server")(e.into()))? {
         Forked::Child => {
-            let status = match leave_the_caller(&bundle).and_then(|()| server::serve(setup, listener)) {
+            drop(note);
+            let begun = await_note(noted).and_then(|()| leave_the_caller(&bundle));
+            let status = match begun.and_then(|()| server::serve(setup, listener)) {
                 Ok(()) => 0,
                 Err(error) => {
                     bundle.warn(&format!("the server ended: {error}"));
@@ -97,7 +100,7 @@ pub fn start(args: &Args) -> Result<(), ShimError> {
             drop(fs::remove_file(&socket));
             sys::exit_now(status)
         }
-        Forked::Parent(pid) => introduce(&bundle, pid, &address, protocol).inspect_err(|_| {
+        Forked::Parent(pid) => introduce(&bundle, pid, note, (&address, protocol)).inspect_err(|_| {
             // A caller that does not hear of the server, because it died, cannot end it either.
             let _ = sys::kill(pid.as_raw(), libc::SIGKILL);
             drop(fs::remove_file(&socket));
@@ -113,12 +116,23 @@ fn join_pod(socket: &Path, pod: &str, protocol: Option<u32>) -> Result<(), ShimE
     answer(&format!("unix://{}", socket.display()), protocol)
 }
 
-/// Notes who the server is and tells the caller.
-fn introduce(bundle: &Bundle, pid: Pid, address: &str, protocol: Option<u32>) -> Result<(), ShimError> {
+/// A server that is noted nowhere would be found by nobody: it ends when whoever was to note it died before.
+fn await_note(mut noted: PipeReader) -> Result<(), ShimError> {
+    noted.read_exact(&mut [0]).map_err(ShimError::io("wait for being noted"))
+}
+
+/// Notes who the server is, lets it begin, and tells the caller.
+fn introduce(
+    bundle: &Bundle,
+    pid: Pid,
+    mut note: PipeWriter,
+    (address, protocol): (&str, Option<u32>),
+) -> Result<(), ShimError> {
     failpoint!("shim.start.forked");
     bundle
         .write("shim.pid", pid.to_string().as_bytes())
         .map_err(ShimError::path("write", bundle.join("shim.pid")))?;
+    note.write_all(&[0]).map_err(ShimError::io("let the server begin"))?;
     failpoint!("shim.start.pid_written");
     answer(address, protocol)?;
     failpoint!("shim.start.answered", infallible);
