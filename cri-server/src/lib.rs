@@ -5,10 +5,13 @@
 #![forbid(unsafe_code)]
 
 pub mod report;
+pub mod notices;
 pub mod model;
+pub mod owner;
 pub mod index;
 pub mod operation;
 pub mod places;
+pub mod boot;
 pub mod store;
 pub mod cgroup;
 pub mod node;
@@ -32,6 +35,7 @@ pub mod task;
 pub mod sandbox;
 pub mod container;
 pub mod pod;
+pub mod reconcile;
 pub mod streaming;
 pub mod metrics;
 pub mod rpc;

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <root>/metadata.redb               the records
+//! <root>/owner                       the key in the daemon's ids
 //! <root>/...                         images, layers, writable layers: see content, snapshot
 //! <root>/checkpoints/<id>/           images of a checkpoint under way
 //! <root>/restores/<id>/              what a container is to be restored from, until it runs
@@ -86,8 +87,25 @@ impl Places {
         self.state.join("sandboxes").join(id.as_str())
     }
 
+    /// The names in the folder of sandboxes, whether or not anything is known by them.
+    #[must_use]
+    pub fn sandbox_names(&self) -> Vec<String> {
+        names(&self.state.join("sandboxes"))
+    }
+
+    /// The same for containers.
+    #[must_use]
+    pub fn container_names(&self) -> Vec<String> {
+        names(&self.state.join("containers"))
+    }
+
     #[must_use]
     pub fn container(&self, id: &ContainerId) -> PathBuf {
         self.state.join("containers").join(id.as_str())
     }
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }

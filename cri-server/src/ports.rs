@@ -1,17 +1,21 @@
 //! What the domain works with: everything below sandboxes and containers, wired once.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::boot::{BootId, Past};
 use crate::cdi;
 use crate::cgroup::Cgroups;
 use crate::event::Events;
 use crate::image::ImageService;
 use crate::network::Network;
 use crate::node::Features;
+use crate::notices::Notices;
 use crate::nri::Nri;
+use crate::owner::Owner;
 use crate::places::Places;
 use crate::runtime::{ExecRunner, Handler, HandlerTable, Launcher};
 use crate::snapshot::Snapshots;
@@ -21,6 +25,14 @@ use crate::store::Store;
 /// The parts that sandboxes and containers are made with.
 pub struct Ports {
     pub places: Places,
+    /// Who gives the ids of this daemon's sandboxes and containers.
+    pub owner: Owner,
+    /// The kernel's present start.
+    pub boot: BootId,
+    /// What lies between the daemon before and this one.
+    pub past: Past,
+    /// What was found lost or damaged.
+    pub notices: Arc<Notices>,
     pub store: Arc<Store>,
     pub handlers: HandlerTable,
     pub launcher: Launcher,
@@ -44,6 +56,18 @@ pub struct Ports {
     pub tracker: TaskTracker,
     /// Cancelled when the daemon ends: what only watches ends then, what changes something is waited for.
     pub stopping: CancellationToken,
+}
+
+impl Ports {
+    /// What the node allows a spec for this handler to ask for.
+    #[must_use]
+    pub fn features_of(&self, handler: &Handler) -> Cow<'_, Features> {
+        if handler.built_in_runtime {
+            Cow::Borrowed(&self.features)
+        } else {
+            Cow::Owned(self.features.of_other_runtimes())
+        }
+    }
 }
 
 /// Nanoseconds since the epoch, the CRI's time.

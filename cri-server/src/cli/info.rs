@@ -62,6 +62,8 @@ fn text(version: &cri::VersionResponse, conditions: &[cri::RuntimeCondition], in
     section(&mut text, "Preflight", list(&info["preflight"]).map(finding));
     let under_way = list(&info["operations"]).map(operation).chain(list(&info["pulls"]).map(pull));
     section(&mut text, "Under way", under_way);
+    section(&mut text, "Lost or damaged", list(&info["notices"]).map(|notice| word(&notice["text"])));
+    section(&mut text, "Upkeep", upkeep(info));
     text
 }
 
@@ -117,6 +119,38 @@ fn pull(pull: &Value) -> String {
     format!("pull {image}: {done} of {layers} layers, {received} of {total}, for {age}")
 }
 
+/// The last sweep and the last look at what is stored.
+fn upkeep(info: &Value) -> impl Iterator<Item = String> {
+    let mut lines = Vec::new();
+    let sweep = &info["sweep"];
+    if let Some(at) = sweep["at"].as_u64() {
+        let removed = sweep["removed"].as_object().into_iter().flatten();
+        let removed: Vec<_> = removed.map(|(kind, count)| format!("{} {kind}", number(count))).collect();
+        let removed = if removed.is_empty() { "nothing".to_owned() } else { removed.join(", ") };
+        lines.push(format!("swept {} ago: removed {removed}", since(at)));
+        lines.extend(list(&sweep["failures"]).map(|failure| {
+            let name = failure["name"].as_str().map_or(String::new(), |name| format!(" {name}"));
+            format!("not removed: {}{name}: {}", word(&failure["kind"]), word(&failure["error"]))
+        }));
+    }
+    let look = &info["verification"];
+    if let Some(at) = look["at"].as_u64() {
+        let found = &look["found"];
+        let [blobs, layers] = [&found["blobs"], &found["layers"]].map(number);
+        let damaged = list(&found["damaged"]).count();
+        lines.push(format!("verified {} ago: {blobs} blobs, {layers} layers, {damaged} damaged", since(at)));
+    }
+    if look["running"].as_bool() == Some(true) {
+        lines.push("verifying what is stored".to_owned());
+    }
+    lines.into_iter()
+}
+
+fn since(at: u64) -> String {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    duration(Duration::from_secs(now.map_or(0, |now| now.as_secs().saturating_sub(at))))
+}
+
 fn layout(value: &Value) -> String {
     word(value).to_lowercase()
 }
@@ -140,11 +174,21 @@ fn finding(finding: &Value) -> String {
 }
 
 fn operation(operation: &Value) -> String {
-    let age = Duration::from_secs(number(&operation["age"]["secs"]));
-    let key = word(&operation["key"]);
-    let looks_like_an_id = key.len() == 64 && key.bytes().all(|b| b.is_ascii_hexdigit());
-    let key = if looks_like_an_id { short_id(&key) } else { key };
-    format!("{} {key}: {}, for {}", word(&operation["operation"]), word(&operation["stage"]), duration(age))
+    let time = |name: &str| duration(Duration::from_secs(number(&operation[name]["secs"])));
+    let shown = |key: String| {
+        let looks_like_an_id = key.len() == 64 && key.bytes().all(|b| b.is_ascii_hexdigit());
+        if looks_like_an_id { short_id(&key) } else { key }
+    };
+    let mut line = format!("{} {}", word(&operation["operation"]), shown(word(&operation["key"])));
+    if operation["id"].is_string() {
+        let _ = write!(line, " ({})", shown(word(&operation["id"])));
+    }
+    let _ = write!(line, ": {}, for {}", word(&operation["stage"]), time("stageAge"));
+    if operation["overdue"].as_bool() == Some(true) {
+        let _ = write!(line, ", OVERDUE: should take {} at most", time("deadline"));
+    }
+    let _ = write!(line, "; {} in all", time("age"));
+    line
 }
 
 #[cfg(test)]
@@ -164,9 +208,14 @@ mod tests {
 
     #[test]
     fn an_operation_tells_its_stage_and_age() {
-        let value = json!({"operation": "run", "key": "ab".repeat(32), "stage": "network",
-            "age": {"secs": 125, "nanos": 0}});
-        assert_eq!(operation(&value), "run ababababababa: network, for 2 minutes");
+        let mut value = json!({"operation": "run", "key": "default/web", "id": "ab".repeat(32), "stage": "network",
+            "age": {"secs": 125, "nanos": 0}, "stageAge": {"secs": 70, "nanos": 0},
+            "deadline": {"secs": 60, "nanos": 0}, "overdue": false});
+        let told = operation(&value);
+        assert!(told.starts_with("run default/web (abab") && !told.contains("OVERDUE"), "{told}");
+        assert!(told.contains("network, for ") && told.ends_with("2 minutes in all"), "{told}");
+        value["overdue"] = true.into();
+        assert!(operation(&value).contains("OVERDUE: should take "), "{}", operation(&value));
     }
 
     #[test]

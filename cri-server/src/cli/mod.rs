@@ -8,6 +8,7 @@ mod attach;
 mod client;
 mod config;
 mod cri_log;
+mod du;
 mod error;
 mod exec;
 mod export;
@@ -23,6 +24,7 @@ mod nri_launch;
 mod output;
 mod pods;
 mod port_forward;
+mod prune;
 mod ps;
 mod pull;
 mod remote;
@@ -83,6 +85,10 @@ enum Command {
     Export(export::Export),
     /// Removes images
     Rmi(rmi::Rmi),
+    /// Shows what takes room, and what of it could be freed
+    Du(du::Du),
+    /// Removes images that no container is made of, and what belongs to nobody
+    Prune(prune::Prune),
     /// The commands about images: import, export, ls, rm, pull
     Image(image::Image),
     /// Runs a command in a new pod, shows its output and removes it
@@ -176,6 +182,8 @@ async fn dispatch(client: &mut Client, command: Command) -> Result<ExitCode, Cli
         Command::Import(import) => import.run(client).await?,
         Command::Export(export) => export.run(client).await?,
         Command::Rmi(rmi) => rmi.run(client).await?,
+        Command::Du(du) => du.run(client).await?,
+        Command::Prune(prune) => prune.run(client).await?,
         Command::Image(image) => image.run(client).await?,
         Command::Run(run) => return run.run(client).await,
         Command::Logs(logs) => logs.run(client).await?,

@@ -4,12 +4,15 @@
 //! key is optional. Unknown keys are errors that name the nearest right key, and all errors are told at once.
 
 mod keys;
+mod maintenance;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+
+pub use maintenance::MaintenanceConfig;
 
 use crate::cgroup::Driver;
 use crate::{cdi, image, network, nri, runtime};
@@ -41,6 +44,8 @@ pub struct Config {
     pub cdi: cdi::Config,
     pub nri: nri::Config,
     pub metrics: MetricsConfig,
+    pub shim: runtime::ShimConfig,
+    pub maintenance: MaintenanceConfig,
     pub runtimes: BTreeMap<String, runtime::RuntimeConfig>,
 }
 
@@ -87,6 +92,8 @@ impl Default for Config {
             cdi: cdi::Config::default(),
             nri: nri::Config::default(),
             metrics: MetricsConfig::default(),
+            shim: runtime::ShimConfig::default(),
+            maintenance: MaintenanceConfig::default(),
             runtimes: runtime::HandlerTable::built_in(),
             cgroup_driver: CgroupDriver::Cgroupfs,
             selinux: false,

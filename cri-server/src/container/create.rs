@@ -61,7 +61,10 @@ impl Containers {
             match existing.state() {
                 ContainerState::Created if *existing.config() == config => return Ok(existing.id().clone()),
                 // No creation of this name is under way but this one: it is what an undo could not take away.
-                ContainerState::Creating => self.dismantle(&existing).await?,
+                ContainerState::Creating => {
+                    let undone = self.unmake(&existing).await;
+                    undone.map_err(|error| ContainerError::Shared(crate::report::chain(&*error)))?;
+                }
                 // Nor is it told to anybody, so nobody else would take it away.
                 state if *state.told() == ContainerState::Creating => {
                     let removed = self.remove(&existing).await;
@@ -73,7 +76,8 @@ impl Containers {
             }
         }
         stage.set("looking at the image");
-        let id = ContainerId::generate().map_err(failed("id from", Path::new("/dev/urandom")))?;
+        let id = self.ports.owner.container_id()?;
+        stage.about(id.as_str());
         let (image, restore) = match self.origin(sandbox, &config, &id, stage).await? {
             Origin::Image(image) => (image, None),
             Origin::Checkpoint(image, restore) => (image, Some(restore)),
@@ -95,7 +99,7 @@ impl Containers {
             Err(error) => {
                 stage.set("undoing");
                 failpoint!("container.create.undoing", infallible);
-                if let Err(left) = self.dismantle(&container).await {
+                if let Err(left) = self.dismantle(&container, stage).await {
                     tracing::warn!(container = %container.id(), error = %crate::report::chain(&left), "undo");
                 }
                 Err(error)
@@ -259,6 +263,7 @@ impl Build {
             state: self.sandbox.status().state.name(),
         })?;
         let edits = cdi::resolve(&self.ports.cdi.spec_dirs, &self.asked.devices)?;
+        let handler = self.ports.handlers.handler(&self.sandbox.made().handler)?;
         let mut spec = container_spec(&ContainerInput {
             id,
             sandbox_id: self.sandbox.id(),
@@ -277,7 +282,7 @@ impl Build {
             selinux_level: self.sandbox.selinux_level(),
             host: &LinuxHost,
             defaults: &self.ports.spec_defaults,
-            features: &self.ports.features,
+            features: &self.ports.features_of(handler),
         })?;
         cdi::apply(&mut spec, &edits, &LinuxHost, self.sandbox.users()?)?;
         check_apparmor(spec.process().as_ref().and_then(|process| process.apparmor_profile().as_deref()))?;

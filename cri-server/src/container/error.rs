@@ -75,6 +75,8 @@ pub enum ContainerError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Refused(#[from] Refused),
+    #[error("a layer of its image was found damaged after it was created: create it again")]
+    Spoiled,
     #[error("cannot start the container: {message}")]
     Start { message: String, exhausted: bool },
     #[error("the container is {state}, not running")]
@@ -97,12 +99,16 @@ pub enum ContainerError {
     CheckpointTime { after: Duration },
     #[error("resources of the container")]
     Update(#[source] RuntimeError),
-    #[error("the container did not end within {after:?} of SIGKILL")]
+    #[error("the end of the container was not settled within {after:?} of SIGKILL")]
     Unkillable { after: Duration },
+    #[error("the container does not end")]
+    Survives { source: CgroupError },
     #[error(transparent)]
     Exec(#[from] crate::runtime::ExecError),
     #[error(transparent)]
     Lost(#[from] Lost),
+    #[error(transparent)]
+    Owner(#[from] crate::owner::OwnerError),
     #[error("a thread of the daemon ended without a result")]
     Thread(#[from] tokio::task::JoinError),
     #[error("{0}")]

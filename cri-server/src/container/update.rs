@@ -12,10 +12,10 @@ use cofferdam_proto::cri;
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 
 use super::{Container, ContainerError, ContainerState, Containers, Shared};
+use crate::operation::Stage;
 use crate::ports::Ports;
 use crate::runtime::RuntimeError;
 use crate::spec::resources;
-use crate::store::Table;
 
 impl Containers {
     /// Changes what the request names, and leaves the rest as it is. A caller that goes away does not end it half-way.
@@ -29,16 +29,20 @@ impl Containers {
         annotations: HashMap<String, String>,
     ) -> Shared<()> {
         let (containers, target) = (Arc::clone(self), Arc::clone(container));
-        let work = async move {
+        let mut told: Vec<_> = annotations.iter().collect();
+        told.sort_unstable();
+        let key = (container.id().as_str(), format!("{request:?} {told:?}"));
+        let begin = |stage: Stage| async move {
+            stage.set("asking NRI plugins");
             let request = containers.plugins_update(&target, request).await?;
+            stage.set("putting it into force");
             containers.change_resources(&target, &request, annotations).await?;
+            stage.set("telling NRI plugins");
             containers.plugins_updated(&target).await;
             Ok(())
         };
-        match self.ports.tracker.spawn(work).await {
-            Ok(result) => result.map_err(Arc::new),
-            Err(error) => Err(Arc::new(error.into())),
-        }
+        let joined = self.updates.join(key, begin).await;
+        joined.map_err(|lost| Arc::new(lost.into()))?
     }
 
     /// [`Self::update`] without a word to plugins, for what plugins themselves ask for.
@@ -81,11 +85,11 @@ impl Containers {
     /// The spec after the change: the one place where what is asked for becomes what is put into force.
     fn changed(
         &self,
-        _container: &Container,
+        container: &Container,
         before: &Spec,
         request: &cri::LinuxContainerResources,
     ) -> Result<Spec, ContainerError> {
-        let features = &self.ports.features;
+        let features = &self.ports.features_of(self.handler(container)?);
         let mut after = before.clone();
         if let Some(linux) = after.linux_mut() {
             let old = linux.resources().clone().unwrap_or_default();
@@ -139,7 +143,7 @@ impl Container {
     ) -> Result<(), ContainerError> {
         let _one_at_a_time = self.change.lock().await;
         let record = self.record(self.state(), Some(resources.clone()));
-        ports.store.put(Table::Containers, self.made.id.as_str(), &record).await?;
+        self.keep(ports, &record).await?;
         failpoint!("container.update.recorded", infallible);
         self.resources.store(Some(Arc::new(resources)));
         Ok(())

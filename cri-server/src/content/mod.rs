@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <root>/content/blobs/<algorithm>/<hex>   whole, verified, on disk
-//! <root>/content/ingest/<number>           being written, or being removed; emptied at start
+//! <root>/content/ingest/<number>           being written, or being removed; what a crash left goes after a start
 //! ```
 //!
 //! Invariant: a file under `blobs` holds exactly the bytes its name promises; it appears there by one rename, after
@@ -112,19 +112,18 @@ pub struct Content {
     next: AtomicU64,
     /// Sizes of the blobs, so that asking how much is stored reads no directory.
     sizes: Mutex<HashMap<Digest, u64>>,
+    /// What was never finished.
+    doomed: Mutex<Vec<PathBuf>>,
 }
 
 impl Content {
-    /// Opens the store under `root`, and removes what was never finished.
+    /// Opens the store under `root`. What was never finished is left to [`Content::take_doomed`].
     ///
     /// # Errors
     /// When the directories cannot be made or read.
     pub fn open(root: &Path) -> Result<Self, ContentError> {
         let content = root.join("content");
         let (blobs, ingest) = (content.join("blobs"), content.join("ingest"));
-        if ingest.exists() {
-            fs::remove_dir_all(&ingest).map_err(failed("empty", &ingest))?;
-        }
         let mut sizes = HashMap::new();
         for directory in [blobs.join("sha256"), blobs.join("sha512"), ingest.clone()] {
             let mut builder = fs::DirBuilder::new();
@@ -145,7 +144,15 @@ impl Content {
                 }
             }
         }
-        Ok(Self { blobs, ingest, next: AtomicU64::new(0), sizes: Mutex::new(sizes) })
+        let mut doomed = Vec::new();
+        for entry in fs::read_dir(&ingest).map_err(failed("list", &ingest))? {
+            doomed.push(entry.map_err(failed("list", &ingest))?.path());
+        }
+        // New names must not meet old ones.
+        let number = |path: &PathBuf| path.file_name()?.to_str()?.parse::<u64>().ok();
+        let last = doomed.iter().filter_map(number).max();
+        let next = AtomicU64::new(last.map_or(0, |last| last.saturating_add(1)));
+        Ok(Self { blobs, ingest, next, sizes: Mutex::new(sizes), doomed: Mutex::new(doomed) })
     }
 
     /// The folder whose file system holds all blobs.
@@ -229,6 +236,46 @@ impl Content {
         Ok(digest)
     }
 
+    /// What crashes left, for who has the time to remove it.
+    #[must_use]
+    pub fn take_doomed(&self) -> Vec<Doomed> {
+        let mut doomed = self.doomed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        std::mem::take(&mut *doomed).into_iter().map(Doomed).collect()
+    }
+
+    /// Whether a blob still holds what its name promises; none where it is not here. Blocks. `pace` is called with the bytes
+    /// that are about to be read, and may end it.
+    ///
+    /// # Errors
+    /// When it cannot be read now, or `pace` ends it.
+    pub fn verify(
+        &self,
+        digest: &Digest,
+        pace: &mut dyn FnMut(u64) -> io::Result<()>,
+    ) -> io::Result<Option<bool>> {
+        let mut file = match File::open(self.path(digest)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // It is known, but its file is gone.
+                return Ok(self.size(digest).map(|_| false));
+            }
+            file => file?,
+        };
+        // What is read once should not push out what is used; an older kernel does not know the advice.
+        let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::NoReuse);
+        let mut hasher = Hasher::new(digest.algorithm());
+        let mut piece = vec![0; 256 << 10];
+        loop {
+            pace(piece.len() as u64)?;
+            match file.read(&mut piece) {
+                Ok(0) => break,
+                Ok(length) => hasher.update(&piece[..length]),
+                Err(error) if error.raw_os_error() == Some(libc::EIO) => return Ok(Some(false)),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Some(hasher.finish() == *digest))
+    }
+
     /// Opens a blob for reading.
     ///
     /// # Errors
@@ -287,7 +334,7 @@ impl Content {
     }
 }
 
-/// A blob that has no name any more; what a crash leaves of it goes at the next start.
+/// A blob that has no name any more; what a crash leaves of it goes after the next start.
 #[derive(Debug)]
 #[must_use]
 pub struct Doomed(PathBuf);
@@ -298,7 +345,10 @@ impl Doomed {
     /// # Errors
     /// When the kernel refuses.
     pub fn remove(self) -> Result<(), ContentError> {
-        fs::remove_file(&self.0).map_err(failed("remove", &self.0))
+        match fs::remove_file(&self.0) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &self.0)(error)),
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 }
 
@@ -351,7 +401,7 @@ impl Drop for Ingest {
         if !self.committed
             && let Err(error) = fs::remove_file(&self.path)
         {
-            tracing::warn!(path = %self.path.display(), %error, "an unfinished blob stays until the next start");
+            tracing::warn!(path = %self.path.display(), %error, "an unfinished blob stays until after the next start");
         }
     }
 }
@@ -386,6 +436,7 @@ mod tests {
         assert_eq!(content.read(&digest, 100).unwrap(), b"kept");
         assert!(matches!(content.read(&digest, 3), Err(ContentError::TooLarge { .. })));
         assert_eq!(content.list(), vec![(digest.clone(), 4)]);
+        content.take_doomed().into_iter().for_each(|doomed| doomed.remove().unwrap());
         assert_eq!(fs::read_dir(root.path().join("content/ingest")).unwrap().count(), 0);
         content.remove(&digest).unwrap();
         content.remove(&digest).unwrap();
@@ -400,5 +451,12 @@ mod tests {
         content.put(&digest, b"kept").unwrap();
         fs::write(content.path(&digest), b"lost").unwrap();
         assert!(matches!(content.read(&digest, 100), Err(ContentError::Digest { .. })));
+        assert_eq!(content.verify(&digest, &mut |_| Ok(())).unwrap(), Some(false));
+        fs::write(content.path(&digest), b"kept").unwrap();
+        assert_eq!(content.verify(&digest, &mut |_| Ok(())).unwrap(), Some(true));
+        assert!(content.verify(&digest, &mut |_| Err(io::ErrorKind::Other.into())).is_err());
+        fs::remove_file(content.path(&digest)).unwrap();
+        assert_eq!(content.verify(&digest, &mut |_| Ok(())).unwrap(), Some(false));
+        assert_eq!(content.verify(&Digest::sha256(b"never"), &mut |_| Ok(())).unwrap(), None);
     }
 }

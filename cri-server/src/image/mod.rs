@@ -23,8 +23,11 @@ mod pull;
 mod pull_counts;
 mod record;
 mod remove;
+mod repair;
 #[cfg(test)]
 mod tests;
+mod usage;
+mod verify;
 
 use cofferdam_failpoints::failpoint;
 use std::collections::{HashMap, HashSet};
@@ -46,8 +49,12 @@ pub use pull::{LayerProgress, LayerStage, Pull, PullResult, PullUnderWay};
 pub use pull_counts::PullCounts;
 pub use record::{ImageRecord, ImageUser, LayerRecord};
 pub use remove::DiskUsage;
+pub use usage::{ImageUsage, Pruned, Stored};
+pub use verify::{Damage, Look, Verified};
 
 use crate::content::Content;
+use crate::notices::Notices;
+use crate::operation::{Operations, UnderWay};
 use crate::registry::{Digest, Registry, RegistryConfig};
 use crate::snapshot::Snapshots;
 use crate::store::{Store, Table};
@@ -72,6 +79,7 @@ pub struct ImageService {
     pulls: PullCounts,
     /// Pulls belong to the service, not to their callers.
     tasks: TaskTracker,
+    removals: Operations<Result<(), Arc<ImageError>>>,
     slots: Arc<Semaphore>,
     /// One unpacking for each layer, whoever wants it.
     layer_locks: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
@@ -81,17 +89,23 @@ pub struct ImageService {
     /// Shared by pulls, whose blobs and layers no record names yet; exclusive for the sweep.
     garbage: RwLock<()>,
     sweep_wanted: AtomicBool,
+    notices: Arc<Notices>,
     /// Cancelled when the daemon ends.
     stopping: CancellationToken,
 }
 
 impl ImageService {
-    /// Opens the images under `root`: finishes or drops what a crash left, and sets aside records of images that are no
-    /// longer whole. Blocks; call it before serving.
+    /// Opens the images under `root`, and sets aside records of images that are no longer whole. Blocks; call it before
+    /// serving. What nobody needs goes with the first [`Self::sweep`].
     ///
     /// # Errors
     /// When directories or the store cannot be read.
-    pub fn open(root: &Path, config: Config, store: Arc<Store>) -> Result<Arc<Self>, ImageError> {
+    pub fn open(
+        root: &Path,
+        config: Config,
+        store: Arc<Store>,
+        notices: Arc<Notices>,
+    ) -> Result<Arc<Self>, ImageError> {
         let content = Arc::new(Content::open(root)?);
         let snapshots = Snapshots::open(root)?;
         let registry = Registry::new(RegistryConfig {
@@ -100,6 +114,7 @@ impl ImageService {
             ..RegistryConfig::default()
         });
         let slots = Arc::new(Semaphore::new(config.parallel_layers()));
+        let tasks = TaskTracker::new();
         let service = Self {
             root: root.to_owned(),
             registry,
@@ -109,18 +124,19 @@ impl ImageService {
             changes: tokio::sync::Mutex::new(()),
             flights: Mutex::default(),
             pulls: PullCounts::default(),
-            tasks: TaskTracker::new(),
+            removals: Operations::new("RemoveImage", tasks.clone()),
+            tasks,
             slots,
             layer_locks: Mutex::default(),
             pairs: Mutex::default(),
             garbage: RwLock::new(()),
             sweep_wanted: AtomicBool::new(true),
+            notices,
             stopping: CancellationToken::new(),
             config,
             store,
         };
         service.load()?;
-        service.sweep_if_idle();
         Ok(Arc::new(service))
     }
 
@@ -139,7 +155,10 @@ impl ImageService {
             match missing {
                 None => catalogue.images.insert(id, Arc::new(record)),
                 Some(part) => {
-                    tracing::warn!(image = %id, tags = ?record.repo_tags, part, "image is not whole; it will be pulled again when asked for");
+                    self.notices.add(format!(
+                        "image {id} {:?} is not whole, it lacks {part}; it is made whole or pulled again",
+                        record.repo_tags
+                    ));
                     catalogue.broken.insert(id, Arc::new(record))
                 }
             };
@@ -250,6 +269,18 @@ impl ImageService {
         catalogue.images.insert(image.id.clone(), image.clone());
         self.catalogue.store(Arc::new(catalogue));
         Ok(image)
+    }
+
+    /// What is being done to images now, beside pulls.
+    #[must_use]
+    pub fn under_way(&self) -> Vec<UnderWay> {
+        self.removals.under_way()
+    }
+
+    /// What of it has just been found to be over its stage's deadline.
+    #[must_use]
+    pub fn newly_overdue(&self) -> Vec<UnderWay> {
+        self.removals.newly_overdue()
     }
 
     /// What was pulled since the daemon's start.

@@ -15,6 +15,7 @@ use super::error::ImageError;
 use super::pull::blocking;
 use super::record::{Catalogue, Found};
 use crate::content::Doomed;
+use crate::operation::Stage;
 use crate::registry::Digest;
 use crate::snapshot::{Garbage, Usage};
 use crate::store::Table;
@@ -38,11 +39,20 @@ impl ImageService {
     ///
     /// # Errors
     /// When it is pinned, the text fits several images, or the store fails.
-    pub async fn remove(self: &Arc<Self>, text: &str) -> Result<(), ImageError> {
-        if self.forget(text).await? {
-            self.sweep_when_idle().await;
-        }
-        Ok(())
+    ///
+    /// A removal of the same text that is under way is joined, and goes on when its caller leaves.
+    pub async fn remove(self: &Arc<Self>, text: &str) -> Result<(), Arc<ImageError>> {
+        let (service, named) = (Arc::clone(self), text.to_owned());
+        let begin = |stage: Stage| async move {
+            stage.set("forgetting the record");
+            if service.forget(&named).await? {
+                stage.set("sweeping what no image needs");
+                service.sweep_when_idle().await;
+            }
+            Ok(())
+        };
+        let joined = self.removals.join(text, begin).await;
+        joined.map_err(|_lost| Arc::new(ImageError::Interrupted("the removal")))?
     }
 
     /// Removes the record; answers whether there was one.
@@ -80,7 +90,9 @@ impl ImageService {
         let detached = blocking(move || service.detach_unused()).await;
         match detached {
             Ok(Some(garbage)) => {
-                let removal = self.tasks.spawn_blocking(move || remove_bytes(garbage));
+                let removal = self.tasks.spawn_blocking(move || {
+                    garbage.remove().iter().for_each(|error| warn(error));
+                });
                 let _goes_on = tokio::time::timeout(time, removal).await;
             }
             Ok(None) => {}
@@ -88,9 +100,16 @@ impl ImageService {
         }
     }
 
-    /// The same for callers that may block.
-    pub(super) fn sweep_if_idle(&self) {
-        self.detach_unused().into_iter().for_each(remove_bytes);
+    /// Sweeps whether or not anything says that there is something, as far as no pull is under way; answers what could not be
+    /// removed.
+    pub async fn sweep(self: &Arc<Self>) -> Vec<String> {
+        self.want_sweep();
+        let service = Arc::clone(self);
+        let swept = blocking(move || {
+            let unused = service.detach_unused();
+            unused.map(|unused| unused.remove()).unwrap_or_default()
+        });
+        swept.await.unwrap_or_else(|error| vec![error.to_string()])
     }
 
     /// Takes away the names of all that nobody uses. Quick, for pulls wait meanwhile; the bytes are the caller's to remove.
@@ -103,13 +122,17 @@ impl ImageService {
         let records: Vec<_> = catalogue.images.values().chain(catalogue.broken.values()).collect();
         let layers: HashSet<Digest> = records.iter().flat_map(|image| image.diff_ids()).collect();
         let blobs: HashSet<&Digest> = records.iter().flat_map(|image| image.blobs()).collect();
-        let mut unused = Unused { blobs: Vec::new(), layers: self.snapshots.sweep(&layers) };
+        let mut unused = Unused {
+            blobs: self.content.take_doomed(),
+            layers: self.snapshots.sweep(&layers),
+            failures: Vec::new(),
+        };
         failpoint!("image.sweep.layers_detached", infallible);
         for (digest, _) in self.content.list() {
             if !blobs.contains(&digest) {
                 match self.content.detach(&digest) {
                     Ok(blob) => unused.blobs.extend(blob),
-                    Err(error) => warn(&error),
+                    Err(error) => unused.failures.push(crate::report::chain(&error)),
                 }
             }
         }
@@ -159,16 +182,22 @@ impl ImageService {
 struct Unused {
     blobs: Vec<Doomed>,
     layers: Garbage,
+    failures: Vec<String>,
 }
 
-/// Blocks, for large layers long.
-fn remove_bytes(unused: Unused) {
-    unused.blobs.into_iter().filter_map(|blob| blob.remove().err()).for_each(|error| warn(&error));
-    failpoint!("image.sweep.blobs_removed", infallible);
-    unused.layers.remove().iter().for_each(|error| warn(error));
-    failpoint!("image.sweep.layers_removed", infallible);
+impl Unused {
+    /// Blocks, for large layers long; answers what could not be removed.
+    fn remove(self) -> Vec<String> {
+        let blobs = self.blobs.into_iter().filter_map(|blob| blob.remove().err());
+        let blobs: Vec<_> = blobs.map(|error| crate::report::chain(&error)).collect();
+        failpoint!("image.sweep.blobs_removed", infallible);
+        let layers: Vec<_> =
+            self.layers.remove().into_iter().map(|error| crate::report::chain(&error)).collect();
+        failpoint!("image.sweep.layers_removed", infallible);
+        self.failures.into_iter().chain(blobs).chain(layers).collect()
+    }
 }
 
-fn warn(error: &(dyn std::error::Error + 'static)) {
-    tracing::warn!(error = %crate::report::chain(error), "something unused could not be removed");
+fn warn(error: &str) {
+    tracing::warn!(error, "something unused could not be removed");
 }

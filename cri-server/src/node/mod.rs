@@ -10,4 +10,4 @@ mod preflight;
 pub use capabilities::{CAPABILITIES, from_mask};
 pub use features::{Features, UserNamespaces};
 pub use findings::{Facts, Finding, Severity, judge};
-pub use preflight::{boot_id, preflight};
+pub use preflight::preflight;

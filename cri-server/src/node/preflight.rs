@@ -97,13 +97,6 @@ pub fn preflight() -> Vec<Finding> {
     judge(&facts())
 }
 
-/// The kernel's name for this boot: state of another boot is stale.
-#[must_use]
-pub fn boot_id() -> Option<String> {
-    let id = text("/proc/sys/kernel/random/boot_id");
-    (!id.trim().is_empty()).then(|| id.trim().to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -126,7 +119,6 @@ mod tests {
     fn this_node_is_judged() {
         let facts = facts();
         assert!(facts.namespaces.iter().any(|name| name == "mnt") && !facts.filesystems.is_empty());
-        assert!(boot_id().is_some_and(|id| id.len() == 36));
         for finding in preflight() {
             println!("{finding:?}");
         }

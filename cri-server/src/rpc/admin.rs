@@ -1,9 +1,9 @@
-//! What the operator's commands ask beyond the CRI: pulls with progress, import, export.
+//! What the operator's commands ask beyond the CRI: pulls with progress, import, export, what takes room.
 //!
 //! Invariant: paths are absolute, because the daemon's working directory is nobody's business; a slow
 //! caller misses steps of progress but never the result.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,7 +14,9 @@ use futures::Stream;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
+use super::Daemon;
 use super::image::status;
+use crate::container::Container;
 use crate::image::{ImageRecord, ImageService, LayerProgress, LayerStage, Pull, PullResult};
 use crate::registry::Credentials;
 
@@ -25,13 +27,23 @@ const INTERVAL: Duration = Duration::from_millis(100);
 #[derive(Clone)]
 pub struct AdminRpc {
     images: Arc<ImageService>,
+    daemon: Arc<Daemon>,
 }
 
 impl AdminRpc {
-    /// Serves the images of `images`.
+    /// Serves what the daemon has.
     #[must_use]
-    pub fn new(images: Arc<ImageService>) -> Self {
-        Self { images }
+    pub fn new(daemon: Arc<Daemon>) -> Self {
+        Self { images: Arc::clone(&daemon.ports.images), daemon }
+    }
+
+    /// The images that containers are made of or mount.
+    fn used_images(&self) -> HashSet<String> {
+        let used = |one: Arc<Container>| {
+            let volumes = one.made().volumes.iter().map(|(_, image)| image.clone());
+            volumes.chain([one.made().image_id.clone()]).collect::<Vec<_>>()
+        };
+        self.daemon.containers.all().into_iter().flat_map(used).collect()
     }
 }
 
@@ -155,4 +167,67 @@ impl admin::admin_server::Admin for AdminRpc {
         let size_bytes = self.images.export(&path, &request.images).await.map_err(|e| status(&e))?;
         Ok(Response::new(admin::ExportImagesResponse { size_bytes }))
     }
+
+    async fn disk_usage(
+        &self,
+        _: Request<admin::DiskUsageRequest>,
+    ) -> Result<Response<admin::DiskUsageResponse>, Status> {
+        let stored = self.images.stored(self.used_images()).await.map_err(|e| status(&e))?;
+        let images = stored.images.iter().map(|row| admin::ImageUsage {
+            id: row.image.id.to_string(),
+            name: name(&row.image),
+            bytes: row.bytes,
+            own_bytes: row.own_bytes,
+            in_use: row.in_use,
+            pinned: row.image.pinned,
+        });
+        let containers = stored.containers.iter().map(|(id, usage)| {
+            let known = self.daemon.containers.find(id.as_str()).ok();
+            let metadata = known.as_ref().and_then(|one| one.config().metadata.clone());
+            admin::ContainerUsage {
+                id: id.to_string(),
+                name: metadata.map(|m| m.name).unwrap_or_default(),
+                running: known.is_some_and(|one| one.is_running()),
+                bytes: usage.bytes,
+            }
+        });
+        let records = std::fs::metadata(self.daemon.ports.places.records());
+        Ok(Response::new(admin::DiskUsageResponse {
+            images: images.collect(),
+            containers: containers.collect(),
+            blob_bytes: stored.blobs.bytes,
+            layer_bytes: stored.layers.bytes,
+            garbage_bytes: stored.garbage_bytes,
+            record_bytes: records.map_or(0, |file| file.len()),
+        }))
+    }
+
+    async fn prune(
+        &self,
+        request: Request<admin::PruneRequest>,
+    ) -> Result<Response<admin::PruneResponse>, Status> {
+        let request = request.into_inner();
+        let pruned = self.images.prune(self.used_images(), request.all, request.dry_run).await;
+        let pruned = pruned.map_err(|e| status(&e))?;
+        let mut answer = admin::PruneResponse {
+            images: pruned.images.iter().map(|image| name(image)).collect(),
+            freed_bytes: pruned.freed_bytes,
+            swept: Vec::new(),
+            failures: pruned.failures,
+        };
+        if !request.dry_run {
+            let report = self.daemon.reconciler.sweep(false).await;
+            answer.swept = report.removed.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+            answer.failures.extend(report.failures.iter().map(|failure| {
+                let what = failure.name.as_deref().map_or(String::new(), |name| format!(" {name}"));
+                format!("{}{what}: {}", failure.kind, failure.error)
+            }));
+        }
+        Ok(Response::new(answer))
+    }
+}
+
+/// What people call an image; empty where it has no name left.
+fn name(image: &ImageRecord) -> String {
+    image.repo_tags.first().or(image.repo_digests.first()).cloned().unwrap_or_default()
 }

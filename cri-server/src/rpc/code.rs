@@ -4,12 +4,12 @@
 //! descriptors, is RESOURCE_EXHAUSTED wherever it was met.
 
 use std::error::Error;
-use std::io;
 use std::sync::Arc;
 
 use tonic::{Code, Status};
 
 use crate::cdi::CdiError;
+use crate::cgroup::KillError;
 use crate::container::ContainerError;
 use crate::event::Lagged;
 use crate::image::ImageError;
@@ -81,6 +81,9 @@ fn of_one(error: &(dyn Error + 'static)) -> Option<Code> {
     {
         return Some(Code::InvalidArgument);
     }
+    if let Some(KillError::Survivors { .. }) = error.downcast_ref::<KillError>() {
+        return Some(Code::DeadlineExceeded);
+    }
     if error.is::<Lagged>() {
         return Some(Code::DataLoss);
     }
@@ -107,7 +110,7 @@ fn of_container(error: &ContainerError) -> Option<Code> {
         | ContainerError::User(_)
         | ContainerError::BadCheckpoint { .. } => Some(Code::InvalidArgument),
         ContainerError::Parts(error) => error.is_about_the_input().then_some(Code::InvalidArgument),
-        ContainerError::NoArchive { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+        ContainerError::NoArchive { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
             Some(Code::NotFound)
         }
         ContainerError::Start { exhausted: true, .. } => Some(Code::ResourceExhausted),

@@ -37,6 +37,8 @@ pub struct Daemon {
     pub sandboxes: Arc<Sandboxes>,
     pub containers: Arc<Containers>,
     pub pods: Pods,
+    /// Sweeps, and looks at what is stored.
+    pub reconciler: Arc<crate::reconcile::Reconciler>,
     /// Keeps the last samples, from which rates are made.
     pub rates: Arc<CpuRates>,
     /// Where clients of exec, attach and port-forward are sent.

@@ -10,6 +10,7 @@ use crate::model::SandboxId;
 use crate::network::NetworkError;
 use crate::nri::NriError;
 use crate::operation::Lost;
+use crate::owner::OwnerError;
 use crate::runtime::{RuntimeError, UnknownHandler};
 use crate::spec::SpecError;
 use crate::store::StoreError;
@@ -56,6 +57,11 @@ pub enum SandboxError {
     Refused(#[from] Refused),
     #[error(transparent)]
     Lost(#[from] Lost),
+    #[error(transparent)]
+    Owner(#[from] OwnerError),
+    /// The words of an operation that others wait for, too.
+    #[error("{0}")]
+    Shared(String),
     #[error("a thread of the daemon ended without a result")]
     Thread(#[from] tokio::task::JoinError),
     #[error("{}", .0.iter().map(|e| crate::report::chain(e)).collect::<Vec<_>>().join("; "))]

@@ -36,7 +36,7 @@ use crate::operation::{Operations, UnderWay};
 use crate::ports::Ports;
 use crate::runtime::{Shim, ShimKind};
 use crate::spec::{SandboxNamespaces, SpecError, UserNamespace, resources};
-use crate::store::{StoreError, Table};
+use crate::store::{StoreError, Table, copy};
 
 /// A result that several callers wait for.
 pub type Shared<T> = Result<T, Arc<SandboxError>>;
@@ -185,6 +185,9 @@ impl Sandbox {
         if status != *self.status.borrow() {
             let record = SandboxRecord { status: status.clone(), ..self.made.clone() };
             ports.store.put(Table::Sandboxes, self.made.id.as_str(), &record).await?;
+            if let Err(error) = copy::write(&ports.places.sandbox(&self.made.id), &ports.boot, &record) {
+                tracing::debug!(sandbox = %self.made.id, %error, "no copy of the record in the bundle");
+            }
             self.status.send_replace(status);
             self.tell(ports, self.phase());
         }
@@ -230,6 +233,7 @@ pub struct Sandboxes {
     runs: Operations<Shared<SandboxId>>,
     stops: Operations<Shared<()>>,
     removals: Operations<Shared<()>>,
+    updates: Operations<Shared<()>>,
 }
 
 impl Sandboxes {
@@ -243,6 +247,7 @@ impl Sandboxes {
             runs: Operations::new("RunPodSandbox", tracker()),
             stops: Operations::new("stop sandbox", tracker()),
             removals: Operations::new("remove sandbox", tracker()),
+            updates: Operations::new("UpdatePodSandboxResources", tracker()),
             ports: Arc::clone(&ports),
         })
     }
@@ -276,6 +281,14 @@ impl Sandboxes {
     /// What is being done to sandboxes now.
     #[must_use]
     pub fn under_way(&self) -> Vec<UnderWay> {
-        [self.runs.under_way(), self.stops.under_way(), self.removals.under_way()].concat()
+        let others = [&self.stops, &self.removals, &self.updates];
+        [self.runs.under_way(), others.iter().flat_map(|kind| kind.under_way()).collect()].concat()
+    }
+
+    /// What has just been found to be over its stage's deadline.
+    #[must_use]
+    pub fn newly_overdue(&self) -> Vec<UnderWay> {
+        let others = [&self.stops, &self.removals, &self.updates];
+        [self.runs.newly_overdue(), others.iter().flat_map(|kind| kind.newly_overdue()).collect()].concat()
     }
 }

@@ -109,6 +109,9 @@ pub struct SandboxStatus {
     pub ips: Vec<IpAddr>,
     /// Whether a network may be attached: set before ADD, unset after DEL.
     pub attached: bool,
+    /// Whether the kubelet has asked for its end: what then is not taken back at once is tried again until it is.
+    #[serde(default)]
+    pub stopped: bool,
     /// What the kubelet has said of the pod's size since; none while its first request stands.
     #[serde(default)]
     pub resized: Option<PodResources>,

@@ -9,6 +9,7 @@ mod events;
 mod gate;
 mod health;
 mod measure;
+mod overseer;
 mod socket;
 mod supervisor;
 mod watchdog;
@@ -21,24 +22,30 @@ use std::time::Duration;
 use cofferdam_proto::admin::admin_server::AdminServer;
 use cofferdam_proto::cri::image_service_server::ImageServiceServer;
 use cofferdam_proto::cri::runtime_service_server::RuntimeServiceServer;
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 use tonic::transport::Server;
 
+use crate::boot::{BootId, Past, Run};
 use crate::cgroup::{CgroupError, Cgroups};
 use crate::config::Config;
 use crate::container::{ContainerError, Containers};
 use crate::image::{ImageError, ImageService};
 use crate::lsm::apparmor;
-use crate::metrics::{Measured, RpcSeconds};
+use crate::metrics::{Measured, Overdue, RpcSeconds};
 use crate::network::Network;
 use crate::node::{Features, Severity, UserNamespaces, preflight};
+use crate::notices::Notices;
 use crate::nri::{self, Nri, NriError};
+use crate::owner::{Owner, OwnerError};
 use crate::places::Places;
 use crate::pod::Pods;
 use crate::ports::Ports;
+use crate::reconcile::Reconciler;
 use crate::rpc::{AdminRpc, Daemon, ImageRpc, Runtime, painter};
 use crate::runtime::events::Sink;
 use crate::runtime::{
@@ -46,7 +53,7 @@ use crate::runtime::{
 };
 use crate::sandbox::{SandboxError, Sandboxes};
 use crate::spec::Defaults;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, Table};
 use crate::streaming::{ListenError, Parts, Streaming};
 use supervisor::Supervisor;
 
@@ -63,10 +70,16 @@ pub enum ServeError {
     Places(#[source] std::io::Error),
     #[error("{operation} socket {path}")]
     Socket { operation: &'static str, path: PathBuf, source: std::io::Error },
+    #[error("another daemon works in the state folder {path}")]
+    StateInUse { path: PathBuf },
     #[error("another daemon serves at {path}")]
     InUse { path: PathBuf },
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error("owner of ids")]
+    Owner(#[from] OwnerError),
+    #[error("the kernel's boot id")]
+    Boot(#[source] std::io::Error),
     #[error("runtime handlers: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Handlers(Vec<HandlerError>),
     #[error("images")]
@@ -98,8 +111,10 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
     tell_findings();
     let places = Places::new(&config.root, &config.state);
     places.create().map_err(ServeError::Places)?;
-    // First, for it says whether another daemon works in these folders.
-    let store = Store::open(&places.records())?;
+    // First, for these say whether another daemon works in these folders.
+    let _ours = lock_state(&places)?;
+    let owner = Owner::open(places.root())?;
+    let store = Store::open(&places.records(), !owner.is_new())?;
     let listener = socket::bind(&config.socket).await?;
     let (health, routes) = health::service().await;
     let (key, gate) = gate::closed();
@@ -112,7 +127,7 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
         .serve_with_incoming_shutdown(listener, stop.cancelled());
     let start = async {
         supervisor.status("Finding the pods that run");
-        let started = start(&config, places, Arc::clone(&store), own_exe, rpc).await?;
+        let started = start(&config, places, (owner, Arc::clone(&store)), own_exe, rpc).await?;
         key.open(services(&started.daemon));
         health.serving().await;
         supervisor.ready("Serving");
@@ -183,12 +198,12 @@ struct Started {
 async fn start(
     config: &Config,
     places: Places,
-    store: Arc<Store>,
+    (owner, store): (Owner, Arc<Store>),
     own_exe: &Path,
     rpc: RpcSeconds,
 ) -> Result<Started, ServeError> {
     let (sink, received) = Sink::bind(&config.state).await?;
-    let ports = open(config, places, store, own_exe, &sink).await?;
+    let ports = open(config, places, (owner, store), own_exe, &sink).await?;
     ports.tracker.spawn(events::drain(received));
     let sandboxes = Sandboxes::new(Arc::clone(&ports));
     let containers = Containers::new(Arc::clone(&ports), Arc::clone(&sandboxes));
@@ -197,28 +212,34 @@ async fn start(
     failpoint!("server.sandboxes_recovered", infallible);
     containers.recover().await?;
     failpoint!("server.containers_recovered", infallible);
-    if ports.store.is_incomplete() {
-        tracing::error!(
-            "records are missing: nothing is swept, pods without a record run on until they are ended by hand"
-        );
-    } else {
-        sweep(&ports, &sandboxes, &containers).await;
-    }
-    failpoint!("server.swept", infallible);
+    leave_word(&ports, false).await;
+    let reconciler = Reconciler::new(
+        Arc::clone(&ports),
+        Arc::clone(&sandboxes),
+        Arc::clone(&containers),
+        config.maintenance.clone(),
+    );
+    reconciler.start();
     let parts = Parts { ports: Arc::clone(&ports), containers: Arc::clone(&containers) };
+    let overdue = Overdue::default();
+    let pods = Pods::new(Arc::clone(&sandboxes), Arc::clone(&containers));
+    ports.tracker.spawn(overseer::oversee(pods.clone(), overdue.clone()));
     let measured = Measured {
         ports: Arc::clone(&ports),
         sandboxes: Arc::clone(&sandboxes),
         containers: Arc::clone(&containers),
+        pods: pods.clone(),
         rpc,
+        overdue,
     };
     let daemon = Arc::new(Daemon {
         metrics: crate::metrics::serve(&config.metrics, measured).await?,
         streaming: Streaming::serve(&config.streaming, parts).await?,
         ports: Arc::clone(&ports),
-        pods: Pods { sandboxes: Arc::clone(&sandboxes), containers: Arc::clone(&containers) },
+        pods,
         sandboxes,
         containers,
+        reconciler,
         rates: Arc::default(),
         config: Arc::new(config.clone()),
     });
@@ -231,7 +252,7 @@ fn services(daemon: &Arc<Daemon>) -> Routes {
     let runtime =
         RuntimeServiceServer::new(Runtime(Arc::clone(daemon))).max_decoding_message_size(MAX_MESSAGE);
     let image = ImageServiceServer::new(ImageRpc::new(Arc::clone(&daemon.ports.images)));
-    let admin = AdminServer::new(AdminRpc::new(Arc::clone(&daemon.ports.images)));
+    let admin = AdminServer::new(AdminRpc::new(Arc::clone(daemon)));
     Routes::new(runtime)
         .add_service(image.max_decoding_message_size(MAX_MESSAGE))
         .add_service(admin)
@@ -241,7 +262,7 @@ fn services(daemon: &Arc<Daemon>) -> Routes {
 async fn open(
     config: &Config,
     places: Places,
-    store: Arc<Store>,
+    (owner, store): (Owner, Arc<Store>),
     own_exe: &Path,
     sink: &Sink,
 ) -> Result<Arc<Ports>, ServeError> {
@@ -249,7 +270,12 @@ async fn open(
         .map_err(ServeError::Handlers)?;
     let own = RuntimeConfig { kind: Some(OWN_TYPE.to_owned()), ..Default::default() };
     let pause = Handler::new("pause", &own, own_exe).map_err(|e| ServeError::Handlers(vec![e]))?;
-    let images = ImageService::open(&config.root, config.image.clone(), Arc::clone(&store))?;
+    let boot = BootId::current().map_err(ServeError::Boot)?;
+    let past = past(&store, &boot);
+    let notices = Arc::new(Notices::default());
+    store.losses().iter().for_each(|loss| notices.add(loss.clone()));
+    let images =
+        ImageService::open(&config.root, config.image.clone(), Arc::clone(&store), Arc::clone(&notices))?;
     let snapshots = Arc::clone(images.snapshots());
     let user_namespaces = crate::runtime::user_namespaces(&pause, &config.root, &config.state).await;
     if let UserNamespaces::Unavailable(reason) = &user_namespaces {
@@ -258,12 +284,16 @@ async fn open(
     let features = Features { driver: config.driver(), user_namespaces, ..Features::probe() };
     Ok(Arc::new(Ports {
         pause,
-        launcher: Launcher::new(&config.state, own_exe, sink.path()),
+        launcher: Launcher::new(&config.state, own_exe, sink.path()).with_deadlines(config.shim.deadlines()),
         exec: ExecRunner::default(),
         network: Network::open(&config.network, &config.state),
         cgroups: Cgroups::open()?,
         nri: Nri::new(config.nri.clone()),
         places,
+        owner,
+        boot,
+        past,
+        notices,
         store,
         handlers,
         images,
@@ -293,18 +323,36 @@ async fn defaults(features: &Features, selinux: bool) -> Defaults {
     defaults
 }
 
-/// Takes away what belongs to nobody: networks and writable layers of pods that are gone.
-async fn sweep(ports: &Ports, sandboxes: &Arc<Sandboxes>, containers: &Arc<Containers>) {
-    let valid = || sandboxes.all().iter().map(|s| s.id().clone()).collect::<Vec<_>>();
-    if let Err(error) = ports.network.gc(valid).await {
-        tracing::warn!(error = %crate::report::chain(&error), "network garbage");
+/// Keeps the state folder to this process, whose sweeps would take another daemon's pods away.
+fn lock_state(places: &Places) -> Result<std::fs::File, ServeError> {
+    let folder = std::fs::File::open(places.state()).map_err(ServeError::Places)?;
+    match rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(folder),
+        Err(Errno::WOULDBLOCK) => Err(ServeError::StateInUse { path: places.state().to_owned() }),
+        Err(error) => Err(ServeError::Places(error.into())),
     }
-    failpoint!("server.networks_swept", infallible);
-    let known = containers.ids();
-    for id in ports.snapshots.container_ids().iter().filter(|id| !known.contains(id)) {
-        if let Err(error) = ports.snapshots.remove(id) {
-            tracing::warn!(container = %id, error = %crate::report::chain(&error), "writable layer");
-        }
+}
+
+/// The key of what a daemon tells the next one.
+const LAST_RUN: &str = "run";
+
+/// How this start follows the one before.
+fn past(store: &Store, boot: &BootId) -> Past {
+    let rows = store.load::<serde_json::Value>(Table::Node).unwrap_or_default();
+    let last = rows.into_iter().find(|(key, _)| key == LAST_RUN);
+    let last = last.and_then(|(_, value)| serde_json::from_value::<Run>(value).ok());
+    let past = Past::of(last.as_ref(), boot);
+    if past.rebooted {
+        tracing::info!("the node was restarted: what ran has ended");
+    }
+    past
+}
+
+/// Tells the next daemon what this one came to.
+async fn leave_word(ports: &Ports, clean: bool) {
+    let run = Run { boot: ports.boot.clone(), clean };
+    if let Err(error) = ports.store.put(Table::Node, LAST_RUN, &run).await {
+        tracing::warn!(error = %crate::report::chain(&error), "the next start does not know of this one");
     }
 }
 
@@ -314,7 +362,7 @@ async fn drain(Started { daemon, sink }: Started, deadline: Instant) {
     ports.stopping.cancel();
     sink.shutdown().await;
     ports.tracker.close();
-    let under_way = || [daemon.sandboxes.under_way(), daemon.containers.under_way()].concat();
+    let under_way = || [daemon.pods.under_way(), ports.images.under_way()].concat();
     let drained = async {
         ports.exec.drained().await;
         ports.tracker.wait().await;
@@ -325,6 +373,7 @@ async fn drain(Started { daemon, sink }: Started, deadline: Instant) {
         tracing::warn!(operations = ?under_way(), "ending although operations are under way; the next start settles them");
     }
     ports.nri.shut_down().await;
+    leave_word(ports, true).await;
     failpoint!("server.drained", infallible);
     if daemon.sandboxes.all().is_empty() {
         if let Err(error) = ports.network.teardown_if_unused().await {

@@ -15,10 +15,12 @@ use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, Uid, XattrFlags,
 };
 use rustix::io::Errno;
+use twox_hash::XxHash3_128;
 
 use super::archive::{Archive, Entry, Kind};
 use super::error::SnapshotError;
 use super::limits::Limits;
+use super::manifest::Contents;
 use super::tree::{self, Tree};
 
 const WHITEOUT_PREFIX: &[u8] = b".wh.";
@@ -28,7 +30,7 @@ const AUFS_PREFIX: &[u8] = b".wh..wh.";
 const MAX_DIRECTORY_PATHS: usize = 256 << 20;
 
 /// What unpacking a layer made.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Extracted {
     /// Bytes of file content.
     pub bytes: u64,
@@ -38,6 +40,8 @@ pub struct Extracted {
     pub implied: Vec<Vec<u8>>,
     /// The layer hides everything below it.
     pub opaque_root: bool,
+    /// What was written into its files.
+    pub(super) contents: Contents,
 }
 
 /// Unpacks a tar stream into the existing, empty directory `root`, and reads the stream to its end.
@@ -160,6 +164,7 @@ impl Extraction<'_> {
         let fd = rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o600))
             .map_err(SnapshotError::entry_io("create", &entry.path))?;
         let mut file = File::from(fd);
+        let mut hasher = XxHash3_128::new();
         loop {
             let piece = archive.content()?;
             if piece.is_empty() {
@@ -171,10 +176,13 @@ impl Extraction<'_> {
                 entry: super::error::lossy(&entry.path),
                 source,
             })?;
+            hasher.write(piece);
             archive.consume(length);
         }
         self.made.bytes += entry.size;
         let file = OwnedFd::from(file);
+        let inode = rustix::fs::fstat(&file).map_err(SnapshotError::entry_io("stat", &entry.path))?.st_ino;
+        self.made.contents.insert(inode, hasher.finish_128());
         set_attributes(&file, entry)?;
         rustix::fs::futimens(&file, &times(entry.mtime))
             .map_err(SnapshotError::entry_io("set the times of", &entry.path))

@@ -2,8 +2,10 @@
 //!
 //! ```text
 //! <root>/layers/<diff id hex>/fs           what overlayfs stacks
-//! <root>/layers/<diff id hex>/layer.json   size, and what the archive left open
-//! <root>/layers/tmp-<number>/              being unpacked; removed at start
+//! <root>/layers/<diff id hex>/layer.json   size, and what the archive left open; its digest in a second line
+//! <root>/layers/<diff id hex>/manifest     what it holds, see [`super::manifest`]
+//! <root>/layers/tmp-<number>/              being unpacked; removed after a start
+//! <root>/layers/bad-<hex>-<number>/        found damaged, and set aside as long as a container stands on it
 //! <root>/l/<short>                         symbolic link to ../layers/<hex>/fs, because mount options are limited
 //! ```
 //!
@@ -27,9 +29,13 @@ use serde::{Deserialize, Serialize};
 
 use super::error::SnapshotError;
 use super::limits::Limits;
+use super::manifest::{self, Pace, Verdict};
 use super::pipeline::{self, Source};
 use super::tree;
 use crate::registry::Digest;
+
+/// How the names of layers begin that were found damaged.
+const BAD: &str = "bad-";
 
 /// Shortest alias of a layer, in hexadecimal digits.
 const SHORT: usize = 8;
@@ -52,6 +58,9 @@ pub struct Layer {
     pub(super) opaque_root: bool,
     /// The alias under `l/`.
     pub(super) short: String,
+    /// The digest of its manifest; none for a layer that an older version unpacked.
+    #[serde(default)]
+    manifest: Option<String>,
 }
 
 impl Layer {
@@ -66,6 +75,8 @@ pub struct Layers {
     root: PathBuf,
     next: AtomicU64,
     known: Mutex<HashMap<Digest, Layer>>,
+    /// What nobody can reach: removed when there is time.
+    doomed: Mutex<Vec<PathBuf>>,
 }
 
 /// A folder that only root may enter: images hold setuid programs, which are no business of the host's users. The
@@ -84,8 +95,12 @@ impl Layers {
             let path = root.join(name);
             private_folder(&path)?;
         }
-        let layers =
-            Self { root: root.to_owned(), next: AtomicU64::new(0), known: Mutex::new(HashMap::new()) };
+        let layers = Self {
+            root: root.to_owned(),
+            next: AtomicU64::new(0),
+            known: Mutex::default(),
+            doomed: Mutex::default(),
+        };
         layers.load()?;
         Ok(layers)
     }
@@ -93,7 +108,7 @@ impl Layers {
     fn load(&self) -> Result<(), SnapshotError> {
         let directory = self.root.join("layers");
         let failed = || SnapshotError::io("list", &directory);
-        let mut known = HashMap::new();
+        let (mut known, mut doomed) = (HashMap::new(), Vec::new());
         for entry in fs::read_dir(&directory).map_err(failed())? {
             let name = entry.map_err(failed())?.file_name().to_string_lossy().into_owned();
             let digest = Digest::parse(&if name.len() == 128 {
@@ -103,16 +118,98 @@ impl Layers {
             });
             match digest.ok().map(|digest| self.read(&digest).map(|layer| (digest, layer))) {
                 Some(Ok((digest, layer))) => drop(known.insert(digest, layer)),
-                // Not a layer, or one whose description is lost: it is pulled again when it is needed.
-                _ => self.discard(&directory.join(name))?,
+                None if name.starts_with(BAD) => {}
+                // Left half-way.
+                None => doomed.push(directory.join(name)),
+                // Its description is lost: it is pulled again when it is needed.
+                Some(Err(error)) => {
+                    tracing::error!(layer = name, %error, "a layer without a sound description is set aside");
+                    let aside = self.aside(&name);
+                    fs::rename(directory.join(&name), &aside)
+                        .map_err(SnapshotError::io("set aside", &aside))?;
+                }
             }
         }
         self.drop_stale_aliases(&known)?;
         for (digest, layer) in &mut known {
             layer.short = self.alias(digest)?;
         }
+        // New names must not meet old ones.
+        let number = |path: &PathBuf| path.file_name()?.to_str()?.rsplit('-').next()?.parse::<u64>().ok();
+        let last = doomed.iter().filter_map(number).max();
+        self.next.fetch_max(last.map_or(0, |last| last.saturating_add(1)), Ordering::Relaxed);
         *self.known() = known;
+        *self.doomed() = doomed;
         Ok(())
+    }
+
+    fn doomed(&self) -> MutexGuard<'_, Vec<PathBuf>> {
+        self.doomed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What crashes and failures left, for who has the time to [`discard`] it.
+    pub(super) fn take_doomed(&self) -> Vec<PathBuf> {
+        std::mem::take(&mut *self.doomed())
+    }
+
+    /// A name for a layer that is set aside.
+    fn aside(&self, hex: &str) -> PathBuf {
+        let folder = self.folder();
+        let mut number = 0;
+        loop {
+            let path = folder.join(format!("{BAD}{hex}-{number}"));
+            if !path.exists() {
+                return path;
+            }
+            number += 1;
+        }
+    }
+
+    /// Compares a layer with what was unpacked; none where it is not here, or cannot be compared. Blocks.
+    ///
+    /// # Errors
+    /// When it cannot be read now, or `pace` ends it.
+    pub fn verify(&self, digest: &Digest, pace: &mut Pace<'_>) -> io::Result<Option<Verdict>> {
+        let Some(expected) = self.get(digest).and_then(|layer| layer.manifest) else { return Ok(None) };
+        let directory = self.directory(digest);
+        let looked = manifest::compare(&directory.join("fs"), &directory.join("manifest"), &expected, pace);
+        // It may have been removed meanwhile.
+        if self.get(digest).is_none() {
+            return Ok(None);
+        }
+        match looked {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Ok(Some(Verdict::Damaged(format!("something of it is gone: {error}"))))
+            }
+            looked => looked.map(Some),
+        }
+    }
+
+    /// Takes a damaged layer out of use; what runs on it keeps it.
+    pub(super) fn set_aside(&self, digest: &Digest) -> Result<(), SnapshotError> {
+        if let Some(layer) = self.known().remove(digest) {
+            let alias = self.root.join("l").join(&layer.short);
+            match fs::remove_file(&alias) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(SnapshotError::io("remove", &alias)(error));
+                }
+                Ok(()) | Err(_) => {}
+            }
+        }
+        let aside = self.aside(digest.hex());
+        match fs::rename(self.directory(digest), &aside) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(SnapshotError::io("set aside", &aside)(error))
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    /// What was set aside, with the diff id's digits.
+    pub(super) fn all_aside(&self) -> Vec<(String, PathBuf)> {
+        let entries = fs::read_dir(self.folder()).into_iter().flatten().flatten();
+        let hex = |name: &str| Some(name.strip_prefix(BAD)?.split('-').next()?.to_owned());
+        entries.filter_map(|entry| Some((hex(entry.file_name().to_str()?)?, entry.path()))).collect()
     }
 
     fn drop_stale_aliases(&self, known: &HashMap<Digest, Layer>) -> Result<(), SnapshotError> {
@@ -130,7 +227,7 @@ impl Layers {
 
     fn read(&self, digest: &Digest) -> io::Result<Layer> {
         let directory = self.directory(digest);
-        let layer = serde_json::from_slice(&fs::read(directory.join("layer.json"))?)?;
+        let layer = read_description(&directory.join("layer.json"))?;
         if !directory.join("fs").is_dir() {
             return Err(io::ErrorKind::NotFound.into());
         }
@@ -173,7 +270,8 @@ impl Layers {
         if result.is_err()
             && let Err(error) = self.discard(&scratch)
         {
-            tracing::warn!(path = %scratch.display(), %error, "an unfinished layer stays until the next start");
+            tracing::warn!(path = %scratch.display(), %error, "an unfinished layer stays until the next sweep");
+            self.doomed().push(scratch);
         }
         result
     }
@@ -211,6 +309,7 @@ impl Layers {
             implied: made.implied.into_iter().filter_map(|path| String::from_utf8(path).ok()).collect(),
             opaque_root: made.opaque_root,
             short: String::new(),
+            manifest: Some(manifest::write(&target, &scratch.join("manifest"), &made.contents)?),
         };
         self.publish(scratch, diff_id, &layer)?;
         failpoint!("layer.renamed", infallible);
@@ -222,7 +321,9 @@ impl Layers {
 
     fn publish(&self, scratch: &Path, diff_id: &Digest, layer: &Layer) -> Result<(), SnapshotError> {
         let description = scratch.join("layer.json");
-        let text = serde_json::to_vec(layer).map_err(|e| SnapshotError::io("describe", scratch)(e.into()))?;
+        let mut text =
+            serde_json::to_string(layer).map_err(|e| SnapshotError::io("describe", scratch)(e.into()))?;
+        text.push_str(&format!("\n{}\n", Digest::sha256(text.as_bytes())));
         fs::write(&description, text).map_err(SnapshotError::io("write", &description))?;
         failpoint!("layer.described");
         if layer.bytes > LARGE {
@@ -289,6 +390,17 @@ impl Layers {
     fn discard(&self, path: &Path) -> Result<(), SnapshotError> {
         discard(path)
     }
+}
+
+/// The description, if it is as it was written. Those of older versions have no digest.
+fn read_description(path: &Path) -> io::Result<Layer> {
+    let text = fs::read_to_string(path)?;
+    let mut lines = text.lines();
+    let (description, digest) = (lines.next().unwrap_or_default(), lines.next());
+    if digest.is_some_and(|digest| digest != Digest::sha256(description.as_bytes()).as_str()) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "its description was changed"));
+    }
+    Ok(serde_json::from_str(description)?)
 }
 
 fn is_diff_id(expected: &Digest, actual: &Digest) -> Result<(), SnapshotError> {

@@ -21,6 +21,7 @@ mod extract;
 mod implied;
 mod layer;
 mod limits;
+mod manifest;
 mod parts;
 mod pipeline;
 #[cfg(test)]
@@ -42,6 +43,7 @@ pub use decompress::decompress;
 pub use error::{SnapshotError, disk_full};
 pub use layer::{Layer, Layers};
 pub use limits::Limits;
+pub use manifest::{Pace, Verdict};
 pub use pipeline::Source;
 pub use usage::Usage;
 pub use view::{open_folder_in_root, read_in_root};
@@ -108,6 +110,8 @@ pub struct Snapshots {
     measured: Mutex<HashMap<ContainerId, (Instant, Usage)>>,
     /// By the layers of an image, bottom first; looked up once, for layers do not change.
     corrections: Mutex<HashMap<Vec<Digest>, Arc<Corrections>>>,
+    /// Containers that stand on a layer which was found damaged.
+    spoiled: Mutex<HashSet<ContainerId>>,
 }
 
 impl Snapshots {
@@ -132,12 +136,14 @@ impl Snapshots {
             // Without them the container was never prepared; its record's clean-up removes the rest.
             containers.insert(id, Standing { rootfs: read("layers.json"), volumes: read("volumes.json") });
         }
+        let spoiled = spoiled(&layers, &directory, &containers);
         Ok(Arc::new(Self {
             root: root.to_owned(),
             layers,
             containers: Mutex::new(containers),
             measured: Mutex::new(HashMap::new()),
             corrections: Mutex::default(),
+            spoiled: Mutex::new(spoiled),
         }))
     }
 
@@ -228,8 +234,47 @@ impl Snapshots {
         layer::discard(&self.container(id))?;
         failpoint!("snapshot.remove.discarded");
         self.containers().remove(id);
+        self.spoiled.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
         self.measured.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
         Ok(())
+    }
+
+    /// The layers that containers stand on.
+    #[must_use]
+    pub fn standing(&self) -> HashSet<Digest> {
+        let containers = self.containers();
+        containers.values().flat_map(|one| one.rootfs.iter().chain(&one.volumes)).cloned().collect()
+    }
+
+    /// Says on which layers a container stands whose own note of it may be lost: they are kept.
+    pub fn stand(&self, id: &ContainerId, layers: &[Digest]) {
+        if let Some(standing) = self.containers().get_mut(id)
+            && standing.rootfs.is_empty()
+        {
+            standing.rootfs = layers.to_vec();
+        }
+    }
+
+    /// Takes a damaged layer out of use; answers the containers that stand on it, which must not be started.
+    ///
+    /// # Errors
+    /// When it cannot be renamed; it is out of use all the same.
+    pub fn set_aside(&self, digest: &Digest) -> Result<Vec<ContainerId>, SnapshotError> {
+        let containers = self.containers();
+        let stands = |one: &Standing| one.rootfs.iter().chain(&one.volumes).any(|layer| layer == digest);
+        let on_it: Vec<_> =
+            containers.iter().filter(|(_, one)| stands(one)).map(|(id, _)| id.clone()).collect();
+        self.spoiled.lock().unwrap_or_else(PoisonError::into_inner).extend(on_it.iter().cloned());
+        self.layers.set_aside(digest)?;
+        let mut corrections = self.corrections.lock().unwrap_or_else(PoisonError::into_inner);
+        corrections.retain(|layers, _| !layers.contains(digest));
+        Ok(on_it)
+    }
+
+    /// Whether a layer below the container was found damaged.
+    #[must_use]
+    pub fn is_spoiled(&self, id: &ContainerId) -> bool {
+        self.spoiled.lock().unwrap_or_else(PoisonError::into_inner).contains(id)
     }
 
     /// What a container's writable layer holds; not older than ten seconds. Blocks.
@@ -325,8 +370,9 @@ impl Snapshots {
     #[must_use]
     pub fn sweep(&self, keep: &HashSet<Digest>) -> Garbage {
         let containers = self.containers();
-        let standing = containers.values().flat_map(|one| one.rootfs.iter().chain(&one.volumes));
-        let used: HashSet<&Digest> = standing.chain(keep).collect();
+        let standing: HashSet<&Digest> =
+            containers.values().flat_map(|one| one.rootfs.iter().chain(&one.volumes)).collect();
+        let used: HashSet<&Digest> = standing.iter().copied().chain(keep).collect();
         let mut garbage = Garbage::default();
         for (digest, _) in self.layers.list() {
             if !used.contains(&digest) {
@@ -336,10 +382,36 @@ impl Snapshots {
                 }
             }
         }
+        garbage.paths.extend(self.layers.take_doomed());
+        // A damaged one goes with the last container that runs on it.
+        let is_needed = |hex: &str| standing.iter().any(|digest| digest.hex() == hex);
+        let aside = self.layers.all_aside().into_iter().filter(|(hex, _)| !is_needed(hex));
+        garbage.paths.extend(aside.map(|(_, path)| path));
         let mut corrections = self.corrections.lock().unwrap_or_else(PoisonError::into_inner);
         corrections.retain(|layers, _| layers.iter().all(|digest| used.contains(digest)));
         garbage
     }
+}
+
+/// The containers that were prepared before a layer below them was set aside.
+fn spoiled(
+    layers: &Layers,
+    directory: &Path,
+    containers: &HashMap<ContainerId, Standing>,
+) -> HashSet<ContainerId> {
+    use std::os::unix::fs::MetadataExt;
+    let mut spoiled = HashSet::new();
+    for (hex, path) in layers.all_aside() {
+        let Ok(aside) = fs::symlink_metadata(&path) else { continue };
+        let on_it = |one: &Standing| one.rootfs.iter().chain(&one.volumes).any(|layer| layer.hex() == hex);
+        for (id, _) in containers.iter().filter(|(_, one)| on_it(one)) {
+            let prepared = fs::metadata(directory.join(id.as_str()).join("layers.json"));
+            if prepared.is_ok_and(|file| file.mtime() <= aside.ctime()) {
+                spoiled.insert(id.clone());
+            }
+        }
+    }
+    spoiled
 }
 
 /// Takes the parts of a checkpoint out of an archive into the empty `folder`. Blocks.
@@ -379,6 +451,14 @@ fn overlay_options(lower: &[PathBuf], home: &Path) -> Result<Vec<String>, Snapsh
         return Err(SnapshotError::TooManyLayers { count: lower.len(), bytes, limit: MAX_OPTIONS });
     }
     Ok(options)
+}
+
+/// Removes a folder with everything in it, whatever its depth, and never through a mount; absent is done. Blocks.
+///
+/// # Errors
+/// When something cannot be removed, such as a place where something is mounted.
+pub fn remove_folder(path: &Path) -> Result<(), SnapshotError> {
+    layer::discard(path)
 }
 
 /// The root directory that a container sees is the upper one, so it takes the attributes of the image's.

@@ -248,9 +248,16 @@ pub(crate) fn open_directory(parent: BorrowedFd<'_>, name: &[u8]) -> Result<Owne
     rustix::fs::openat(parent, name, flags, Mode::empty())
 }
 
+/// The same, but not where something is mounted: nothing is removed through a mount.
+fn open_here(parent: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let how = ResolveFlags::BENEATH | ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS;
+    rustix::fs::openat2(parent, name, flags, Mode::empty(), how)
+}
+
 /// Removes a directory with all below it, however deep: no recursion beyond [`REMOVE_DEPTH`].
 pub(crate) fn remove_tree(parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
-    let top = open_directory(parent, name)?;
+    let top = open_here(parent, name)?;
     let mut moved = 0u64;
     // Every round removes all but what lay too deep, which has then become a child of the top.
     loop {
@@ -273,7 +280,7 @@ fn empty_directory(directory: &OwnedFd, top: &OwnedFd, depth: usize, moved: &mut
                 rustix::fs::renameat(directory, name.as_slice(), top, up)?;
             }
             Err(Errno::ISDIR | Errno::PERM) => {
-                let child = open_directory(directory.as_fd(), &name)?;
+                let child = open_here(directory.as_fd(), &name)?;
                 empty_directory(&child, top, depth + 1, moved)?;
                 rustix::fs::unlinkat(directory, name.as_slice(), AtFlags::REMOVEDIR)?;
             }

@@ -5,16 +5,16 @@
 //! old records from new ones.
 //!
 //! ```text
-//! <root>/metadata.redb            tables: images, sandboxes, containers
-//! <root>/metadata.redb.damaged-*  a file that could not be opened, kept for a person to look at
+//! <root>/metadata.redb            tables: images, sandboxes, containers, node
+//! <root>/metadata.redb.damaged-*  a file that was damaged, kept for a person to look at
 //! ```
 
+pub mod copy;
+mod file;
 mod writer;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::de::DeserializeOwned;
@@ -51,16 +51,19 @@ pub enum Table {
     Images,
     Sandboxes,
     Containers,
+    /// What the daemon tells the next one about itself.
+    Node,
 }
 
 impl Table {
-    const ALL: [Table; 3] = [Table::Images, Table::Sandboxes, Table::Containers];
+    const ALL: [Table; 4] = [Table::Images, Table::Sandboxes, Table::Containers, Table::Node];
 
     fn name(self) -> &'static str {
         match self {
             Table::Images => "images",
             Table::Sandboxes => "sandboxes",
             Table::Containers => "containers",
+            Table::Node => "node",
         }
     }
 
@@ -84,41 +87,52 @@ struct Envelope<T> {
 /// The open file. Empty after a failed write: redb takes no other until the file is opened anew.
 type Slot = Arc<Mutex<Option<Database>>>;
 
+/// A record that is there and cannot be understood.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unreadable {
+    pub table: &'static str,
+    pub key: String,
+    /// A newer daemon understands it.
+    pub is_newer: bool,
+}
+
 /// The open store. Clones of the `Arc` share one writer.
 pub struct Store {
     database: Slot,
     writer: Writer,
-    incomplete: AtomicBool,
+    losses: Vec<String>,
+    unreadable: Mutex<Vec<Unreadable>>,
 }
 
 impl Store {
-    /// Opens the store at `path`, making it when it is missing. A damaged file is set aside and a new store
-    /// begins: a node must come up.
+    /// Opens the store at `path`, making it when it is missing, and checks it page by page. A damaged file is set aside, and
+    /// a new store begins with what can be read of it: a node must come up. `expected` says that there was one.
     ///
     /// # Errors
     /// When neither the file nor a new one in its place can be opened.
-    pub fn open(path: &Path) -> Result<Arc<Self>, StoreError> {
-        let mut incomplete = false;
-        let database = match open_database(path) {
-            Ok(database) => database,
-            Err(error) if is_damage(&error) && path.exists() => {
-                set_aside(path, &error)?;
-                incomplete = true;
-                open_database(path)
-                    .map_err(|source| StoreError::Open { path: path.to_owned(), source: Box::new(source) })?
-            }
-            // Held by another daemon, no room, no permission: nothing is damaged.
-            Err(error) => return Err(StoreError::Open { path: path.to_owned(), source: Box::new(error) }),
-        };
+    pub fn open(path: &Path, expected: bool) -> Result<Arc<Self>, StoreError> {
+        let file::Opened { database, losses } = file::open(path, expected)?;
         let database = Arc::new(Mutex::new(Some(database)));
         let writer = Writer::start(path.to_owned(), Arc::clone(&database));
-        Ok(Arc::new(Self { database, writer, incomplete: AtomicBool::new(incomplete) }))
+        Ok(Arc::new(Self { database, writer, losses, unreadable: Mutex::default() }))
     }
 
-    /// Whether records are missing that there were. What nobody knows is then nobody's garbage.
+    /// What was lost before this daemon, in words; nothing, ordinarily.
+    #[must_use]
+    pub fn losses(&self) -> &[String] {
+        &self.losses
+    }
+
+    /// The records that were left out when tables were loaded.
+    #[must_use]
+    pub fn unreadable(&self) -> Vec<Unreadable> {
+        self.unreadable.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether records are missing that there were: what has none is then looked for elsewhere.
     #[must_use]
     pub fn is_incomplete(&self) -> bool {
-        self.incomplete.load(Ordering::Relaxed)
+        !self.losses.is_empty() || !self.unreadable().is_empty()
     }
 
     /// What was committed since the daemon's start.
@@ -153,7 +167,8 @@ impl Store {
         self.writer.ping().await
     }
 
-    /// All records of a table. One that cannot be read (a damaged or a newer one) is left out with a warning.
+    /// All records of a table. One that cannot be understood (a damaged or a newer one) is left out, see
+    /// [`Self::unreadable`].
     ///
     /// # Errors
     /// When the table itself cannot be read.
@@ -168,9 +183,11 @@ impl Store {
             let (key, value) = row.map_err(|e| failed(e.into()))?;
             match decode(value.value()) {
                 Ok(record) => records.push((key.value().to_owned(), record)),
-                Err(reason) => {
-                    self.incomplete.store(true, Ordering::Relaxed);
-                    tracing::warn!(table = table.name(), key = key.value(), reason, "record left out");
+                Err((is_newer, reason)) => {
+                    let (table, key) = (table.name(), key.value().to_owned());
+                    tracing::warn!(table, key, reason, "record left out");
+                    let mut all = self.unreadable.lock().unwrap_or_else(PoisonError::into_inner);
+                    all.push(Unreadable { table, key, is_newer });
                 }
             }
         }
@@ -178,45 +195,16 @@ impl Store {
     }
 }
 
-fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
-    let envelope: Envelope<T> = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
-    if envelope.version > RECORD_VERSION {
-        return Err(format!("version {} is newer than this daemon's {RECORD_VERSION}", envelope.version));
+/// The record, or whether a newer daemon understands it, and why this one does not.
+fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, (bool, String)> {
+    let damaged = |error: serde_json::Error| (false, error.to_string());
+    let version: Envelope<serde::de::IgnoredAny> = serde_json::from_slice(bytes).map_err(damaged)?;
+    if version.version > RECORD_VERSION {
+        let version = version.version;
+        return Err((true, format!("version {version} is newer than this daemon's {RECORD_VERSION}")));
     }
+    let envelope: Envelope<T> = serde_json::from_slice(bytes).map_err(damaged)?;
     Ok(envelope.record)
-}
-
-fn open_database(path: &Path) -> Result<Database, redb::Error> {
-    let database = Database::builder().set_cache_size(CACHE_BYTES).create(path)?;
-    let transaction = database.begin_write()?;
-    for table in Table::ALL {
-        transaction.open_table(table.definition())?;
-    }
-    transaction.commit()?;
-    Ok(database)
-}
-
-/// Whether the file itself is bad, and not the moment.
-fn is_damage(error: &redb::Error) -> bool {
-    use std::io::ErrorKind;
-    match error {
-        redb::Error::Corrupted(_) => true,
-        redb::Error::Io(error) => {
-            matches!(
-                error.kind(),
-                ErrorKind::InvalidData | ErrorKind::UnexpectedEof | ErrorKind::InvalidInput
-            )
-        }
-        _ => false,
-    }
-}
-
-fn set_aside(path: &Path, error: &redb::Error) -> Result<(), StoreError> {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    let mut aside = path.as_os_str().to_owned();
-    aside.push(format!(".damaged-{seconds}"));
-    tracing::error!(path = %path.display(), %error, "the store is damaged; set aside, a new one begins");
-    std::fs::rename(path, aside).map_err(|source| StoreError::SetAside { path: path.to_owned(), source })
 }
 
 #[cfg(test)]
@@ -227,24 +215,75 @@ mod tests {
     async fn records_survive_a_reopen() -> Result<(), Box<dyn std::error::Error>> {
         let dir = tempfile::tempdir()?;
         let path = dir.path().join("metadata.redb");
-        let store = Store::open(&path)?;
+        let store = Store::open(&path, false)?;
         store.put(Table::Images, "a", &vec![1, 2]).await?;
         store.put(Table::Images, "b", &vec![3]).await?;
         store.delete(Table::Images, "b").await?;
         drop(store);
-        let store = Store::open(&path)?;
+        let store = Store::open(&path, false)?;
         assert_eq!(store.load::<Vec<i32>>(Table::Images)?, vec![("a".to_owned(), vec![1, 2])]);
         Ok(())
     }
 
-    #[test]
-    fn damaged_file_is_set_aside() -> Result<(), Box<dyn std::error::Error>> {
+    /// As many records as fill some pages.
+    async fn filled(path: &Path) -> Result<(), Box<dyn std::error::Error>> {
+        let store = Store::open(path, false)?;
+        for number in 0..50 {
+            store.put(Table::Sandboxes, &format!("s{number}"), &"x".repeat(1000)).await?;
+        }
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_damaged_file_is_set_aside_and_told() -> Result<(), Box<dyn std::error::Error>> {
+        let damage: [(&str, fn(&mut Vec<u8>)); 4] = [
+            ("garbage", |bytes| *bytes = b"this is no database at all, only text of some length".to_vec()),
+            ("cut in half", |bytes| bytes.truncate(bytes.len() / 2)),
+            ("head overwritten", |bytes| bytes[..512].fill(0xa5)),
+            ("pages overwritten", |bytes| bytes[4096..].iter_mut().step_by(64).for_each(|b| *b ^= 0x55)),
+        ];
+        for (name, damage) in damage {
+            let dir = tempfile::tempdir()?;
+            let path = dir.path().join("metadata.redb");
+            filled(&path).await?;
+            let mut bytes = std::fs::read(&path)?;
+            damage(&mut bytes);
+            std::fs::write(&path, bytes)?;
+            let store = Store::open(&path, true).map_err(|error| format!("{name}: {error}"))?;
+            assert!(store.is_incomplete() && store.losses().len() == 1, "{name}: {:?}", store.losses());
+            assert!(store.load::<String>(Table::Sandboxes)?.len() <= 50);
+            assert_eq!(std::fs::read_dir(dir.path())?.count(), 2, "{name}: one file aside");
+            store.put(Table::Sandboxes, "new", &"x").await?;
+            drop(store);
+            let store = Store::open(&path, true)?;
+            assert!(!store.is_incomplete(), "{name}: {:?}", store.losses());
+            assert!(store.load::<String>(Table::Sandboxes)?.iter().any(|(key, _)| key == "new"), "{name}");
+        }
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_store_that_is_gone_is_told() -> Result<(), Box<dyn std::error::Error>> {
         let dir = tempfile::tempdir()?;
         let path = dir.path().join("metadata.redb");
-        std::fs::write(&path, b"this is no database at all, only text of some length")?;
-        let store = Store::open(&path)?;
-        assert!(store.load::<String>(Table::Sandboxes)?.is_empty());
-        assert_eq!(std::fs::read_dir(dir.path())?.count(), 2);
+        assert!(!Store::open(&path, false)?.is_incomplete());
+        std::fs::remove_file(&path)?;
+        assert!(Store::open(&path, true)?.is_incomplete());
+        std::fs::write(&path, b"")?;
+        assert!(Store::open(&path, true)?.is_incomplete());
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_record_that_is_not_understood_is_left_out() -> Result<(), Box<dyn std::error::Error>> {
+        let dir = tempfile::tempdir()?;
+        let store = Store::open(&dir.path().join("metadata.redb"), false)?;
+        store.put(Table::Images, "good", &1).await?;
+        store.put(Table::Images, "bad", &"text").await?;
+        assert_eq!(store.load::<i32>(Table::Images)?, vec![("good".to_owned(), 1)]);
+        let bad = Unreadable { table: "images", key: "bad".to_owned(), is_newer: false };
+        assert_eq!(store.unreadable(), vec![bad]);
+        assert!(decode::<i32>(br#"{"version":9,"record":{"of":"later"}}"#).is_err_and(|(newer, _)| newer));
         Ok(())
     }
 }

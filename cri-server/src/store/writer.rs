@@ -14,7 +14,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use redb::Database;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Slot, StoreError, Table, open_database};
+use super::file::open_database;
+use super::{Slot, StoreError, Table};
 
 /// Changes that may wait; a caller beyond that waits itself.
 const QUEUE: usize = 1024;
@@ -160,7 +161,7 @@ fn serve(path: &Path, database: &Slot, mut queue: mpsc::Receiver<Waiting>, commi
 fn write(path: &Path, slot: &Slot, batch: &[Change]) -> Result<(), Failure> {
     let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
     if slot.is_none() {
-        *slot = Some(open_database(path)?);
+        *slot = Some(open_database(path, false)?);
     }
     let result = slot.as_ref().map_or(Ok(()), |database| commit(database, batch).map_err(Failure::from));
     if result.is_err() {

@@ -10,6 +10,7 @@
 
 pub mod cli;
 pub mod crash;
+pub mod faults;
 pub mod kubelet;
 pub mod leak;
 pub mod limits;
@@ -17,6 +18,7 @@ pub mod log;
 pub mod netns;
 pub mod node;
 pub mod registry;
+pub mod shim;
 mod sys;
 pub mod terminal;
 

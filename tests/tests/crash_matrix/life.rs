@@ -186,7 +186,11 @@ impl Life {
         Ok(all)
     }
 
-    async fn create(&self, name: &str, script: &str, attempt: u32) -> Result<String, Status> {
+    /// Creates the next attempt: they are counted over all sandboxes of the pod.
+    async fn create(&self, name: &str, script: &str) -> Result<String, Status> {
+        let all = self.cri.list(None).await?;
+        let same = all.iter().filter_map(|one| one.metadata.as_ref()).filter(|m| m.name == name);
+        let attempt = same.map(|m| m.attempt + 1).max().unwrap_or(0);
         let mut config = build::shell(name, &self.image, script);
         config.metadata.get_or_insert_default().attempt = attempt;
         config.log_path = format!("{name}/{attempt}.log");
@@ -201,10 +205,8 @@ impl Life {
         code: Option<i32>,
     ) -> Result<cri::ContainerStatus, Status> {
         let all = self.attempts(name).await?;
-        let mut attempt = 0;
         if let Some(last) = all.last() {
             let status = self.cri.status(&last.id).await?;
-            attempt = status.metadata.as_ref().map_or(0, |m| m.attempt + 1);
             match status.state() {
                 ContainerState::ContainerRunning => return Ok(status),
                 ContainerState::ContainerExited if code == Some(status.exit_code) => return Ok(status),
@@ -218,7 +220,7 @@ impl Life {
         } else {
             assert!(!self.done.contains(name), "the container {name} is lost");
         }
-        let id = self.create(name, script, attempt).await?;
+        let id = self.create(name, script).await?;
         self.cri.start(&id).await?;
         self.done.insert(name);
         self.cri.status(&id).await
@@ -250,7 +252,7 @@ impl Life {
     async fn create_only(&mut self, name: &'static str) -> Result<(), Status> {
         if self.attempts(name).await?.is_empty() {
             assert!(!self.done.contains(name), "the container {name} is lost");
-            self.create(name, "exit 99", 0).await?;
+            self.create(name, "exit 99").await?;
             self.done.insert(name);
         }
         Ok(())
