@@ -18,6 +18,8 @@ pub const VERSION: u32 = 1;
 pub const BUNDLES: &str = "/run/cofferdam/containers";
 /// Where the guest keeps the pod's /dev/shm.
 pub const SHM: &str = "/run/cofferdam/shm";
+/// The pod's network namespace in the guest.
+pub const NETNS: &str = "/run/cofferdam/netns";
 /// Where the guest keeps the FIFOs of standard streams.
 pub const STREAMS: &str = "/run/cofferdam/io";
 /// The container code in the guest.

@@ -79,7 +79,12 @@ impl Bench {
     }
 
     fn plan(&self, config: VmConfig) -> Plan {
-        Plan { config, accelerator: Accelerator::Tcg, folder: self.folder.path().join("pod"), nic: None }
+        Plan {
+            config,
+            accelerator: Accelerator::Tcg,
+            folder: self.folder.path().join("pod"),
+            nics: Vec::new(),
+        }
     }
 
     async fn boot(&self) -> Machine {

@@ -40,7 +40,8 @@ struct BuildImage {
 impl VmCommand {
     pub(super) fn run(self) -> Result<ExitCode, CliError> {
         let Which::BuildImage(build) = self.command;
-        let (kernel, modules) = kernel_files(&build.root, build.release.as_deref()).map_err(CliError::Usage)?;
+        let (kernel, modules) =
+            kernel_files(&build.root, build.release.as_deref()).map_err(CliError::Usage)?;
         let failed = |words: String| CliError::Daemon(words.into());
         let own = std::env::current_exe().map_err(|error| failed(format!("find this program: {error}")))?;
         let config = RuntimeConfig { kind: Some(OWN_TYPE.to_owned()), ..Default::default() };

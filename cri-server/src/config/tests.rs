@@ -64,7 +64,12 @@ fn every_key_of_the_contract_is_known() -> TestResult {
 fn unknown_keys_name_the_nearest_right_ones_all_at_once() {
     let error =
         load("rot = \"/x\"\n[image]\nregistry_confg = \"/y\"\n[runtimes.a]\npth = \"/z\"\n[runtimes.a.vm]\nmemroy = 1\n").unwrap_err();
-    for part in ["\"rot\"; did you mean \"root\"", "\"image.registry_config\"", "\"runtimes.a.path\"", "\"runtimes.a.vm.memory\""] {
+    for part in [
+        "\"rot\"; did you mean \"root\"",
+        "\"image.registry_config\"",
+        "\"runtimes.a.path\"",
+        "\"runtimes.a.vm.memory\"",
+    ] {
         assert!(error.contains(part), "{part} is not in {error}");
     }
 }

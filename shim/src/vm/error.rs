@@ -6,6 +6,7 @@ use cofferdam_vm::agent::AgentError;
 use cofferdam_vm::boot::BootError;
 use cofferdam_vm::channel::ChannelError;
 use cofferdam_vm::config::ConfigError;
+use cofferdam_vm::net::NetError;
 use cofferdam_vm::probe::ProbeError;
 use cofferdam_vm::share::ShareError;
 use cofferdam_vm::vmm::MonitorError;
@@ -26,6 +27,8 @@ pub enum VmError {
     Agent(#[from] AgentError),
     #[error(transparent)]
     Channel(#[from] ChannelError),
+    #[error(transparent)]
+    Net(#[from] NetError),
     #[error(transparent)]
     Share(#[from] ShareError),
     #[error(transparent)]
@@ -53,6 +56,7 @@ impl VmError {
             VmError::Boot(_)
             | VmError::Agent(_)
             | VmError::Channel(_)
+            | VmError::Net(_)
             | VmError::Share(_)
             | VmError::Monitor(_)
             | VmError::Lost { .. } => Code::INTERNAL,
