@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cofferdam_vm::agent::AgentError;
+use cofferdam_vm::agent::{AgentError, plain};
 use cofferdam_vm::boot::BootError;
 use cofferdam_vm::channel::ChannelError;
 use cofferdam_vm::config::ConfigError;
@@ -11,9 +11,6 @@ use cofferdam_vm::probe::ProbeError;
 use cofferdam_vm::share::ShareError;
 use cofferdam_vm::vmm::MonitorError;
 use ttrpc::Code;
-
-/// No words of a guest are longer in an error of ours.
-const LONGEST_WORDS: usize = 2048;
 
 #[derive(Debug, thiserror::Error)]
 pub enum VmError {
@@ -75,10 +72,6 @@ impl VmError {
     }
 }
 
-fn plain(words: &str) -> String {
-    words.chars().take(LONGEST_WORDS).map(|c| if c.is_control() { ' ' } else { c }).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,6 +83,6 @@ mod tests {
             VmError::of_call("start", ttrpc::Error::RpcStatus(ttrpc::get_status(Code::NOT_FOUND, hostile)));
         assert_eq!(error.code(), Code::NOT_FOUND);
         let words = error.to_string();
-        assert!(words.len() <= LONGEST_WORDS && !words.contains(['\u{1b}', '\n']));
+        assert!(words.len() <= 2048 && !words.contains(['\u{1b}', '\n']));
     }
 }
