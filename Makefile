@@ -14,11 +14,11 @@ BUILD_PACKAGES := gcc libc6-dev make pkg-config libseccomp-dev ca-certificates
 # To run the demo and the tests: a registry, a root filesystem, real plugins and a real foreign shim, and what looks on.
 PEER_PACKAGES := docker-registry busybox-static containernetworking-plugins containerd runc \
                  iproute2 nftables procps apache2-utils openssl
-# To run the main job on Debian's kernel and cgroup v2 alone, in a virtual machine.
+# To boot virtual machines: for pods, and to run the main job on Debian's kernel and cgroup v2 alone.
 VM_CACHE := $(or $(COFFERDAM_VM_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/cofferdam-vm)
 VM_PACKAGES := qemu-system-x86 kmod cpio busybox-static nftables
 
-.PHONY: help build shim failpoints setup setup-build setup-vm vm-test vm-systemd vm-selinux vm-critest demo test unit e2e soak lint ci bench fuzz install clean
+.PHONY: help build shim failpoints setup setup-build setup-vm vm-test vm-systemd vm-selinux vm-critest demo test unit e2e soak power-cut lint ci bench fuzz install clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | column -t -s "$$(printf '\t')"
@@ -88,6 +88,12 @@ soak: setup build ## random work on a node for SECONDS (an hour), with a look at
 	$(AS_ROOT) COFFERDAM_BIN_DIR=$(CURDIR)/target/release SOAK_SECONDS=$(SECONDS) SOAK_SEED=$(SEED) \
 	cargo test --release --locked -p cofferdam-tests --test soak -- --nocapture
 
+# Each cut is a disk of its own on which a daemon starts, some two seconds; CI does a few.
+CUTS ?= 300
+power-cut: setup build ## power cuts in the middle of pulls and creates, CUTS of them (SEED=N for the same again)
+	$(AS_ROOT) COFFERDAM_BIN_DIR=$(CURDIR)/target/release POWER_CUTS=$(CUTS) POWER_SEED=$(SEED) \
+	cargo test --release --locked -p cofferdam-tests --test powercut -- --nocapture
+
 vm-test: setup-vm build ## the main job in a virtual machine with Debian's kernel and cgroup v2 (minutes)
 	tests/vm/run.sh target/release
 
@@ -126,11 +132,15 @@ fuzz: ## the parsers of the streaming server under a fuzzer, FUZZ_SECONDS each
 	    fuzz/corpus/$$target -- -max_len=4096 -max_total_time=$(FUZZ_SECONDS) || exit; \
 	done
 
-install: ## the binaries in $(PREFIX)/bin
-	install -d $(DESTDIR)$(PREFIX)/bin
+# systemd looks for units of packages in /usr/lib, for those of the machine's owner in /usr/local/lib.
+UNITDIR ?= $(PREFIX)/lib/systemd/system
+install: ## the binaries in $(PREFIX)/bin, the unit in $(UNITDIR)
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(UNITDIR)
 	install target/release/cofferdam target/release/containerd-shim-cofferdam-v1 \
 	        target/release/cofferdam-agent target/release/cofferdam-bridge target/release/cri-bench \
 	        $(DESTDIR)$(PREFIX)/bin/
+	sed 's#@BINDIR@#$(PREFIX)/bin#' cri-server/systemd/cofferdam.service.in > $(DESTDIR)$(UNITDIR)/cofferdam.service
+	chmod 644 $(DESTDIR)$(UNITDIR)/cofferdam.service
 
 clean: ## all that was built
 	cargo clean

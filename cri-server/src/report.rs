@@ -1,7 +1,33 @@
-//! Errors as one line for a person: each error's text and those of its sources.
+//! Errors as one line for a person: each error's text and those of its sources; and whether the node has run out of something.
 
 use std::error::Error;
 use std::fmt::Write as _;
+use std::io;
+
+use rustix::io::Errno;
+
+/// The kernel's words for: there is no more of it now. EAGAIN is what making a process or a thread is refused with.
+const EXHAUSTED: [Errno; 6] =
+    [Errno::NOSPC, Errno::DQUOT, Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN];
+
+/// Whether an error, or what caused it, is that room, inodes, descriptors, processes or memory have run out.
+#[must_use]
+pub fn exhausted(error: &(dyn Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if error.downcast_ref::<io::Error>().is_some_and(is_exhausted) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
+fn is_exhausted(error: &io::Error) -> bool {
+    let kinds = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded, io::ErrorKind::OutOfMemory];
+    let code = error.raw_os_error();
+    kinds.contains(&error.kind()) || EXHAUSTED.iter().any(|errno| Some(errno.raw_os_error()) == code)
+}
 
 /// `error` and its sources, with colons between.
 #[must_use]

@@ -9,6 +9,7 @@
 //!   shim.pid      the server
 //!   init.pid      the container's first process
 //!   task.json     what a `delete` without a shim needs to clean up
+//!   poststop      the hooks that run after the end have run
 //!   exit.json     how the first process ended
 //!   shim.log      warnings, made only when there is one
 //!   oci/          the OCI runtime's own state

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ttrpc::{Code, get_status};
 
@@ -12,6 +13,9 @@ use crate::vm::VmError;
 pub enum ShimError {
     #[error("task {0}: not found")]
     NoTask(String),
+    /// It does not come to its end, and what was asked has to wait for that.
+    #[error("a task is being created and was not after {0:?}")]
+    Creating(Duration),
     #[error("exec {exec} of task {task}: not found")]
     NoExec { task: String, exec: String },
     #[error("{0}: already exists")]
@@ -33,6 +37,9 @@ pub enum ShimError {
     Unsupported(&'static str),
     #[error("{0}")]
     Runtime(Failure),
+    /// It was killed, or died: nothing that it did is undone.
+    #[error("{0}")]
+    ChildLost(Failure),
     #[error("{operation} {}: {source}", path.display())]
     Path { operation: &'static str, path: PathBuf, source: io::Error },
     #[error("{operation}: {source}")]
@@ -53,7 +60,9 @@ impl ShimError {
         match self {
             ShimError::NoTask(_) | ShimError::NoExec { .. } | ShimError::Finished(_) => Code::NOT_FOUND,
             ShimError::Exists(_) => Code::ALREADY_EXISTS,
-            ShimError::State { .. } | ShimError::Limit(_) => Code::FAILED_PRECONDITION,
+            ShimError::State { .. } | ShimError::Limit(_) | ShimError::Creating(_) => {
+                Code::FAILED_PRECONDITION
+            }
             ShimError::Vm(error) => error.code(),
             ShimError::Invalid(_) | ShimError::Isolation(_) => Code::INVALID_ARGUMENT,
             ShimError::Unsupported(_) => Code::UNIMPLEMENTED,
@@ -65,9 +74,19 @@ impl ShimError {
                 FailureKind::Checkpoint => Code::FAILED_PRECONDITION,
                 FailureKind::Rootfs | FailureKind::Runtime => Code::UNKNOWN,
             },
+            ShimError::ChildLost(_) => Code::UNKNOWN,
+            ShimError::Path { source, .. } | ShimError::Io { source, .. } if exhausted(source) => {
+                Code::RESOURCE_EXHAUSTED
+            }
             ShimError::Path { .. } | ShimError::Io { .. } => Code::INTERNAL,
         }
     }
+}
+
+/// No room, inodes, descriptors, processes or memory.
+fn exhausted(error: &io::Error) -> bool {
+    let codes = [libc::ENOSPC, libc::EDQUOT, libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::EAGAIN];
+    error.raw_os_error().is_some_and(|code| codes.contains(&code))
 }
 
 impl From<ShimError> for ttrpc::Error {

@@ -80,6 +80,8 @@ impl Reports {
 
 /// The child and what it says.
 pub struct Child {
+    /// Its process, for as long as anybody may want to end it; none on a kernel that has no such handles.
+    handle: Option<Arc<OwnedFd>>,
     reports: Reports,
     exited: oneshot::Receiver<u32>,
     ended: bool,
@@ -135,11 +137,16 @@ fn spawn_child(
     }
     let child = command.spawn()?;
     drop((theirs, program));
-    let exited = reaper.watch(child.id().cast_signed());
+    let pid = child.id().cast_signed();
+    // It cannot have been waited for: that is done by this thread, and later.
+    let handle = rustix::process::Pid::from_raw(pid)
+        .and_then(|pid| rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok());
+    let exited = reaper.watch(pid);
     (&ours).write_all(&line)?;
     ours.set_nonblocking(true)?;
     let reports = Reports::new(UnixStream::from_std(ours)?);
     Ok(Child {
+        handle: handle.map(Arc::new),
         reports,
         exited,
         ended: false,
@@ -150,6 +157,11 @@ fn spawn_child(
 }
 
 impl Child {
+    /// The child's process, which no other can take the place of.
+    pub fn handle(&self) -> Option<Arc<OwnedFd>> {
+        self.handle.clone()
+    }
+
     /// The next report, or `None` when the child ended without another word.
     async fn next(&mut self) -> Result<Option<Report>, ShimError> {
         let reading = ShimError::io("read the runtime child's report");
@@ -184,7 +196,7 @@ impl Child {
             }
         }
         let failure = Failure::new(FailureKind::Runtime, "the runtime child ended without an answer");
-        Err(ShimError::Runtime(self.explain(failure)))
+        Err(ShimError::ChildLost(self.explain(failure)))
     }
 
     /// The child undoes what it did before it ends; only then may the caller try again.

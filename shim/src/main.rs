@@ -23,9 +23,11 @@ mod server;
 mod service;
 mod sys;
 mod task;
+mod tasks;
 mod vm;
 mod vm_image;
 mod wire;
+mod work;
 
 use std::ffi::OsStr;
 use std::path::Path;

@@ -5,6 +5,7 @@
 use cofferdam_failpoints::failpoint;
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,7 +47,10 @@ pub fn serve(setup: Setup, listener: StdListener) -> Result<(), ShimError> {
         .enable_time()
         .build()
         .map_err(ShimError::io("build the runtime"))?;
-    runtime.block_on(run(setup, listener))
+    let served = runtime.block_on(run(setup, listener));
+    // A thread in the middle of a system call that does not return keeps nobody here.
+    runtime.shutdown_background();
+    served
 }
 
 /// Nobody but Shutdown ends the shim: a signal to the whole service must not take the containers' keepers along.
@@ -88,13 +92,15 @@ async fn run(setup: Setup, listener: StdListener) -> Result<(), ShimError> {
     server.start().await.map_err(|e| ShimError::io("serve")(std::io::Error::other(e)))?;
 
     failpoint!("shim.server.serving");
+    // One and the same until the end: begun anew it would send what is under way a second time.
+    let mut publishing = pin!(publisher.run());
     tokio::select! {
         ended = reaper.run(signals) => ended.map_err(ShimError::io("watch for ended processes"))?,
-        () = publisher.run() => {}
+        () = &mut publishing => {}
         () = shutdown.notified() => {}
     }
     tokio::select! {
-        () = publisher.run() => {}
+        () = &mut publishing => {}
         () = publisher.drained() => {}
         () = tokio::time::sleep(LAST_EVENTS) => {}
     }

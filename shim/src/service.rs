@@ -1,10 +1,8 @@
 //! The RPCs: decode, call the task, encode. Nothing is decided here.
 
 use cofferdam_failpoints::failpoint;
-use std::collections::HashMap;
 use std::path::Path;
-use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -28,72 +26,35 @@ use crate::reaper::Reaper;
 use crate::task::log::StreamName;
 use crate::task::state::Lifecycle;
 use crate::task::{Surroundings, Task};
+use crate::tasks::Tasks;
+use crate::work::Work;
 
 /// How long a checkpoint may take when the caller does not say.
 const CHECKPOINT: Duration = Duration::from_secs(600);
 /// Of a caller's time, what ending criu and the answer get.
 const ANSWER: Duration = Duration::from_secs(5);
 
-enum Slot {
-    Creating,
-    Task(Arc<Task>),
-}
+/// How long an end waits for a creation that it has told to give up: less than the daemon waits for the answer, which then
+/// ends the shim.
+const GIVEN_UP: Duration = Duration::from_secs(4);
+/// How long a deletion waits for a creation to end by itself.
+const CREATION: Duration = Duration::from_secs(25);
 
 pub struct Service {
     around: Surroundings,
-    tasks: Mutex<HashMap<String, Slot>>,
-    settled: Notify,
+    tasks: Arc<Tasks>,
+    work: Work,
     shutdown: Arc<Notify>,
 }
 
 impl Service {
     pub fn new(reaper: Arc<Reaper>, publisher: Arc<Publisher>, shutdown: Arc<Notify>) -> Self {
         let around = Surroundings { reaper, publisher };
-        Service { around, tasks: Mutex::default(), settled: Notify::new(), shutdown }
+        Service { around, tasks: Arc::default(), work: Work::default(), shutdown }
     }
 
     fn task(&self, id: &str) -> Result<Arc<Task>, ShimError> {
-        let tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-        match tasks.get(id) {
-            Some(Slot::Task(task)) => Ok(Arc::clone(task)),
-            Some(Slot::Creating) | None => Err(ShimError::NoTask(id.to_owned())),
-        }
-    }
-
-    fn reserve(&self, id: &str) -> Result<(), ShimError> {
-        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-        if tasks.contains_key(id) {
-            return Err(ShimError::Exists(format!("task {id}")));
-        }
-        tasks.insert(id.to_owned(), Slot::Creating);
-        Ok(())
-    }
-
-    fn settle(&self, id: &str, task: Option<Arc<Task>>) {
-        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-        match task {
-            Some(task) => drop(tasks.insert(id.to_owned(), Slot::Task(task))),
-            None => drop(tasks.remove(id)),
-        }
-        self.settled.notify_waiters();
-    }
-
-    /// Waits until nothing is being created. Whoever ends a task must meet what a creation under way makes, also one
-    /// whose caller died in the middle.
-    async fn creations_settled(&self) {
-        loop {
-            let mut settled = pin!(self.settled.notified());
-            // From here on no notification is missed.
-            settled.as_mut().enable();
-            let creating = {
-                let tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-                tasks.values().any(|slot| matches!(slot, Slot::Creating))
-            };
-            if !creating {
-                return;
-            }
-            settled.await;
-        }
+        self.tasks.get(id)
     }
 }
 
@@ -136,40 +97,42 @@ impl TaskRpc for Service {
     }
 
     async fn create(&self, _: &TtrpcContext, r: CreateTaskRequest) -> ttrpc::Result<CreateTaskResponse> {
-        self.reserve(&r.id)?;
-        let made = Task::create(&r, self.around.clone()).await;
-        self.settle(&r.id, made.as_ref().ok().cloned());
+        let (reserved, around) = (self.tasks.reserve(&r.id)?, self.around.clone());
+        let creating = async move {
+            let task = Task::create(&r, around, &reserved.give_up).await?;
+            let pid = task.created.pid;
+            reserved.settle(task);
+            Ok(pid)
+        };
         let mut response = CreateTaskResponse::new();
-        response.pid = made?.created.pid.cast_unsigned();
+        response.pid = self.work.finish(creating).await?.cast_unsigned();
         Ok(response)
     }
 
     async fn start(&self, ctx: &TtrpcContext, r: StartRequest) -> ttrpc::Result<StartResponse> {
         let task = self.task(&r.id)?;
-        let pid = if r.exec_id.is_empty() {
-            let limit = time_left(ctx);
-            // Seen to its end as well: half a restore would be in the way of the next.
-            let work = tokio::spawn(async move { task.start(limit).await });
-            work.await.map_err(|_| ShimError::Invalid("the start was cut off".into()))??
-        } else {
-            task.start_exec(&r.exec_id).await?
+        let limit = time_left(ctx);
+        let starting = async move {
+            if r.exec_id.is_empty() { task.start(limit).await } else { task.start_exec(&r.exec_id).await }
         };
         let mut response = StartResponse::new();
-        response.pid = pid.cast_unsigned();
+        response.pid = self.work.finish(starting).await?.cast_unsigned();
         Ok(response)
     }
 
     async fn delete(&self, _: &TtrpcContext, r: DeleteRequest) -> ttrpc::Result<DeleteResponse> {
-        self.creations_settled().await;
-        let task = self.task(&r.id)?;
-        let exit = if r.exec_id.is_empty() {
+        self.tasks.settled(CREATION).await?;
+        let (task, tasks) = (self.task(&r.id)?, Arc::clone(&self.tasks));
+        let deleting = async move {
+            if !r.exec_id.is_empty() {
+                return task.delete_exec(&r.exec_id);
+            }
             let exit = task.delete().await?;
-            self.settle(&r.id, None);
+            tasks.forget(&r.id);
             failpoint!("shim.delete.forgotten", infallible);
-            exit
-        } else {
-            task.delete_exec(&r.exec_id)?
+            Ok(exit)
         };
+        let exit = self.work.finish(deleting).await?;
         let mut response = DeleteResponse::new();
         response.pid = exit.pid.cast_unsigned();
         response.exit_status = exit.status;
@@ -189,12 +152,14 @@ impl TaskRpc for Service {
     }
 
     async fn pause(&self, _: &TtrpcContext, r: PauseRequest) -> ttrpc::Result<Empty> {
-        self.task(&r.id)?.pause().await?;
+        let task = self.task(&r.id)?;
+        self.work.finish(async move { task.pause().await }).await?;
         Ok(Empty::new())
     }
 
     async fn resume(&self, _: &TtrpcContext, r: ResumeRequest) -> ttrpc::Result<Empty> {
-        self.task(&r.id)?.resume().await?;
+        let task = self.task(&r.id)?;
+        self.work.finish(async move { task.resume().await }).await?;
         Ok(Empty::new())
     }
 
@@ -204,14 +169,20 @@ impl TaskRpc for Service {
             return Err(ShimError::Unsupported("a checkpoint with options").into());
         }
         let limit = time_left(ctx);
-        // Seen to its end when the caller's connection breaks: the freezer has to be put back. It ends by its limit.
-        let work = tokio::spawn(async move { task.checkpoint(Path::new(&r.path), limit).await });
-        work.await.map_err(|_| ShimError::Invalid("the checkpoint was cut off".into()))??;
+        if limit.is_zero() {
+            let words = format!("a checkpoint needs more than {ANSWER:?}, of which nothing is left to criu");
+            return Err(ShimError::Invalid(words).into());
+        }
+        // It ends by its limit.
+        self.work.finish(async move { task.checkpoint(Path::new(&r.path), limit).await }).await?;
         Ok(Empty::new())
     }
 
     async fn kill(&self, _: &TtrpcContext, r: KillRequest) -> ttrpc::Result<Empty> {
-        self.creations_settled().await;
+        if r.exec_id.is_empty() && r.signal == libc::SIGKILL.cast_unsigned() {
+            self.tasks.give_up(&r.id);
+        }
+        self.tasks.settled(GIVEN_UP).await?;
         self.task(&r.id)?.kill(&r.exec_id, r.signal, r.all)?;
         Ok(Empty::new())
     }
@@ -241,10 +212,7 @@ impl TaskRpc for Service {
     async fn update(&self, _: &TtrpcContext, r: UpdateTaskRequest) -> ttrpc::Result<Empty> {
         let task = self.task(&r.id)?;
         let json = r.resources.unwrap_or_default().value;
-        // The kernel may have to take memory back first, and meanwhile the shim must go on.
-        let written =
-            tokio::task::spawn_blocking(move || cgroup::limits::update(&task.created.cgroups, &json));
-        written.await.map_err(|_| ShimError::Limit("the change of limits was cut off".into()))??;
+        self.work.finish(async move { task.update(json).await }).await?;
         Ok(Empty::new())
     }
 
@@ -277,9 +245,9 @@ impl TaskRpc for Service {
 
     async fn shutdown(&self, _: &TtrpcContext, r: ShutdownRequest) -> ttrpc::Result<Empty> {
         if !r.now {
-            self.creations_settled().await;
+            self.tasks.settled(CREATION).await?;
         }
-        let empty = self.tasks.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+        let empty = self.tasks.is_empty();
         if empty || r.now {
             failpoint!("shim.shutdown.begun", infallible);
             self.shutdown.notify_one();

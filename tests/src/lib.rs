@@ -4,6 +4,7 @@
 //! - [`fakes`]: what others connect to the daemon, made to misbehave.
 //! - [`fixtures`]: images made from busybox, written to registries and archives.
 //! - [`harness`]: a daemon on a throwaway node, a registry of its own, and the check that nothing is left behind.
+//! - [`powercut`]: a disk that records what is written, and what a power cut may leave of it.
 //! - [`soak`]: random work on a node, checked round by round.
 //! - [`streams`]: clients of the streaming server, down to the bytes.
 //!
@@ -13,5 +14,6 @@ pub mod client;
 pub mod fakes;
 pub mod fixtures;
 pub mod harness;
+pub mod powercut;
 pub mod soak;
 pub mod streams;

@@ -244,3 +244,24 @@ async fn wait_for_log(node: &Node, id: &str, word: &str) {
     });
     assert!(there.await, "the container does not say {word:?}");
 }
+
+#[tokio::test]
+async fn a_container_that_cannot_be_prepared_tells_why_at_its_start() {
+    let node = Node::start().await;
+    let image = node.base_image().await;
+    let pod = node.run_pod(&node.pod("unprepared")).await;
+    for attempt in 0..6 {
+        let name = format!("wrong-{attempt}");
+        let config = build::container(&name, &image, &["/no/such/program"]);
+        let id = node.cri.create(&pod.id, &pod.config, config).await.unwrap();
+        // The preparation in the background has failed by then, or is about to: its shim is still ending.
+        tokio::time::sleep(Duration::from_millis(60 * attempt)).await;
+        let refused = node.cri.start(&id).await.unwrap_err();
+        assert!(refused.message().contains("/no/such/program"), "{attempt}: {refused:?}");
+        let status = node.cri.status(&id).await.unwrap();
+        assert_eq!((status.exit_code, status.reason.as_str()), (128, "StartError"), "{attempt}");
+        assert!(status.message.contains("/no/such/program"), "{attempt}: {}", status.message);
+    }
+    node.destroy(&pod).await;
+    node.assert_clean().await;
+}

@@ -116,3 +116,55 @@ async fn a_pods_new_size_is_told_and_can_be_refused() {
     drop(plugin);
     node.assert_clean().await;
 }
+
+/// Wants another quota of the container `victim` whenever one named "meddling" is created.
+fn meddling(victim: String) -> Behaviour {
+    Behaviour::new("10", "meddling", &[Event::CreateContainer]).on("CreateContainer", move |payload| {
+        let request = nri::CreateContainerRequest::decode(payload).unwrap();
+        if request.container.unwrap().name != "meddling" {
+            return Answer::Empty;
+        }
+        let cpu = nri::LinuxCpu { quota: Some(nri::OptionalInt64 { value: 40_000 }), ..Default::default() };
+        let resources = Some(nri::LinuxResources { cpu: Some(cpu), ..Default::default() });
+        let update = nri::ContainerUpdate {
+            container_id: victim.clone(),
+            linux: Some(nri::LinuxContainerUpdate { resources }),
+            ignore_failure: false,
+        };
+        Answer::message(&nri::CreateContainerResponse { update: vec![update], ..Default::default() })
+    })
+}
+
+#[tokio::test]
+async fn a_stuck_container_that_a_plugin_changes_holds_up_no_other_creation() {
+    let Some(node) = Node::builder().config("nri", SOCKET).start().await else { return };
+    let image = node.base_image().await;
+    let pod = node.run_pod(&node.pod("stuck")).await;
+    let victim = node.run_container(&pod, build::shell("victim", &image, "exec sleep 1000")).await;
+    let plugin = Plugin::connect(&socket(&node), meddling(victim.clone())).await.unwrap();
+    let shim = node.dir().join("state/containers").join(&victim).join("shim.pid");
+    let shim = std::fs::read_to_string(shim).unwrap().trim().parse().unwrap();
+    let signal = |signal| nix::sys::signal::kill(nix::unistd::Pid::from_raw(shim), signal).unwrap();
+    signal(nix::sys::signal::Signal::SIGSTOP);
+    let create = async |name: &str| {
+        let config = build::shell(name, &image, "exec sleep 1000");
+        node.cri.create(&pod.id, &pod.config, config).await.map(drop)
+    };
+    let others = async {
+        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+        let since = std::time::Instant::now();
+        create("free").await.unwrap();
+        let second = Plugin::connect(&socket(&node), Behaviour::new("20", "second", ALL)).await.unwrap();
+        create("free-as-well").await.unwrap();
+        let took = since.elapsed();
+        signal(nix::sys::signal::Signal::SIGCONT);
+        (took, second)
+    };
+    let (meddled, (took, second)) = tokio::join!(create("meddling"), others);
+    meddled.unwrap();
+    assert!(took < std::time::Duration::from_secs(6), "others waited for {took:?}");
+    assert_eq!(quota(&node, &victim).await, "40000", "what was wanted is done in the end");
+    node.destroy(&pod).await;
+    drop((plugin, second));
+    node.assert_clean().await;
+}

@@ -72,7 +72,12 @@ add_systemd() {
     echo 'ID=debian' > "$root/etc/os-release"
     echo 'uninitialized' > "$root/etc/machine-id"
     printf 'root:x:0:\ntty:x:5:\n' > "$root/etc/group"
-    cp "$here"/units/* "$root/etc/systemd/system/"
+    cp "$here"/units/*.{service,target} "$root/etc/systemd/system/"
+    # The daemon's is the one that users get, but for what this small machine has not.
+    sed 's#@BINDIR@#/usr/local/bin#' "$here/../../cri-server/systemd/cofferdam.service.in" \
+        > "$root/etc/systemd/system/cofferdam.service"
+    mkdir -p "$root/etc/systemd/system/cofferdam.service.d"
+    cp "$here/units/cofferdam.conf" "$root/etc/systemd/system/cofferdam.service.d/"
 }
 
 build_root() { # CHECK...

@@ -41,6 +41,7 @@ pub struct Config {
     pub cdi: cdi::Config,
     pub nri: nri::Config,
     pub metrics: MetricsConfig,
+    pub shim: runtime::ShimConfig,
     pub runtimes: BTreeMap<String, runtime::RuntimeConfig>,
 }
 
@@ -87,6 +88,7 @@ impl Default for Config {
             cdi: cdi::Config::default(),
             nri: nri::Config::default(),
             metrics: MetricsConfig::default(),
+            shim: runtime::ShimConfig::default(),
             runtimes: runtime::HandlerTable::built_in(),
             cgroup_driver: CgroupDriver::Cgroupfs,
             selinux: false,

@@ -61,7 +61,7 @@ impl Containers {
             match existing.state() {
                 ContainerState::Created if *existing.config() == config => return Ok(existing.id().clone()),
                 // No creation of this name is under way but this one: it is what an undo could not take away.
-                ContainerState::Creating => self.dismantle(&existing).await?,
+                ContainerState::Creating => self.dismantle(&existing, stage).await?,
                 // Nor is it told to anybody, so nobody else would take it away.
                 state if *state.told() == ContainerState::Creating => {
                     let removed = self.remove(&existing).await;
@@ -74,6 +74,7 @@ impl Containers {
         }
         stage.set("looking at the image");
         let id = ContainerId::generate().map_err(failed("id from", Path::new("/dev/urandom")))?;
+        stage.about(id.as_str());
         let (image, restore) = match self.origin(sandbox, &config, &id, stage).await? {
             Origin::Image(image) => (image, None),
             Origin::Checkpoint(image, restore) => (image, Some(restore)),
@@ -95,7 +96,7 @@ impl Containers {
             Err(error) => {
                 stage.set("undoing");
                 failpoint!("container.create.undoing", infallible);
-                if let Err(left) = self.dismantle(&container).await {
+                if let Err(left) = self.dismantle(&container, stage).await {
                     tracing::warn!(container = %container.id(), error = %crate::report::chain(&left), "undo");
                 }
                 Err(error)
@@ -174,11 +175,13 @@ impl Containers {
             target,
         };
         tokio::task::spawn_blocking(move || work.run()).await??;
-        let _gate = self.ports.nri.gate().await;
-        self.plugins_create(sandbox, container).await?;
+        let gate = self.ports.nri.gate().await;
+        let of_others = self.plugins_create(sandbox, container).await?;
         failpoint!("container.create.plugins_asked");
         container.change(&self.ports, |s| Ok::<_, ContainerError>(s.prepared()?)).await?;
         failpoint!("container.create.created_recorded", infallible);
+        drop(gate);
+        self.ports.nri.carry_out(of_others).await;
         Ok(())
     }
 
@@ -257,6 +260,7 @@ impl Build {
             state: self.sandbox.status().state.name(),
         })?;
         let edits = cdi::resolve(&self.ports.cdi.spec_dirs, &self.asked.devices)?;
+        let handler = self.ports.handlers.handler(&self.sandbox.made().handler)?;
         let mut spec = container_spec(&ContainerInput {
             id,
             sandbox_id: self.sandbox.id(),
@@ -275,7 +279,7 @@ impl Build {
             selinux_level: self.sandbox.selinux_level(),
             host: &LinuxHost,
             defaults: &self.ports.spec_defaults,
-            features: &self.ports.features,
+            features: &self.ports.features_of(handler),
         })?;
         cdi::apply(&mut spec, &edits, &LinuxHost, self.sandbox.users()?)?;
         check_apparmor(spec.process().as_ref().and_then(|process| process.apparmor_profile().as_deref()))?;
@@ -289,6 +293,7 @@ impl Build {
 
     /// Mounts the image volumes; in the request, each becomes a path of the host.
     fn mount_volumes(&self, config: &mut cri::ContainerConfig, bundle: &Path) -> Result<(), ContainerError> {
+        let label = self.mount_label(config);
         for volume in &self.asked.volumes {
             let Some(request) = config.mounts.get_mut(volume.index) else { continue };
             // Half of a mapping is refused with the other mounts.
@@ -299,7 +304,8 @@ impl Build {
                 gids: &request.gid_mappings,
                 shim,
             });
-            let place = volume::mount(&self.ports.snapshots, self.container.id(), bundle, volume, mapping)?;
+            let (snapshots, id) = (&self.ports.snapshots, self.container.id());
+            let place = volume::mount(snapshots, id, bundle, volume, mapping, label.as_deref())?;
             request.host_path = place.display().to_string();
             request.image = None;
             if mapped {
@@ -308,6 +314,16 @@ impl Build {
             }
         }
         Ok(())
+    }
+
+    /// The SELinux label of what is mounted for the container alone, where containers get labels.
+    fn mount_label(&self, config: &cri::ContainerConfig) -> Option<String> {
+        if !self.ports.spec_defaults.selinux {
+            return None;
+        }
+        let security = config.linux.as_ref().and_then(|l| l.security_context.clone()).unwrap_or_default();
+        let (pod, level) = (self.sandbox.config(), self.sandbox.selinux_level());
+        spec::selinux::for_container(&security, pod, level, &self.ports.features).mount
     }
 
     /// The request with its host paths made where they are missing, as the kubelet expects, and with symlinks resolved.

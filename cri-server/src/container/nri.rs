@@ -8,7 +8,7 @@ use oci_spec::runtime::Spec;
 
 use super::{Container, ContainerError, ContainerState, Containers};
 use crate::cdi::{self, DeviceName};
-use crate::nri::{NriError, adjust, convert, overlay};
+use crate::nri::{NriError, OfOthers, adjust, convert, overlay};
 use crate::ports::Ports;
 use crate::sandbox::Sandbox;
 use crate::spec::host::LinuxHost;
@@ -92,22 +92,31 @@ impl Containers {
         }
     }
 
-    /// Asks the plugins about the spec in the container's bundle and carries out what they want. To be called with
-    /// the gate held.
+    /// Asks the plugins about the spec in the container's bundle and carries out what they want of it. To be called with
+    /// the gate held. Answers what they want of others.
     pub(super) async fn plugins_create(
         &self,
         sandbox: &Sandbox,
         container: &Arc<Container>,
-    ) -> Result<(), ContainerError> {
+    ) -> Result<OfOthers, ContainerError> {
         if !self.ports.nri.is_active() {
-            return Ok(());
+            return Ok(OfOthers::default());
         }
         let pod = sandbox.for_plugins(&self.ports).await;
-        let mut wanted =
+        let (wanted, others) =
             self.ports.nri.create_container(pod, container.for_plugins(&self.ports).await).await?;
-        if wanted == nri::ContainerAdjustment::default() {
-            return Ok(());
+        if wanted != nri::ContainerAdjustment::default() {
+            self.adjust(sandbox, container, wanted).await?;
         }
+        Ok(others)
+    }
+
+    async fn adjust(
+        &self,
+        sandbox: &Sandbox,
+        container: &Arc<Container>,
+        mut wanted: nri::ContainerAdjustment,
+    ) -> Result<(), ContainerError> {
         let devices = std::mem::take(&mut wanted.cdi_devices);
         let devices = devices.iter().map(|device| DeviceName::parse(&device.name));
         let devices = devices.collect::<Result<Vec<_>, _>>()?;
@@ -117,7 +126,8 @@ impl Containers {
             let mut spec = Spec::load(&path).map_err(ContainerError::SpecFile)?;
             let edits = cdi::resolve(&ports.cdi.spec_dirs, &devices)?;
             cdi::apply(&mut spec, &edits, &LinuxHost, users)?;
-            let node = adjust::Node { features: &ports.features, host: &LinuxHost };
+            let selinux = ports.spec_defaults.selinux;
+            let node = adjust::Node { features: &ports.features, selinux, host: &LinuxHost };
             adjust::apply(&mut spec, &wanted, node).map_err(NriError::from)?;
             let cgroups_path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref());
             if let Some(path) = cgroups_path.map(|path| path.display().to_string()) {

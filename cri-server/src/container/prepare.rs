@@ -7,6 +7,7 @@
 use cofferdam_failpoints::failpoint;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{Container, ContainerError, ContainerState, Containers, Shared};
 use crate::io::{ContainerIo, IoPlan, LogKeeper};
@@ -16,6 +17,9 @@ use crate::snapshot::Owners;
 use crate::spec::UserNamespace;
 use crate::spec::userns::IdRange;
 use crate::task;
+
+/// How long a shim takes at most to end that has nothing to do.
+const ENDING: Duration = Duration::from_secs(5);
 
 impl Containers {
     /// The container's shim with its task made: the one there is, or the one under way, or a new one.
@@ -40,6 +44,12 @@ impl Containers {
         });
     }
 
+    /// How long a preparation may take.
+    pub(super) fn making(&self) -> Duration {
+        let deadlines = self.ports.launcher.deadlines();
+        deadlines.launch + deadlines.heavy
+    }
+
     async fn prepare(
         self: &Arc<Self>,
         container: &Arc<Container>,
@@ -62,11 +72,12 @@ impl Containers {
         let bundle = self.ports.places.container(container.id());
         let config = container.config();
         let owners = sandbox.users()?.map(owners);
-        stage.set("starting the shim");
+        let deadlines = self.ports.launcher.deadlines();
+        stage.within("starting the shim", deadlines.launch);
         let shim =
             self.ports.launcher.start(handler, container.id().as_str(), task::NAMESPACE, &bundle).await?;
         let shim = Arc::new(shim);
-        stage.set("making the task");
+        stage.within("making the task", deadlines.heavy);
         let made = async {
             failpoint!("container.prepare.shim_started");
             let _unchanged = container.spec.lock().await;
@@ -97,9 +108,10 @@ impl Containers {
         if let Err(error) = made.await {
             stage.set("undoing");
             failpoint!("container.prepare.undoing", infallible);
-            if let Err(left) = self.end_task_of(container, Some(shim)).await {
+            if let Err(left) = self.end_task_of(container, Some(Arc::clone(&shim))).await {
                 tracing::warn!(container = %container.id(), error = %crate::report::chain(&left), "undo");
             }
+            gone(&shim).await;
             return Err(error);
         }
         Ok(shim)
@@ -120,6 +132,14 @@ impl Containers {
         let log = container.made.log_path.as_deref();
         let plan = IoPlan { terminal: config.tty, stdin: config.stdin, log, keeper };
         Ok(ContainerIo::prepare(bundle, plan).await?)
+    }
+}
+
+/// Waits until a shim that was told to end has done so: until then it keeps the socket that the next one needs, and the
+/// start that tries again would be told of that instead of what is wrong.
+async fn gone(shim: &Shim) {
+    if shim.endpoint().kind == ShimKind::Own && tokio::time::timeout(ENDING, shim.closed()).await.is_err() {
+        tracing::warn!(container = shim.id(), "the shim of a failed preparation does not end");
     }
 }
 

@@ -2,6 +2,7 @@
 
 use cofferdam_failpoints::failpoint;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::join_all;
 
@@ -11,7 +12,10 @@ use crate::model::ContainerId;
 use crate::ports::now;
 use crate::runtime::{Launcher, TaskStatus};
 use crate::store::Table;
-use crate::task::{self, End};
+use crate::task::{self, End, Left};
+
+/// How long the daemon's start waits for a shim that should tell how far a container is.
+const TELLS: Duration = Duration::from_millis(500);
 
 impl Containers {
     /// Loads the records; the sandboxes' must be there. Running containers are watched again, the exits of others
@@ -61,7 +65,10 @@ impl Containers {
         let done = match container.state() {
             ContainerState::Running { .. } => self.recover_running(&container).await,
             ContainerState::Created => self.recover_created(&container).await,
-            ContainerState::Creating | ContainerState::Removing { .. } => self.take_away(&container).await,
+            ContainerState::Creating | ContainerState::Removing { .. } => self
+                .remove(&container)
+                .await
+                .map_err(|error| ContainerError::Shared(crate::report::chain(&*error))),
             ContainerState::Exited { .. } => self.end_task(&container).await,
         };
         failpoint!("container.recover.done", infallible);
@@ -72,7 +79,9 @@ impl Containers {
 
     async fn recover_running(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), ContainerError> {
         if let Some(shim) = container.shim.load_full() {
-            Self::resume_if_paused(container, &shim).await;
+            let (target, asked) = (Arc::clone(container), Arc::clone(&shim));
+            // In the background, as a shim that hangs answers nothing.
+            self.ports.tracker.spawn(async move { Self::resume_if_paused(&target, &asked).await });
             self.supervise(container, shim);
             return Ok(());
         }
@@ -100,15 +109,17 @@ impl Containers {
             tracing::warn!(container = %container.id(), error = %crate::report::chain(&error), "kill");
         }
         let id = container.id().as_str();
+        // The shim's command takes the cgroup away, and with it the count.
+        let oom_killed = self.ports.cgroups.oom_kill_count(container.cgroups_path()).unwrap_or(0) > 0;
         let exit = self.ports.launcher.delete(handler, id, task::NAMESPACE, &bundle).await.ok()?;
-        Some(End::ShimDead(Some(exit)))
+        Some(End::ShimDead(Left { exit: Some(exit), oom_killed }))
     }
 
     /// Between the task's start and its record the daemon may have died: the shim knows.
     async fn recover_created(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), ContainerError> {
         // Without a shim that answers, whatever a start had begun goes: the next one makes it anew.
         let Some(shim) = container.shim.load_full() else { return self.end_task(container).await };
-        match shim.state("").await {
+        match shim.state_within("", TELLS).await {
             Ok(task) if matches!(task.status, TaskStatus::Created) => Ok(()),
             Ok(task) if matches!(task.status, TaskStatus::Running | TaskStatus::Stopped) => {
                 let started = |s: &ContainerState| Ok::<_, ContainerError>(s.started(task.pid, now())?);

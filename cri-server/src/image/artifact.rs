@@ -156,7 +156,8 @@ impl ImageService {
     async fn unpack_files(&self, files: &[ArtifactFile], name: String) -> Result<Digest, ImageError> {
         let failed = move |source| ImageError::Layer { layer: name.clone(), source };
         let (content, all, failed_hash) = (self.content.clone(), files.to_vec(), failed.clone());
-        let hashed = blocking(move || hash(&content, &all)).await?;
+        let (stop, still) = (self.stopping.clone(), self.stopping.clone());
+        let hashed = blocking(move || hash(&content, &all, &stop)).await?;
         let tree = hashed.map_err(|e| failed_hash(SnapshotError::Source(e)))?;
         let lock = self.layer_lock(&tree);
         let unpacked = {
@@ -167,7 +168,7 @@ impl ImageService {
             let (files, tree) = (files.to_vec(), tree.clone());
             blocking(move || -> Result<(), ImageError> {
                 if snapshots.layers().get(&tree).is_none() {
-                    let mut archive = Archive::new(&content, &files);
+                    let mut archive = Archive::new(&content, &files, &still);
                     let mut source = || archive.piece();
                     snapshots.layers().unpack(&tree, &mut source, &limits).map_err(failed)?;
                 }
@@ -220,7 +221,7 @@ impl ImageService {
         }
         self.disown_blob(&layer.blob).await?;
         let _slot = self.slots.acquire().await.map_err(|_| ImageError::Interrupted("the pull"))?;
-        self.download(origin, layer, index, board, &CancellationToken::new(), Purpose::Keep).await?;
+        self.download(origin, layer, index, board, &self.stopping, Purpose::Keep).await?;
         board.set(index, LayerStage::Done, layer.size);
         Ok(())
     }
@@ -228,9 +229,9 @@ impl ImageService {
 
 type SourceError = Box<dyn std::error::Error + Send + Sync>;
 
-fn hash(content: &Content, files: &[ArtifactFile]) -> Result<Digest, SourceError> {
+fn hash(content: &Content, files: &[ArtifactFile], stop: &CancellationToken) -> Result<Digest, SourceError> {
     let mut hasher = Hasher::new(Algorithm::Sha256);
-    let mut archive = Archive::new(content, files);
+    let mut archive = Archive::new(content, files, stop);
     while let Some(piece) = archive.piece()? {
         hasher.update(&piece);
     }
@@ -244,14 +245,19 @@ struct Archive<'a> {
     /// The file being read, and how much of it is left.
     current: Option<(File, u64, u64)>,
     ended: bool,
+    /// Cancelled when the daemon ends: a large artifact takes longer than it waits.
+    stop: &'a CancellationToken,
 }
 
 impl<'a> Archive<'a> {
-    fn new(content: &'a Content, files: &'a [ArtifactFile]) -> Self {
-        Self { content, files: files.iter().collect(), current: None, ended: false }
+    fn new(content: &'a Content, files: &'a [ArtifactFile], stop: &'a CancellationToken) -> Self {
+        Self { content, files: files.iter().collect(), current: None, ended: false, stop }
     }
 
     fn piece(&mut self) -> Result<Option<Bytes>, SourceError> {
+        if self.stop.is_cancelled() {
+            return Err("the daemon ends".into());
+        }
         if let Some((file, left, size)) = &mut self.current {
             if *left > 0 {
                 let mut piece = Vec::with_capacity(PIECE);
@@ -312,6 +318,27 @@ mod tests {
         for bad in ["", "/etc/passwd", "../x", "a/../b", "a/", "a\0b", ".", ".wh.x", &"x".repeat(256)] {
             assert!(named(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_daemon_that_ends_does_not_read_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let content = Content::open(folder.path()).unwrap();
+        let bytes = vec![7; 3 * PIECE];
+        let mut hasher = Hasher::new(Algorithm::Sha256);
+        hasher.update(&bytes);
+        let blob = Descriptor { digest: hasher.finish(), size: bytes.len() as u64, ..layer('a') };
+        content.put(&blob.digest, &bytes).unwrap();
+        let files = [file(&blob, Some(&"big".to_owned())).unwrap()];
+        let stop = CancellationToken::new();
+        assert!(hash(&content, &files, &stop).is_ok());
+        let mut archive = Archive::new(&content, &files, &stop);
+        // The head and the first piece, which is all that is held of the file.
+        archive.piece().unwrap();
+        assert_eq!(archive.piece().unwrap().unwrap().len(), PIECE);
+        stop.cancel();
+        assert!(archive.piece().unwrap_err().to_string().contains("ends"));
+        assert!(hash(&content, &files, &stop).is_err());
     }
 
     #[test]

@@ -35,6 +35,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use tokio::sync::{RwLock, Semaphore};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use artifact::{ArtifactFile, ArtifactRecord};
@@ -47,6 +48,7 @@ pub use record::{ImageRecord, ImageUser, LayerRecord};
 pub use remove::DiskUsage;
 
 use crate::content::Content;
+use crate::operation::{Operations, UnderWay};
 use crate::registry::{Digest, Registry, RegistryConfig};
 use crate::snapshot::Snapshots;
 use crate::store::{Store, Table};
@@ -71,6 +73,7 @@ pub struct ImageService {
     pulls: PullCounts,
     /// Pulls belong to the service, not to their callers.
     tasks: TaskTracker,
+    removals: Operations<Result<(), Arc<ImageError>>>,
     slots: Arc<Semaphore>,
     /// One unpacking for each layer, whoever wants it.
     layer_locks: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
@@ -80,6 +83,8 @@ pub struct ImageService {
     /// Shared by pulls, whose blobs and layers no record names yet; exclusive for the sweep.
     garbage: RwLock<()>,
     sweep_wanted: AtomicBool,
+    /// Cancelled when the daemon ends.
+    stopping: CancellationToken,
 }
 
 impl ImageService {
@@ -97,6 +102,7 @@ impl ImageService {
             ..RegistryConfig::default()
         });
         let slots = Arc::new(Semaphore::new(config.parallel_layers()));
+        let tasks = TaskTracker::new();
         let service = Self {
             root: root.to_owned(),
             registry,
@@ -106,12 +112,14 @@ impl ImageService {
             changes: tokio::sync::Mutex::new(()),
             flights: Mutex::default(),
             pulls: PullCounts::default(),
-            tasks: TaskTracker::new(),
+            removals: Operations::new("RemoveImage", tasks.clone()),
+            tasks,
             slots,
             layer_locks: Mutex::default(),
             pairs: Mutex::default(),
             garbage: RwLock::new(()),
             sweep_wanted: AtomicBool::new(true),
+            stopping: CancellationToken::new(),
             config,
             store,
         };
@@ -248,6 +256,18 @@ impl ImageService {
         Ok(image)
     }
 
+    /// What is being done to images now, beside pulls.
+    #[must_use]
+    pub fn under_way(&self) -> Vec<UnderWay> {
+        self.removals.under_way()
+    }
+
+    /// What of it has just been found to be over its stage's deadline.
+    #[must_use]
+    pub fn newly_overdue(&self) -> Vec<UnderWay> {
+        self.removals.newly_overdue()
+    }
+
     /// What was pulled since the daemon's start.
     #[must_use]
     pub fn pulls(&self) -> &PullCounts {
@@ -256,6 +276,7 @@ impl ImageService {
 
     /// Waits for pulls under way; new ones are refused. For shutting down.
     pub async fn close(&self) {
+        self.stopping.cancel();
         self.tasks.close();
         self.tasks.wait().await;
     }

@@ -1,7 +1,8 @@
 //! Gives a volume the SELinux label of the container that uses it.
 //!
 //! Invariants: what is labelled lies below the volume's root, whatever its files are replaced by meanwhile; the root is
-//! labelled last, so that a root that has the label says that all below it has been given it.
+//! labelled last, so that a root that has the label says that all below it has been given it. The work takes the same
+//! memory for any number of files.
 
 use std::ffi::OsStr;
 use std::io;
@@ -48,6 +49,9 @@ const SYSTEM: [&str; 24] = [
 /// The kernel's, with all that is below.
 const KERNEL: [&str; 3] = ["/dev", "/proc", "/sys"];
 
+/// Folders in folders: each costs a descriptor, and a path is no longer than what the kernel takes at once.
+const DEEPEST: usize = 1024;
+
 /// Why a volume could not be labelled.
 #[derive(Debug, thiserror::Error)]
 pub enum RelabelError {
@@ -55,6 +59,8 @@ pub enum RelabelError {
     System(PathBuf),
     #[error("{operation} {path}")]
     File { operation: &'static str, path: PathBuf, source: io::Error },
+    #[error("{path} lies more than {most} folders deep")]
+    Deep { path: PathBuf, most: usize },
     #[error("the daemon ends: {0} is labelled when the request is repeated")]
     Stopped(PathBuf),
 }
@@ -72,27 +78,41 @@ pub fn relabel(root: &Path, label: &str, stop: impl Fn() -> bool) -> Result<u64,
     if has(&top, label) {
         return Ok(0);
     }
-    let (mut done, mut ahead) = (0, vec![PathBuf::new()]);
-    while let Some(folder) = ahead.pop() {
-        // An empty path would not be resolved.
-        let inside = if folder.as_os_str().is_empty() { Path::new(".") } else { &folder };
-        let Some(entries) = entries(&top, inside).map_err(failed("read", &root.join(&folder)))? else {
+    let mut done = 0;
+    // One open folder for each on the way down, each read bit by bit: what a volume holds does not count in memory.
+    let mut way: Vec<Dir> = Vec::new();
+    let mut path = PathBuf::new();
+    // An empty path would not be resolved.
+    way.extend(folder(&top, Path::new(".")).map_err(failed("read", root))?);
+    while let Some(deepest) = way.last_mut() {
+        if stop() {
+            return Err(RelabelError::Stopped(root.to_owned()));
+        }
+        let Some(entry) = deepest.next() else {
+            way.pop();
+            path.pop();
             continue;
         };
-        for name in entries {
-            if stop() {
-                return Err(RelabelError::Stopped(root.to_owned()));
+        let entry = entry.map_err(failed("read", &root.join(&path)))?;
+        let name = entry.file_name().to_bytes();
+        if matches!(name, b"." | b"..") {
+            continue;
+        }
+        let inside = path.join(OsStr::from_bytes(name));
+        let Some(file) = open_below(&top, &inside).map_err(failed("open", &root.join(&inside)))? else {
+            continue;
+        };
+        let stat = fstat(&file).map_err(failed("look at", &root.join(&inside)))?;
+        set(&file, label).map_err(failed("label", &root.join(&inside)))?;
+        done += 1;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory
+            && let Some(below) = folder(&top, &inside).map_err(failed("read", &root.join(&inside)))?
+        {
+            if way.len() >= DEEPEST {
+                return Err(RelabelError::Deep { path: root.join(&inside), most: DEEPEST });
             }
-            let path = folder.join(OsStr::from_bytes(&name));
-            let Some(file) = open_below(&top, &path).map_err(failed("open", &root.join(&path)))? else {
-                continue;
-            };
-            let stat = fstat(&file).map_err(failed("look at", &root.join(&path)))?;
-            set(&file, label).map_err(failed("label", &root.join(&path)))?;
-            done += 1;
-            if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-                ahead.push(path);
-            }
+            way.push(below);
+            path = inside;
         }
     }
     set(&top, label).map_err(failed("label", root))?;
@@ -136,19 +156,12 @@ fn gone<T>(result: rustix::io::Result<T>) -> rustix::io::Result<Option<T>> {
     }
 }
 
-/// The names in a folder; none for what is no folder (any more).
-fn entries(top: &OwnedFd, path: &Path) -> io::Result<Option<Vec<Vec<u8>>>> {
+/// A folder, to be read; none for what is no folder (any more).
+fn folder(top: &OwnedFd, path: &Path) -> io::Result<Option<Dir>> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
     let Some(folder) = gone(openat2(top, path, flags, Mode::empty(), how))? else { return Ok(None) };
-    let mut names = Vec::new();
-    for entry in Dir::new(folder)? {
-        let name = entry?.file_name().to_bytes().to_vec();
-        if name != b"." && name != b".." {
-            names.push(name);
-        }
-    }
-    Ok(Some(names))
+    Ok(Some(Dir::new(folder)?))
 }
 
 /// The kernel's name for what a descriptor stands for, be it a link or not. proc_pid_fd(5)

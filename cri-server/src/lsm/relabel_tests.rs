@@ -60,3 +60,27 @@ fn privileged_what_was_stopped_is_done_again() {
     assert_eq!(label_of(&root), None);
     assert_eq!(relabel(&root, LABEL, || false).unwrap(), 10);
 }
+
+#[test]
+fn privileged_a_volume_of_many_files_and_folders_is_labelled_whole() {
+    let outside = tempfile::tempdir().unwrap();
+    let root = outside.path().join("volume");
+    let deep: PathBuf = (0..100).map(|_| "d").collect();
+    std::fs::create_dir_all(root.join(&deep)).unwrap();
+    for number in 0..3000 {
+        std::fs::write(root.join(format!("d/{number}")), "").unwrap();
+    }
+    assert_eq!(relabel(&root, LABEL, || false).unwrap(), 3101);
+    for path in [deep, "d/0".into(), "d/2999".into()] {
+        assert_eq!(label_of(&root.join(&path)).as_deref(), Some(LABEL), "{}", path.display());
+    }
+}
+
+#[test]
+fn privileged_a_volume_that_is_too_deep_is_refused_and_not_marked_as_done() {
+    let outside = tempfile::tempdir().unwrap();
+    let root = outside.path().join("volume");
+    std::fs::create_dir_all(root.join((0..DEEPEST).map(|_| "d").collect::<PathBuf>())).unwrap();
+    assert!(matches!(relabel(&root, LABEL, || false), Err(RelabelError::Deep { .. })));
+    assert_eq!(label_of(&root), None);
+}

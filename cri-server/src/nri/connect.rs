@@ -155,7 +155,7 @@ impl Nri {
     async fn join(&self, plugin: &Arc<Plugin>) -> Result<(), HandshakeError> {
         // From here on events wait for the order instead of passing by.
         self.active.fetch_add(1, Ordering::AcqRel);
-        let _none_is_made = self.gate.write().await;
+        let none_is_made = self.gate.write().await;
         let mut order = self.order.lock().await;
         let (pods, containers) = match self.node.get() {
             Some(node) => node.snapshot().await,
@@ -170,6 +170,8 @@ impl Nri {
             Ok(updates) => {
                 order.plugins.push(Arc::clone(plugin));
                 order.plugins.sort_by(|a, b| a.name.cmp(&b.name));
+                // A container that is stuck must not hold up the creation of others.
+                drop((order, none_is_made));
                 self.update_all(&updates).await;
                 Ok(())
             }

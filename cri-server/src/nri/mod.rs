@@ -41,6 +41,7 @@ pub use collect::overlay;
 pub use config::Config;
 pub use error::NriError;
 use plugin::Plugin;
+pub use relay::OfOthers;
 
 /// How long a plugin may take to hear that the daemon ends.
 const FAREWELL: Duration = Duration::from_millis(500);

@@ -128,7 +128,8 @@ impl Nri {
 
 /// Events about a container.
 impl Nri {
-    /// A container is being created: what the plugins want changed in it. To be called with the gate held.
+    /// A container is being created: what the plugins want changed in it, and in others. To be called with the gate held;
+    /// the others wait until neither the gate nor the order is held: see [`Self::carry_out`].
     ///
     /// # Errors
     /// When a plugin refuses, two contradict each other, or a validator refuses.
@@ -136,7 +137,7 @@ impl Nri {
         &self,
         pod: nri::PodSandbox,
         container: nri::Container,
-    ) -> Result<nri::ContainerAdjustment, NriError> {
+    ) -> Result<(nri::ContainerAdjustment, OfOthers), NriError> {
         let mut order = self.order.lock().await;
         order.stages.insert(container.id.clone(), Stage::Live);
         let pristine = container.clone();
@@ -151,11 +152,13 @@ impl Nri {
             creation.add(&plugin.name, answer.unwrap_or_default())?;
         }
         self.validate(&order, pod, pristine, &creation).await?;
-        self.update_all(&creation.updates.updates).await;
-        // An eviction is an event of its own.
-        drop(order);
-        self.evict_all(&creation.updates.evictions).await;
-        Ok(creation.adjust)
+        Ok((creation.adjust, OfOthers(creation.updates)))
+    }
+
+    /// Does what plugins wanted of other containers when one was created. One that is stuck holds up nobody else.
+    pub async fn carry_out(&self, OfOthers(wanted): OfOthers) {
+        self.update_all(&wanted.updates).await;
+        self.evict_all(&wanted.evictions).await;
     }
 
     async fn validate(
@@ -262,8 +265,9 @@ impl Nri {
         }
         // This container's is the caller's to carry out.
         let own = updates.take(&id);
-        self.update_all(&updates.updates).await;
+        // Another container may be stuck, and an eviction is an event of its own.
         drop(order);
+        self.update_all(&updates.updates).await;
         self.evict_all(&updates.evictions).await;
         Ok(own.and_then(|own| own.linux).and_then(|linux| linux.resources))
     }
@@ -277,21 +281,30 @@ impl Nri {
     /// A container has ended. What plugins say to it changes nothing but other containers.
     pub async fn stop_container(&self, pod: nri::PodSandbox, container: nri::Container) {
         let mut order = self.order.lock().await;
-        self.stopped(&mut order, &pod, &container).await;
+        let wanted = Self::stopped(&mut order, &pod, &container).await;
+        drop(order);
+        self.update_all(&wanted).await;
     }
 
     /// A container goes. What plugins say to it changes nothing.
     pub async fn remove_container(&self, pod: nri::PodSandbox, container: nri::Container) {
         let mut order = self.order.lock().await;
-        self.stopped(&mut order, &pod, &container).await;
+        let wanted = Self::stopped(&mut order, &pod, &container).await;
         if order.stages.remove(&container.id).is_some() {
             report(order.tell(Event::RemoveContainer, &pod, Some(&container)).await);
         }
+        drop(order);
+        self.update_all(&wanted).await;
     }
 
-    async fn stopped(&self, order: &mut Order, pod: &nri::PodSandbox, container: &nri::Container) {
+    /// What plugins want of other containers when this one stops.
+    async fn stopped(
+        order: &mut Order,
+        pod: &nri::PodSandbox,
+        container: &nri::Container,
+    ) -> Vec<nri::ContainerUpdate> {
         if !order.stops(&container.id) {
-            return;
+            return Vec::new();
         }
         let request =
             nri::StopContainerRequest { pod: Some(pod.clone()), container: Some(container.clone()) };
@@ -306,7 +319,7 @@ impl Nri {
             });
             report(added);
         }
-        self.update_all(&updates.updates).await;
+        updates.updates
     }
 }
 
@@ -341,6 +354,10 @@ impl Nri {
         }
     }
 }
+
+/// What plugins want of other containers when one is created.
+#[derive(Debug, Default)]
+pub struct OfOthers(Updates);
 
 /// Of an event that cannot be undone.
 fn report(told: Result<(), NriError>) {

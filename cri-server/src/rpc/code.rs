@@ -1,7 +1,7 @@
 //! The one place where errors of the domain become gRPC codes.
 //!
-//! The message is the error with all its sources. The code is the innermost cause's that is known: a full disk is
-//! RESOURCE_EXHAUSTED wherever it was met.
+//! The message is the error with all its sources. The code is the innermost cause's that is known: a full disk, or no more
+//! descriptors, is RESOURCE_EXHAUSTED wherever it was met.
 
 use std::error::Error;
 use std::io;
@@ -10,6 +10,7 @@ use std::sync::Arc;
 use tonic::{Code, Status};
 
 use crate::cdi::CdiError;
+use crate::cgroup::KillError;
 use crate::container::ContainerError;
 use crate::event::Lagged;
 use crate::image::ImageError;
@@ -18,7 +19,7 @@ use crate::lsm::relabel::RelabelError;
 use crate::network::NetworkError;
 use crate::nri::NriError;
 use crate::pod::PodError;
-use crate::report::chain;
+use crate::report::{chain, exhausted};
 use crate::runtime::{ExecError, RuntimeError};
 use crate::sandbox::SandboxError;
 use crate::spec::{SpecError, SpecErrorKind};
@@ -30,8 +31,8 @@ pub fn status(error: &(dyn Error + 'static)) -> Status {
 }
 
 fn code(error: &(dyn Error + 'static)) -> Code {
-    if let Some(code) = full_disk(error) {
-        return code;
+    if exhausted(error) {
+        return Code::ResourceExhausted;
     }
     let mut cause = Some(error);
     let mut known = None;
@@ -40,18 +41,6 @@ fn code(error: &(dyn Error + 'static)) -> Code {
         cause = error.source();
     }
     known.unwrap_or(Code::Internal)
-}
-
-fn full_disk(error: &(dyn Error + 'static)) -> Option<Code> {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
-        if matches!(kind, Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)) {
-            return Some(Code::ResourceExhausted);
-        }
-        cause = error.source();
-    }
-    None
 }
 
 /// The code of this error alone, where it decides one.
@@ -93,6 +82,9 @@ fn of_one(error: &(dyn Error + 'static)) -> Option<Code> {
     {
         return Some(Code::InvalidArgument);
     }
+    if let Some(KillError::Survivors { .. }) = error.downcast_ref::<KillError>() {
+        return Some(Code::DeadlineExceeded);
+    }
     if error.is::<Lagged>() {
         return Some(Code::DataLoss);
     }
@@ -119,9 +111,10 @@ fn of_container(error: &ContainerError) -> Option<Code> {
         | ContainerError::User(_)
         | ContainerError::BadCheckpoint { .. } => Some(Code::InvalidArgument),
         ContainerError::Parts(error) => error.is_about_the_input().then_some(Code::InvalidArgument),
-        ContainerError::NoArchive { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+        ContainerError::NoArchive { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
             Some(Code::NotFound)
         }
+        ContainerError::Start { exhausted: true, .. } => Some(Code::ResourceExhausted),
         ContainerError::Volume(error) => of_volume(error),
         ContainerError::Cdi(error) => of_cdi(error),
         ContainerError::Relabel(RelabelError::System(_)) => Some(Code::InvalidArgument),
@@ -180,6 +173,7 @@ fn of_runtime(error: &RuntimeError) -> Option<Code> {
             Some(Code::FailedPrecondition)
         }
         RuntimeError::Shim { code: ttrpc::Code::INVALID_ARGUMENT, .. } => Some(Code::InvalidArgument),
+        RuntimeError::Shim { code: ttrpc::Code::RESOURCE_EXHAUSTED, .. } => Some(Code::ResourceExhausted),
         RuntimeError::Unimplemented { .. } => Some(Code::Unimplemented),
         RuntimeError::Unavailable { .. } | RuntimeError::ConnectionLost { .. } => Some(Code::Unavailable),
         RuntimeError::Timeout { .. } | RuntimeError::ShimHangs { .. } => Some(Code::DeadlineExceeded),

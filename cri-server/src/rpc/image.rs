@@ -32,7 +32,7 @@ impl ImageRpc {
 #[must_use]
 pub fn status(error: &ImageError) -> Status {
     let text = chain(error);
-    if error.is_disk_full() {
+    if crate::report::exhausted(error) {
         return Status::resource_exhausted(text);
     }
     match error {

@@ -56,6 +56,8 @@ pub enum SandboxError {
     Refused(#[from] Refused),
     #[error(transparent)]
     Lost(#[from] Lost),
+    #[error("{0}")]
+    Shared(String),
     #[error("a thread of the daemon ended without a result")]
     Thread(#[from] tokio::task::JoinError),
     #[error("{}", .0.iter().map(|e| crate::report::chain(e)).collect::<Vec<_>>().join("; "))]

@@ -230,6 +230,7 @@ pub struct Sandboxes {
     runs: Operations<Shared<SandboxId>>,
     stops: Operations<Shared<()>>,
     removals: Operations<Shared<()>>,
+    updates: Operations<Shared<()>>,
 }
 
 impl Sandboxes {
@@ -243,6 +244,7 @@ impl Sandboxes {
             runs: Operations::new("RunPodSandbox", tracker()),
             stops: Operations::new("stop sandbox", tracker()),
             removals: Operations::new("remove sandbox", tracker()),
+            updates: Operations::new("UpdatePodSandboxResources", tracker()),
             ports: Arc::clone(&ports),
         })
     }
@@ -276,6 +278,14 @@ impl Sandboxes {
     /// What is being done to sandboxes now.
     #[must_use]
     pub fn under_way(&self) -> Vec<UnderWay> {
-        [self.runs.under_way(), self.stops.under_way(), self.removals.under_way()].concat()
+        let others = [&self.stops, &self.removals, &self.updates];
+        [self.runs.under_way(), others.iter().flat_map(|kind| kind.under_way()).collect()].concat()
+    }
+
+    /// What has just been found to be over its stage's deadline.
+    #[must_use]
+    pub fn newly_overdue(&self) -> Vec<UnderWay> {
+        let others = [&self.stops, &self.removals, &self.updates];
+        [self.runs.newly_overdue(), others.iter().flat_map(|kind| kind.newly_overdue()).collect()].concat()
     }
 }

@@ -54,7 +54,10 @@ impl Sandboxes {
             }
             // The network stays until the kubelet stops the pod.
             (SandboxState::Ready { .. }, None) => self.lost(&sandbox).await,
-            (SandboxState::Creating | SandboxState::Removing, _) => self.take_away(&sandbox).await,
+            (SandboxState::Creating | SandboxState::Removing, _) => self
+                .remove(&sandbox)
+                .await
+                .map_err(|error| SandboxError::Shared(crate::report::chain(&*error))),
             (SandboxState::NotReady, _) => Ok(()),
         };
         failpoint!("sandbox.recover.done", infallible);

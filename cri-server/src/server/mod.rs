@@ -1,13 +1,15 @@
 //! Wires the daemon and runs it: open, recover, serve, drain.
 //!
-//! The order matters: the socket answers only after the records are loaded and the shims of running pods are found
-//! again, and what changes something is finished before the daemon ends. Pods run on without it.
+//! The order matters: calls are accepted at once and answered after the records are loaded and the shims of running pods
+//! are found again, and what changes something is finished before the daemon ends. Pods run on without it. The supervisor
+//! is told of each step.
 
 mod deadline;
 mod events;
 mod gate;
 mod health;
 mod measure;
+mod overseer;
 mod socket;
 mod supervisor;
 mod watchdog;
@@ -20,8 +22,10 @@ use std::time::Duration;
 use cofferdam_proto::admin::admin_server::AdminServer;
 use cofferdam_proto::cri::image_service_server::ImageServiceServer;
 use cofferdam_proto::cri::runtime_service_server::RuntimeServiceServer;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::service::Routes;
 use tonic::transport::Server;
 
 use crate::cgroup::{CgroupError, Cgroups};
@@ -29,7 +33,7 @@ use crate::config::Config;
 use crate::container::{ContainerError, Containers};
 use crate::image::{ImageError, ImageService};
 use crate::lsm::apparmor;
-use crate::metrics::{Measured, RpcSeconds};
+use crate::metrics::{Measured, Overdue, RpcSeconds};
 use crate::network::Network;
 use crate::node::{Features, Severity, UserNamespaces, preflight};
 use crate::nri::{self, Nri, NriError};
@@ -45,9 +49,11 @@ use crate::sandbox::{SandboxError, Sandboxes};
 use crate::spec::Defaults;
 use crate::store::{Store, StoreError};
 use crate::streaming::{ListenError, Parts, Streaming};
+use supervisor::Supervisor;
 
 /// How long calls and operations under way may take to end, together, when the daemon does.
 const DRAIN: Duration = Duration::from_secs(10);
+const LAST_MOMENT: Duration = Duration::from_secs(1);
 /// The largest request: the kubelet's are far smaller.
 const MAX_MESSAGE: usize = 16 << 20;
 
@@ -89,6 +95,72 @@ pub enum ServeError {
 /// # Errors
 /// When the daemon cannot begin to serve, or its socket fails.
 pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> Result<(), ServeError> {
+    let supervisor = Supervisor::from_environment();
+    tell_findings();
+    let places = Places::new(&config.root, &config.state);
+    places.create().map_err(ServeError::Places)?;
+    // First, for it says whether another daemon works in these folders.
+    let store = Store::open(&places.records())?;
+    let listener = socket::bind(&config.socket).await?;
+    let (health, routes) = health::service().await;
+    let (key, gate) = gate::closed();
+    let rpc = RpcSeconds::default();
+    let serving = Server::builder()
+        .trace_fn(|request| tracing::debug_span!("rpc", call = request.uri().path()))
+        .layer(measure::MeasureLayer(rpc.clone()))
+        .layer(deadline::DeadlineLayer)
+        .add_routes(routes.into_axum_router().fallback_service(gate).into())
+        .serve_with_incoming_shutdown(listener, stop.cancelled());
+    let start = async {
+        supervisor.status("Finding the pods that run");
+        let started = start(&config, places, Arc::clone(&store), own_exe, rpc).await?;
+        key.open(services(&started.daemon));
+        health.serving().await;
+        supervisor.ready("Serving");
+        tracing::info!(socket = %config.socket.display(), version = env!("CARGO_PKG_VERSION"), "serving");
+        Ok::<_, ServeError>(started)
+    };
+    let mut serving = std::pin::pin!(serving);
+    let started = tokio::select! {
+        started = start => started?,
+        // Told to end before it began: the next start finds all as this one did.
+        served = &mut serving => return Ok(served?),
+    };
+    let ports = &started.daemon.ports;
+    let ending = async {
+        stop.cancelled().await;
+        supervisor.stopping();
+        health.ending().await;
+        // Their readers would be waited for.
+        ports.events.close();
+        tokio::time::Instant::now() + DRAIN
+    };
+    let beating = watchdog::beat(&supervisor, &config.socket, &store, &stop);
+    let served = async {
+        let overdue = async {
+            stop.cancelled().await;
+            tokio::time::sleep(DRAIN).await;
+        };
+        tokio::select! {
+            served = serving => {
+                // It ended by itself: so does all else.
+                stop.cancel();
+                served
+            }
+            () = overdue => {
+                tracing::warn!("calls under way are cut off; what they began goes on");
+                Ok(())
+            }
+        }
+    };
+    let (served, deadline, ()) = tokio::join!(served, ending, beating);
+    served?;
+    drain(started, deadline).await;
+    Ok(())
+}
+
+/// What the node lacks, for a person to read.
+fn tell_findings() {
     for finding in preflight() {
         match finding.severity {
             Severity::Blocking => {
@@ -100,13 +172,24 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
             Severity::Info => tracing::info!(what = %finding.what, why = %finding.why, "preflight"),
         }
     }
-    let places = Places::new(&config.root, &config.state);
-    places.create().map_err(ServeError::Places)?;
-    // First, for it says whether another daemon works in these folders.
-    let store = Store::open(&places.records())?;
-    let listener = socket::bind(&config.socket).await?;
+}
+
+/// A daemon that knows its pods again.
+struct Started {
+    daemon: Arc<Daemon>,
+    sink: Sink,
+}
+
+/// Opens what the daemon works with and finds the pods that run.
+async fn start(
+    config: &Config,
+    places: Places,
+    store: Arc<Store>,
+    own_exe: &Path,
+    rpc: RpcSeconds,
+) -> Result<Started, ServeError> {
     let (sink, received) = Sink::bind(&config.state).await?;
-    let ports = open(&config, places, store, own_exe, &sink).await?;
+    let ports = open(config, places, store, own_exe, &sink).await?;
     ports.tracker.spawn(events::drain(received));
     let sandboxes = Sandboxes::new(Arc::clone(&ports));
     let containers = Containers::new(Arc::clone(&ports), Arc::clone(&sandboxes));
@@ -124,18 +207,22 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
     }
     failpoint!("server.swept", infallible);
     let parts = Parts { ports: Arc::clone(&ports), containers: Arc::clone(&containers) };
-    let rpc = RpcSeconds::default();
+    let overdue = Overdue::default();
+    let pods = Pods::new(Arc::clone(&sandboxes), Arc::clone(&containers));
+    ports.tracker.spawn(overseer::oversee(pods.clone(), overdue.clone()));
     let measured = Measured {
         ports: Arc::clone(&ports),
         sandboxes: Arc::clone(&sandboxes),
         containers: Arc::clone(&containers),
-        rpc: rpc.clone(),
+        pods: pods.clone(),
+        rpc,
+        overdue,
     };
     let daemon = Arc::new(Daemon {
         metrics: crate::metrics::serve(&config.metrics, measured).await?,
         streaming: Streaming::serve(&config.streaming, parts).await?,
         ports: Arc::clone(&ports),
-        pods: Pods { sandboxes: Arc::clone(&sandboxes), containers: Arc::clone(&containers) },
+        pods,
         sandboxes,
         containers,
         rates: Arc::default(),
@@ -143,31 +230,18 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
     });
     let node: Arc<dyn nri::Node> = Arc::new(daemon.pods.clone());
     ports.nri.serve(node, own_exe).await?;
-    tracing::info!(socket = %config.socket.display(), version = env!("CARGO_PKG_VERSION"), "serving");
+    Ok(Started { daemon, sink })
+}
+
+fn services(daemon: &Arc<Daemon>) -> Routes {
     let runtime =
-        RuntimeServiceServer::new(Runtime(Arc::clone(&daemon))).max_decoding_message_size(MAX_MESSAGE);
-    let image = ImageServiceServer::new(ImageRpc::new(Arc::clone(&ports.images)));
-    let admin = AdminServer::new(AdminRpc::new(Arc::clone(&ports.images)));
-    let serving = Server::builder()
-        .trace_fn(|request| tracing::debug_span!("rpc", call = request.uri().path()))
-        .layer(measure::MeasureLayer(rpc))
-        .layer(deadline::DeadlineLayer)
-        .add_service(runtime)
+        RuntimeServiceServer::new(Runtime(Arc::clone(daemon))).max_decoding_message_size(MAX_MESSAGE);
+    let image = ImageServiceServer::new(ImageRpc::new(Arc::clone(&daemon.ports.images)));
+    let admin = AdminServer::new(AdminRpc::new(Arc::clone(&daemon.ports.images)));
+    Routes::new(runtime)
         .add_service(image.max_decoding_message_size(MAX_MESSAGE))
         .add_service(admin)
-        .serve_with_incoming_shutdown(listener, stop.cancelled());
-    let overdue = async {
-        stop.cancelled().await;
-        // Their readers would be waited for.
-        ports.events.close();
-        tokio::time::sleep(DRAIN).await;
-    };
-    tokio::select! {
-        served = serving => served?,
-        () = overdue => tracing::warn!("calls under way are cut off; what they began goes on"),
-    }
-    drain(&ports, &daemon, sink).await;
-    Ok(())
+        .prepare()
 }
 
 async fn open(
@@ -190,7 +264,7 @@ async fn open(
     let features = Features { driver: config.driver(), user_namespaces, ..Features::probe() };
     Ok(Arc::new(Ports {
         pause,
-        launcher: Launcher::new(&config.state, own_exe, sink.path()),
+        launcher: Launcher::new(&config.state, own_exe, sink.path()).with_deadlines(config.shim.deadlines()),
         exec: ExecRunner::default(),
         network: Network::open(&config.network, &config.state),
         cgroups: Cgroups::open()?,
@@ -241,16 +315,19 @@ async fn sweep(ports: &Ports, sandboxes: &Arc<Sandboxes>, containers: &Arc<Conta
 }
 
 /// Lets what is under way end; watching ends at once.
-async fn drain(ports: &Ports, daemon: &Daemon, sink: Sink) {
+async fn drain(Started { daemon, sink }: Started, deadline: Instant) {
+    let ports = &daemon.ports;
     ports.stopping.cancel();
     sink.shutdown().await;
     ports.tracker.close();
-    let under_way = || [daemon.sandboxes.under_way(), daemon.containers.under_way()].concat();
+    let under_way = || [daemon.pods.under_way(), ports.images.under_way()].concat();
     let drained = async {
         ports.exec.drained().await;
         ports.tracker.wait().await;
     };
-    if tokio::time::timeout(DRAIN, drained).await.is_err() {
+    // What only watches needs a moment even when calls took all the time there was.
+    let deadline = deadline.max(Instant::now() + LAST_MOMENT);
+    if tokio::time::timeout_at(deadline, drained).await.is_err() {
         tracing::warn!(operations = ?under_way(), "ending although operations are under way; the next start settles them");
     }
     ports.nri.shut_down().await;

@@ -205,9 +205,15 @@ impl Snapshots {
             }
         }
         if lower.is_empty() {
-            lower.push(self.root.join("empty"));
+            lower.push(self.empty());
         }
         Ok(lower)
+    }
+
+    /// A folder with nothing in it, to stand below a single layer.
+    #[must_use]
+    pub fn empty(&self) -> PathBuf {
+        self.root.join("empty")
     }
 
     fn container(&self, id: &ContainerId) -> PathBuf {

@@ -64,6 +64,13 @@ pub trait Host {
     /// # Errors
     /// When the mounts cannot be read.
     fn propagation(&self, path: &Path) -> io::Result<HostPropagation>;
+
+    /// Whether `path` is the namespace of this kind (as /proc/pid/ns names it) that the daemon itself is in.
+    fn is_in(&self, path: &Path, kind: &str) -> bool {
+        let number = |path: &Path| fs::metadata(path).ok().map(|data| (data.dev(), data.ino()));
+        let theirs = number(path);
+        theirs.is_some() && theirs == number(&Path::new("/proc/self/ns").join(kind))
+    }
 }
 
 /// Reads a localhost seccomp profile.

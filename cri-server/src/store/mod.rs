@@ -37,8 +37,8 @@ pub enum StoreError {
     SetAside { path: PathBuf, source: std::io::Error },
     #[error("cannot read table {table} of the store")]
     Read { table: &'static str, source: Box<redb::Error> },
-    #[error("cannot write to the store: {0}")]
-    Write(String),
+    #[error("cannot write to the store")]
+    Write { source: std::io::Error },
     #[error("record {key:?} of table {table} cannot be encoded")]
     Encode { table: &'static str, key: String, source: serde_json::Error },
     #[error("the store is closed")]
@@ -143,6 +143,14 @@ impl Store {
     /// When the commit fails.
     pub async fn delete(&self, table: Table, key: &str) -> Result<(), StoreError> {
         self.writer.apply(Change { table, key: key.to_owned(), value: None }).await
+    }
+
+    /// Returns when the writer answers, which is after all changes before.
+    ///
+    /// # Errors
+    /// When there is no writer any more.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        self.writer.ping().await
     }
 
     /// All records of a table. One that cannot be read (a damaged or a newer one) is left out with a warning.

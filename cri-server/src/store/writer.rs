@@ -3,6 +3,7 @@
 //! Invariant: a change is answered only after the commit that holds it. The thread ends when the store is dropped.
 
 use cofferdam_failpoints::failpoint;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 use std::thread::JoinHandle;
@@ -55,7 +56,33 @@ pub(super) struct Change {
     pub value: Option<Vec<u8>>,
 }
 
-type Waiting = (Change, oneshot::Sender<Result<(), StoreError>>);
+/// Without a change, somebody asks whether the writer works.
+type Waiting = (Option<Change>, oneshot::Sender<Result<(), StoreError>>);
+
+/// Why a commit failed, for each who waits for it.
+#[derive(Clone)]
+struct Failure {
+    /// The system's word for it, which callers decide by.
+    code: Option<i32>,
+    text: String,
+}
+
+impl From<redb::Error> for Failure {
+    fn from(error: redb::Error) -> Self {
+        let code = match &error {
+            redb::Error::Io(source) => source.raw_os_error(),
+            _ => None,
+        };
+        Self { code, text: error.to_string() }
+    }
+}
+
+impl From<Failure> for StoreError {
+    fn from(Failure { code, text }: Failure) -> Self {
+        let source = code.map_or_else(|| io::Error::other(text), io::Error::from_raw_os_error);
+        StoreError::Write { source }
+    }
+}
 
 pub(super) struct Writer {
     /// None only while the writer is dropped: the closed queue ends the thread.
@@ -89,6 +116,15 @@ impl Writer {
     }
 
     pub async fn apply(&self, change: Change) -> Result<(), StoreError> {
+        self.ask(Some(change)).await
+    }
+
+    /// Returns when the writer has got to it.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        self.ask(None).await
+    }
+
+    async fn ask(&self, change: Option<Change>) -> Result<(), StoreError> {
         let (answer, result) = oneshot::channel();
         let queue = self.queue.as_ref().ok_or(StoreError::Closed)?;
         queue.send((change, answer)).await.map_err(|_| StoreError::Closed)?;
@@ -105,33 +141,38 @@ fn serve(path: &Path, database: &Slot, mut queue: mpsc::Receiver<Waiting>, commi
                 Err(_) => break,
             }
         }
-        let since = Instant::now();
-        let result = write(path, database, &batch);
-        commits.count(batch.len(), since, result.is_ok());
-        for (_, answer) in batch {
+        let (changes, answers): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+        let changes: Vec<Change> = changes.into_iter().flatten().collect();
+        let mut result = Ok(());
+        if !changes.is_empty() {
+            let since = Instant::now();
+            result = write(path, database, &changes);
+            commits.count(changes.len(), since, result.is_ok());
+        }
+        for answer in answers {
             // A caller that went away does not need the answer.
-            let _ = answer.send(result.clone().map_err(StoreError::Write));
+            let _ = answer.send(result.clone().map_err(StoreError::from));
         }
     }
 }
 
 /// Commits the batch. After a failure, such as a full disk, the next batch finds the file opened anew.
-fn write(path: &Path, slot: &Slot, batch: &[Waiting]) -> Result<(), String> {
+fn write(path: &Path, slot: &Slot, batch: &[Change]) -> Result<(), Failure> {
     let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
     if slot.is_none() {
-        *slot = Some(open_database(path).map_err(|e| e.to_string())?);
+        *slot = Some(open_database(path)?);
     }
-    let result = slot.as_ref().map_or(Ok(()), |database| commit(database, batch).map_err(|e| e.to_string()));
+    let result = slot.as_ref().map_or(Ok(()), |database| commit(database, batch).map_err(Failure::from));
     if result.is_err() {
         *slot = None;
     }
     result
 }
 
-fn commit(database: &Database, batch: &[Waiting]) -> Result<(), redb::Error> {
+fn commit(database: &Database, batch: &[Change]) -> Result<(), redb::Error> {
     let mut transaction = database.begin_write()?;
     transaction.set_quick_repair(true);
-    for (change, _) in batch {
+    for change in batch {
         let mut table = transaction.open_table(change.table.definition())?;
         match &change.value {
             Some(value) => table.insert(change.key.as_str(), value.as_slice())?,

@@ -37,8 +37,9 @@ pub fn mount(
     bundle: &Path,
     volume: &ImageVolume,
     mapping: Option<Mapping<'_>>,
+    label: Option<&str>,
 ) -> Result<PathBuf, VolumeError> {
-    Work { snapshots, id, volume, folder: bundle.join("volumes") }.mount(mapping)
+    Work { snapshots, id, volume, folder: bundle.join("volumes"), label }.mount(mapping)
 }
 
 struct Work<'a> {
@@ -46,6 +47,8 @@ struct Work<'a> {
     id: &'a ContainerId,
     volume: &'a ImageVolume,
     folder: PathBuf,
+    /// The SELinux label that its files are to have.
+    label: Option<&'a str>,
 }
 
 impl Work<'_> {
@@ -67,14 +70,19 @@ impl Work<'_> {
     /// The whole image is mounted beside for as long as it takes to find the folder in it.
     fn mount(&self, mapping: Option<Mapping<'_>>) -> Result<PathBuf, VolumeError> {
         let layers = self.snapshots.volume_layers(&self.volume.image.diff_ids(), self.id);
-        let layers = layers.map_err(|error| VolumeError::Layers {
+        let mut layers = layers.map_err(|error| VolumeError::Layers {
             place: self.volume.place.clone(),
             source: Box::new(error),
         })?;
+        if self.label.is_some() && layers.len() == 1 {
+            // Only a file system of its own takes a label, and a stack is of two at least.
+            layers.push(self.snapshots.empty());
+        }
         let whole = self.place("-whole")?;
         match mapping {
             Some(mapping) => self.mount_mapped(mapping, &layers, &whole)?,
-            None => mount_layers(&layers, &whole).map_err(self.failed("mount the image at", &whole))?,
+            None => mount_layers(&layers, &whole, self.label)
+                .map_err(self.failed("mount the image at", &whole))?,
         }
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let opened = rustix::fs::openat(CWD, &whole, flags, Mode::empty());
@@ -93,6 +101,7 @@ impl Work<'_> {
             .arg("mount-layers")
             .arg(at)
             .args([lines(mapping.uids), lines(mapping.gids)])
+            .args(self.label)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -131,14 +140,20 @@ impl Work<'_> {
 }
 
 /// One layer is bound, several are stacked.
-fn mount_layers(layers: &[PathBuf], at: &Path) -> Result<(), Errno> {
+fn mount_layers(layers: &[PathBuf], at: &Path, label: Option<&str>) -> Result<(), Errno> {
     if let [only] = layers {
         return rustix::mount::mount_bind(only, at);
     }
-    let names: Vec<_> = layers.iter().map(|path| path.display().to_string()).collect();
-    let options = CString::new(format!("lowerdir={}", names.join(":"))).map_err(|_| Errno::INVAL)?;
+    let options = CString::new(options(layers, label)).map_err(|_| Errno::INVAL)?;
     let flags = MountFlags::RDONLY | MountFlags::NODEV;
     rustix::mount::mount("overlay", at, "overlay", flags, options.as_c_str())
+}
+
+/// A label holds commas between its categories, so it stands in quotes.
+fn options(layers: &[PathBuf], label: Option<&str>) -> String {
+    let names: Vec<_> = layers.iter().map(|path| path.display().to_string()).collect();
+    let context = label.map(|label| format!(",context=\"{label}\"")).unwrap_or_default();
+    format!("lowerdir={}{context}", names.join(":"))
 }
 
 fn detach(place: &Path) {
@@ -150,5 +165,18 @@ fn detach(place: &Path) {
 pub fn unmount_all(bundle: &Path) {
     for entry in fs::read_dir(bundle.join("volumes")).into_iter().flatten().flatten() {
         detach(&entry.path());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_label_is_one_option_whatever_it_holds() {
+        let layers = ["/l/a", "/empty"].map(PathBuf::from);
+        assert_eq!(options(&layers, None), "lowerdir=/l/a:/empty");
+        let label = "system_u:object_r:container_file_t:s0:c1,c2";
+        assert_eq!(options(&layers, Some(label)), format!("lowerdir=/l/a:/empty,context=\"{label}\""));
     }
 }

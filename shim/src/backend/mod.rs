@@ -200,6 +200,19 @@ pub fn child_main(argv: &[String]) -> ExitCode {
     }
 }
 
+/// Deletes what a dead server left, in a process that was forked for nothing else. What the runtime and hooks say goes
+/// nowhere: the standard output is for the answer.
+pub fn delete_left(order: &TaskOrder) -> Result<(), Failure> {
+    let failed = |e: std::io::Error| Failure::because(FailureKind::Runtime, "leave the standard streams")(e);
+    let null = std::fs::File::options().read(true).write(true).open("/dev/null").map_err(failed)?;
+    let left = nix::unistd::dup2_stdin(&null)
+        .and_then(|()| nix::unistd::dup2_stdout(&null))
+        .and_then(|()| nix::unistd::dup2_stderr(&null));
+    left.map_err(|errno| failed(errno.into()))?;
+    let null = OwnedFd::from(null);
+    runtime_for(&order.options, &order.bundle, Reporter(SharedFd::of(&null))).delete(order)
+}
+
 /// Before anything else: nothing this process starts gets its descriptors, nobody whose namespaces it enters may look
 /// into it, and it does not go on making a container for a shim that is dead.
 fn keep_apart(shim: i32) -> std::io::Result<()> {

@@ -20,6 +20,9 @@ use crate::publish::to_timestamp;
 /// The exits of execs are told before that of the container they ran in, unless one hangs.
 const EXECS_FIRST: Duration = Duration::from_secs(3);
 
+/// A start is told before the exit, unless a hook that runs after it hangs.
+const START_FIRST: Duration = Duration::from_secs(3);
+
 /// Follows the container's first process `pid`. Ends with the process, so nothing needs to hold it. One whose place a
 /// restored process has taken is none any more.
 pub fn watch_init(task: &Arc<Task>, pid: i32, exited: oneshot::Receiver<u32>) {
@@ -43,7 +46,7 @@ pub fn watch_init(task: &Arc<Task>, pid: i32, exited: oneshot::Receiver<u32>) {
         task.init.streams.drain().await;
         failpoint!("shim.exit.drained", infallible);
         drop(timeout(EXECS_FIRST, task.all_execs_ended()).await);
-        drop(task.init.starting.lock().await);
+        drop(timeout(START_FIRST, task.init.starting.lock()).await);
         task.tell_oom();
         task.tell_exit("", exit);
         failpoint!("shim.exit.told", infallible);
@@ -65,7 +68,7 @@ pub fn watch_exec(
         let exit = Exit { pid, status, at: log::now() };
         let _its_own = exec.mark_stopped(exit);
         exec.streams.drain().await;
-        drop(exec.starting.lock().await);
+        drop(timeout(START_FIRST, exec.starting.lock()).await);
         if let Some(folder) = task.created.cgroups.exec(&id) {
             // Stays while something that the exec left in the background lives; it goes with the container then.
             drop(kill::remove_folder(&folder));

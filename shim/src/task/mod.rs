@@ -20,7 +20,7 @@ use cofferdam_failpoints::failpoint;
 use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -29,11 +29,15 @@ use containerd_shim_protos::api::CreateTaskRequest;
 use containerd_shim_protos::events::task as events;
 use containerd_shim_protos::topics;
 use protobuf::MessageField;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
 use crate::backend::unmount_rootfs;
 use crate::bundle::Bundle;
-use crate::cgroup::{freeze, kill};
+use crate::cgroup::{freeze, kill, limits};
+use crate::cleanup;
 use crate::error::ShimError;
 use crate::launch::{self, UntilExec};
 use crate::options::Options;
@@ -48,6 +52,16 @@ use state::{Exit, Lifecycle};
 const DEATH: Duration = Duration::from_secs(10);
 /// The kernel empties a cgroup a little after its last process was waited for.
 const CGROUP_TRIES: u32 = 100;
+
+/// What a `delete` without a shim finds in the bundle.
+#[derive(Serialize, Deserialize)]
+pub struct Record {
+    #[serde(flatten)]
+    pub created: Created,
+    /// Absent in what older shims wrote.
+    #[serde(default)]
+    pub options: Option<Options>,
+}
 
 /// What every task of the shim works with.
 #[derive(Clone)]
@@ -70,11 +84,17 @@ pub struct Task {
     oom_told: Mutex<u64>,
     /// Held while what the container left is removed; the exit once it is.
     deleted: tokio::sync::Mutex<Option<Exit>>,
-    hooks_ran: AtomicBool,
+    /// Held while limits are written: those of two requests may not be mixed.
+    updating: tokio::sync::Mutex<()>,
 }
 
 impl Task {
-    pub async fn create(request: &CreateTaskRequest, around: Surroundings) -> Result<Arc<Task>, ShimError> {
+    /// Makes the container, unless it is told to give up meanwhile.
+    pub async fn create(
+        request: &CreateTaskRequest,
+        around: Surroundings,
+        give_up: &Notify,
+    ) -> Result<Arc<Task>, ShimError> {
         check_id(&request.id)?;
         let options = Options::from_any(request.options.as_ref())?;
         if options.isolation()? == Isolation::Vm {
@@ -102,10 +122,16 @@ impl Task {
         let child = launch::spawn(&around.reaper, &bundle, &order, ends)?;
         failpoint!("shim.create.child_spawned", infallible);
         let launching = around.reaper.launching();
-        let (created, until_exec) = match child.created().await {
+        let (created, until_exec) = match created(child, give_up).await {
             Ok(made) => made,
             Err(error) => {
-                drop(fs::remove_dir_all(bundle.runtime_root()));
+                let (id, left, mounts) = (request.id.clone(), bundle.clone(), !request.rootfs.is_empty());
+                match error {
+                    ShimError::ChildLost(_) => {
+                        drop(spawn_blocking(move || cleanup::undo_creation(&left, &id, mounts)).await);
+                    }
+                    _ => drop(fs::remove_dir_all(bundle.runtime_root())),
+                }
                 return Err(error);
             }
         };
@@ -125,7 +151,7 @@ impl Task {
             until_exec: Mutex::new(Some(until_exec)),
             oom_told: Mutex::new(0),
             deleted: tokio::sync::Mutex::default(),
-            hooks_ran: AtomicBool::new(false),
+            updating: tokio::sync::Mutex::default(),
         });
         exit::watch_init(&task, task.created.pid, exited);
         if let Err(error) = task.settle(opened).await {
@@ -141,9 +167,10 @@ impl Task {
     async fn settle(self: &Arc<Self>, opened: io::Opened) -> Result<(), ShimError> {
         let pid = self.created.pid.to_string();
         let write = ShimError::path("write the task's files in", self.bundle.path());
+        let record = Record { created: self.created.clone(), options: Some(self.options.clone()) };
         let written = self
             .bundle
-            .write_json("task.json", &self.created)
+            .write_json("task.json", &record)
             .and_then(|()| self.bundle.write("init.pid", pid.as_bytes()));
         written.map_err(write)?;
         failpoint!("shim.create.noted");
@@ -278,6 +305,15 @@ impl Task {
         Ok(())
     }
 
+    /// Puts the limits of a request in JSON into force, of one request after the other.
+    pub async fn update(&self, json: Vec<u8>) -> Result<(), ShimError> {
+        let _one = self.updating.lock().await;
+        let cgroups = self.created.cgroups.clone();
+        // The kernel may have to take memory back first, and meanwhile the shim must go on.
+        let written = spawn_blocking(move || limits::update(&cgroups, &json)).await;
+        written.map_err(|_| ShimError::Limit("the change of limits was cut off".into()))?
+    }
+
     /// Removes what the container left, once however often it is asked for. A container that never ran is killed first, a
     /// running one is refused.
     pub async fn delete(&self) -> Result<Exit, ShimError> {
@@ -307,9 +343,7 @@ impl Task {
             .map_err(|_| ShimError::io("wait for the killed process")(std::io::ErrorKind::TimedOut.into()))?;
         self.init.streams.abandon();
         failpoint!("shim.delete.streams_closed");
-        // An external runtime may be asked again, hooks may not run again.
-        let external = self.options.binary.is_some();
-        if self.created.delete_by_child && (external || !self.hooks_ran.swap(true, Ordering::Relaxed)) {
+        if self.created.delete_by_child && cleanup::may_delete(&self.bundle, &self.options) {
             let order = Order::Delete(self.order());
             let child = launch::spawn(&self.around.reaper, &self.bundle, &order, Default::default())?;
             if let Err(error) = child.done().await {
@@ -319,7 +353,9 @@ impl Task {
         self.remove_cgroups().await;
         failpoint!("shim.delete.cgroups_removed");
         if self.created.mounted_on_host {
-            unmount_rootfs(&self.bundle.rootfs());
+            let rootfs = self.bundle.rootfs();
+            // Its last words go to a disk, which may take them slowly.
+            drop(spawn_blocking(move || unmount_rootfs(&rootfs)).await);
         }
         drop(fs::remove_dir_all(self.bundle.runtime_root()));
         failpoint!("shim.delete.state_removed");
@@ -343,6 +379,21 @@ impl Task {
         }
         self.bundle.warn("the cgroups are still occupied and stay behind");
     }
+}
+
+/// The child's report, or its failure once it was ended because nobody wants the container any more.
+async fn created(child: launch::Child, give_up: &Notify) -> Result<(Created, UntilExec), ShimError> {
+    let handle = child.handle();
+    let mut creating = pin!(child.created());
+    tokio::select! {
+        made = &mut creating => return made,
+        () = give_up.notified() => {}
+    }
+    if let Some(handle) = handle {
+        // One that ended meanwhile has made the container, or has told why not.
+        let _ = rustix::process::pidfd_send_signal(handle, rustix::process::Signal::KILL);
+    }
+    creating.await
 }
 
 /// Names become parts of paths, so what could leave the folder is refused.

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use containerd_shim_protos::api::CreateTaskRequest;
 
-use super::Task;
 use super::state::Lifecycle;
+use super::{Record, Task};
 use crate::cgroup::{self, kill};
 use crate::error::ShimError;
 use crate::launch;
@@ -76,9 +76,10 @@ impl Task {
         self.init.transit("restore", |state| state.started(pid))?;
         exit::watch_init(self, pid, exited);
         let created = Created { pid, ..self.created.clone() };
+        let record = Record { created, options: Some(self.options.clone()) };
         let written = self
             .bundle
-            .write_json("task.json", &created)
+            .write_json("task.json", &record)
             .and_then(|()| self.bundle.write("init.pid", pid.to_string().as_bytes()));
         written.map_err(ShimError::path("write the task's files in", self.bundle.path()))?;
         sys::kill(model, libc::SIGKILL)

@@ -2,6 +2,7 @@
 
 mod common;
 mod daemon;
+mod hang;
 mod io;
 mod more;
 mod task;

@@ -14,7 +14,7 @@ use protobuf::well_known_types::any::Any;
 use protobuf::{Message, MessageField};
 use serde_json::json;
 
-fn options(text: &str) -> MessageField<Any> {
+pub fn options(text: &str) -> MessageField<Any> {
     let mut value = vec![0x1a, u8::try_from(text.len()).unwrap()];
     value.extend_from_slice(text.as_bytes());
     MessageField::some(Any { type_url: "runtimeoptions.v1.Options".into(), value, ..Any::default() })
@@ -129,4 +129,77 @@ fn privileged_pause_buries_the_dead_and_ends_when_asked() {
     std::thread::sleep(std::time::Duration::from_millis(50));
     kill(Pid::from_raw(pid), Signal::SIGTERM).unwrap();
     assert!(unshare.wait().unwrap().success());
+}
+
+/// Folders that look like a pod's scope wherever systemd would look for its processes; gone with the value.
+struct Scope(String);
+
+impl Scope {
+    const HIERARCHIES: [&str; 2] = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd"];
+
+    fn new() -> Self {
+        let slice = format!("test{}.slice", std::process::id());
+        for hierarchy in Self::HIERARCHIES {
+            let at = Path::new(hierarchy);
+            assert!(at.is_dir(), "this test needs a hybrid node: {hierarchy} is not there");
+            fs::create_dir_all(at.join(&slice).join("pod.scope")).unwrap();
+        }
+        Scope(slice)
+    }
+
+    fn containers(&self) -> Vec<String> {
+        let folders = Self::HIERARCHIES.iter().map(|at| Path::new(at).join(&self.0).join("pod.scope"));
+        let entries = folders.flat_map(|folder| fs::read_dir(folder).unwrap().flatten());
+        let folders = entries.filter(|entry| entry.file_type().unwrap().is_dir());
+        folders.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    }
+}
+
+impl Drop for Scope {
+    fn drop(&mut self) {
+        for hierarchy in fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+            for folder in ["pod.scope/c1", "pod.scope", ""] {
+                let _ = fs::remove_dir(hierarchy.path().join(&self.0).join(folder));
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn privileged_a_container_is_made_beside_its_cgroup_in_a_scope_and_ends_up_in_it() {
+    let scope = Scope::new();
+    let place = format!("/{}/pod.scope/c1", scope.0);
+    for (binary, failing) in [(None, false), (None, true), (Some("/usr/sbin/runc"), false)] {
+        let mut container = spec(&["sleep", "1000"]);
+        container["process"].as_object_mut().unwrap().remove("oomScoreAdj");
+        container["linux"]["cgroupsPath"] = json!(place);
+        if failing {
+            container["mounts"].as_array_mut().unwrap().push(json!({
+                "destination": "/vol", "type": "bind", "source": "/no/such/volume", "options": ["bind"],
+            }));
+        }
+        let node = Node::new(container).await;
+        let mut request = node.request();
+        request.options = options(&json!({ "systemd_cgroup": true, "binary": binary }).to_string());
+        let created = node.task.create(soon(), &request).await;
+        if failing {
+            let (_, message) = status_of(created.unwrap_err());
+            assert!(message.contains("/no/such/volume"), "{message}");
+            assert_eq!(scope.containers(), Vec::<String>::new());
+        } else {
+            let pid = created.unwrap().pid;
+            let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+            for hierarchy in ["0::", "name=systemd:", "memory:"] {
+                let line = cgroups.lines().find(|line| line.contains(hierarchy)).unwrap();
+                assert!(line.ends_with(&format!(":{place}")), "{binary:?}: {cgroups}");
+            }
+            assert_eq!(scope.containers(), ["c1", "c1"], "{binary:?}");
+            node.start().await.unwrap();
+            node.kill("", 9, true).await.unwrap();
+            assert_eq!(node.wait("").await, 137);
+            node.delete("").await.unwrap();
+            assert_eq!(scope.containers(), Vec::<String>::new(), "{binary:?}");
+        }
+        node.finish().await;
+    }
 }

@@ -1,5 +1,6 @@
 //! What a process does at an armed point.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -32,6 +33,7 @@ enum Action {
     Stop,
     Error,
     Sleep(Duration),
+    Note,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -39,12 +41,17 @@ struct Order {
     point: String,
     action: Action,
     nth: u32,
+    /// At every later passing, too.
+    onwards: bool,
 }
 
 struct Orders {
     folder: PathBuf,
     orders: Vec<Order>,
 }
+
+const ORDERS_VARIABLE: &str = "COFFERDAM_FAILPOINTS";
+const FOLDER_VARIABLE: &str = "COFFERDAM_FAILPOINTS_DIR";
 
 static ORDERS: OnceLock<Option<Orders>> = OnceLock::new();
 
@@ -59,7 +66,7 @@ pub fn pass(name: &'static str) -> Result<(), Injected> {
     let Some(Orders { folder, orders }) = ORDERS.get_or_init(from_environment) else { return Ok(()) };
     let Some(order) = orders.iter().find(|order| order.point == name) else { return Ok(()) };
     let (number, mut mark) = count(folder, name).unwrap_or_else(|e| panic!("failpoint {name}: {e}"));
-    if number != order.nth {
+    if number != order.nth && !(order.onwards && number > order.nth) {
         return Ok(());
     }
     // The mark is made already; what it lacks then is a word for people.
@@ -69,8 +76,14 @@ pub fn pass(name: &'static str) -> Result<(), Injected> {
         Action::Stop => send(Signal::STOP),
         Action::Error => return Err(Injected(name)),
         Action::Sleep(time) => std::thread::sleep(time),
+        Action::Note => {}
     }
     Ok(())
+}
+
+/// What a process has to be given that does not inherit the environment.
+pub fn environment() -> impl Iterator<Item = (&'static str, OsString)> {
+    [ORDERS_VARIABLE, FOLDER_VARIABLE].into_iter().filter_map(|name| Some((name, std::env::var_os(name)?)))
 }
 
 fn send(signal: Signal) {
@@ -96,8 +109,8 @@ fn count(folder: &Path, name: &str) -> io::Result<(u32, fs::File)> {
 }
 
 fn from_environment() -> Option<Orders> {
-    let text = std::env::var("COFFERDAM_FAILPOINTS").ok()?;
-    let folder = std::env::var_os("COFFERDAM_FAILPOINTS_DIR").expect("COFFERDAM_FAILPOINTS_DIR is not set");
+    let text = std::env::var(ORDERS_VARIABLE).ok()?;
+    let folder = std::env::var_os(FOLDER_VARIABLE).expect("COFFERDAM_FAILPOINTS_DIR is not set");
     let read = |word: &str| parse(word).unwrap_or_else(|| panic!("COFFERDAM_FAILPOINTS: {word:?}"));
     let orders = text.split(';').filter(|word| !word.is_empty()).map(read).collect();
     Some(Orders { folder: folder.into(), orders })
@@ -110,10 +123,13 @@ fn parse(word: &str) -> Option<Order> {
         "kill" => Action::Kill,
         "stop" => Action::Stop,
         "error" => Action::Error,
+        "note" => Action::Note,
         other => Action::Sleep(Duration::from_millis(other.strip_prefix("sleep:")?.parse().ok()?)),
     };
     crate::is_listed(point).then_some(())?;
-    Some(Order { point: point.to_owned(), action, nth: nth.parse().ok().filter(|n| *n > 0)? })
+    let onwards = nth.ends_with('+');
+    let nth = nth.trim_end_matches('+').parse().ok().filter(|n| *n > 0)?;
+    Some(Order { point: point.to_owned(), action, nth, onwards })
 }
 
 #[cfg(test)]
@@ -123,11 +139,12 @@ mod tests {
     #[test]
     fn orders_name_a_point_an_action_and_a_number() {
         let point = crate::POINTS[0].name;
-        let order = |action, nth| Some(Order { point: point.to_owned(), action, nth });
+        let order = |action, nth| Some(Order { point: point.to_owned(), action, nth, onwards: false });
         assert_eq!(parse(&format!("{point}=kill")), order(Action::Kill, 1));
         assert_eq!(parse(&format!("{point}=error@3")), order(Action::Error, 3));
         let sleep = Action::Sleep(Duration::from_millis(20));
         assert_eq!(parse(&format!("{point}=sleep:20@2")), order(sleep, 2));
+        assert!(parse(&format!("{point}=error@1+")).is_some_and(|order| order.onwards && order.nth == 1));
         for wrong in ["", point, &format!("{point}=die"), &format!("{point}=kill@0"), "no.such.point=kill"] {
             assert_eq!(parse(wrong), None, "{wrong}");
         }

@@ -7,12 +7,14 @@
 //! A process learns from its environment what to do, and so do the processes that it starts:
 //!
 //! ```text
-//! COFFERDAM_FAILPOINTS      point=action[@n][;...]   n: at the n-th passing, counted over all processes; 1 by default
+//! COFFERDAM_FAILPOINTS      point=action[@n[+]][;...]   n: at the n-th passing, counted over all processes, or from it
+//!                           on; 1 by default
 //! COFFERDAM_FAILPOINTS_DIR  a folder; each passing of an armed point makes the file <point>.<k>, which holds
 //!                           the process's id and, where it acted, the action's name
 //! ```
 //!
-//! Actions: `kill` (SIGKILL to itself), `stop` (SIGSTOP to itself), `error`, `sleep:<milliseconds>`.
+//! Actions: `kill` (SIGKILL to itself), `stop` (SIGSTOP to itself), `error`, `sleep:<milliseconds>`, `note`
+//! (nothing: only the marks are made).
 //!
 //! Invariant: [`POINTS`] names every point in the sources, once; a name that it lacks does not compile, and
 //! `tests/tests/arch.rs` compares both.
@@ -24,7 +26,7 @@ mod armed;
 pub use points::{POINTS, Place, Point};
 
 #[cfg(feature = "armed")]
-pub use armed::{Injected, pass};
+pub use armed::{Injected, environment, pass};
 
 /// Whether the list has the name; for the macro.
 #[must_use]

@@ -10,6 +10,7 @@ pub mod stream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use cofferdam_proto::admin::{self, admin_client::AdminClient};
 use cofferdam_proto::cri::image_service_client::ImageServiceClient;
 use cofferdam_proto::cri::runtime_service_client::RuntimeServiceClient;
 use cofferdam_proto::cri::{self, ContainerState, PodSandboxState};
@@ -53,6 +54,11 @@ impl Cri {
 
     pub fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    /// The connection, for clients of other services on the socket.
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
     }
 
     /// Sends bytes, whatever they are, as the message of a call.
@@ -168,6 +174,12 @@ impl Cri {
     pub async fn remove_image(&self, image: &str) -> Result<(), Status> {
         let request = cri::RemoveImageRequest { image: Some(build::image(image)) };
         self.image.clone().remove_image(request).await.map(drop)
+    }
+
+    /// Imports the images of an archive, through the service of the operator's commands.
+    pub async fn import(&self, archive: &Path) -> Result<(), Status> {
+        let request = admin::ImportImagesRequest { path: archive.display().to_string() };
+        AdminClient::new(self.channel.clone()).import_images(request).await.map(drop)
     }
 
     /// Asks until the container has exited. Gives the last status, whether it exited or the time ran out.

@@ -9,6 +9,7 @@
 //! `COFFERDAM_TEST_OCI_RUNTIME` is set, with that OCI runtime under it) instead of ours.
 
 pub mod cli;
+pub mod crash;
 pub mod kubelet;
 pub mod leak;
 pub mod limits;
@@ -16,6 +17,7 @@ pub mod log;
 pub mod netns;
 pub mod node;
 pub mod registry;
+pub mod shim;
 mod sys;
 pub mod terminal;
 

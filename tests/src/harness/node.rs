@@ -26,8 +26,9 @@ pub struct Node {
     pub netns: Netns,
     pub registry: Registry,
     folder: tempfile::TempDir,
-    daemon: Option<Child>,
-    env: Vec<(String, String)>,
+    pub(super) daemon: Option<Child>,
+    pub(super) env: Vec<(String, String)>,
+    binaries: PathBuf,
     certs_d: PathBuf,
     announced: Mutex<Vec<String>>,
     pods: Mutex<Vec<String>>,
@@ -41,13 +42,17 @@ pub struct Pod {
     pub config: cri::PodSandboxConfig,
 }
 
+type Prepare = Box<dyn FnOnce(&Path) + Send>;
+
 /// What differs from the usual configuration.
 #[derive(Default)]
 pub struct NodeBuilder {
     sections: HashMap<&'static str, String>,
     cni: Vec<(String, String)>,
     disk: Option<String>,
+    places: Vec<(&'static str, Prepare)>,
     env: Vec<(String, String)>,
+    binaries: Option<PathBuf>,
 }
 
 impl NodeBuilder {
@@ -71,9 +76,22 @@ impl NodeBuilder {
         self
     }
 
+    /// Runs the daemon of this folder, which finds its shim beside itself.
+    pub fn binaries(mut self, folder: PathBuf) -> Self {
+        self.binaries = Some(folder);
+        self
+    }
+
     /// Puts the daemon's root on a disk of its own: a tmpfs with these mount options.
     pub fn disk(mut self, options: &str) -> Self {
         self.disk = Some(options.into());
+        self
+    }
+
+    /// Lets `prepare` have a folder of the node's (`root`, `state`) while it is empty and the daemon does not run yet: to
+    /// mount something there.
+    pub fn place(mut self, name: &'static str, prepare: impl FnOnce(&Path) + Send + 'static) -> Self {
+        self.places.push((name, Box::new(prepare)));
         self
     }
 
@@ -121,6 +139,11 @@ impl Node {
             nix::mount::mount(Some("tmpfs"), &root, Some("tmpfs"), flags, Some(options.as_str()))
                 .expect("cannot mount the root's disk");
         }
+        for (name, prepare) in builder.places {
+            let place = dir.join(name);
+            std::fs::create_dir_all(&place).expect("cannot make the node's folders");
+            prepare(&place);
+        }
         for (name, text) in &builder.cni {
             let text = text.replace("@DIR@", &dir.display().to_string());
             std::fs::write(dir.join("net.d").join(name), text).expect("cannot write the CNI configuration");
@@ -131,6 +154,7 @@ impl Node {
         let mut node = Self::assemble(Netns::create(), cri, folder, dir.join("certs.d"));
         node.registry.announce(&node.certs_d, "docker.io");
         node.env = builder.env;
+        node.binaries = builder.binaries.unwrap_or_else(binaries);
         node.spawn();
         node.wait_up().await;
         node.baseline = Some(Baseline::of(&node));
@@ -146,6 +170,7 @@ impl Node {
             folder,
             daemon: None,
             env: Vec::new(),
+            binaries: binaries(),
             certs_d,
             announced: Mutex::default(),
             pods: Mutex::default(),
@@ -155,8 +180,8 @@ impl Node {
         node
     }
 
-    fn spawn(&mut self) {
-        let binary = binaries().join("cofferdam");
+    pub(super) fn spawn(&mut self) {
+        let binary = self.binaries.join("cofferdam");
         assert!(binary.exists(), "{} is not there: make build", binary.display());
         let log = std::fs::File::options().create(true).append(true).open(self.dir().join("daemon.log"));
         let mut command = self.netns.command(binary);
@@ -253,6 +278,11 @@ impl Node {
         let logs = self.dir().join("logs").join(format!("{name}-{}", build::unique()));
         std::fs::create_dir_all(&logs).expect("cannot make the pod's log folder");
         build::pod(name, &format!("/{}", self.mark()), &logs.display().to_string())
+    }
+
+    /// Counts a pod that somebody else ran as this node's, for [`Node::assert_clean`].
+    pub fn remember(&self, pod: &str) {
+        self.pods.lock().expect("poisoned").push(pod.to_owned());
     }
 
     pub async fn run_pod(&self, config: &cri::PodSandboxConfig) -> Pod {

@@ -22,6 +22,7 @@ use crate::client::build;
 use crate::harness::{Node, Pod, workspace};
 use acts::{Act, Site};
 use images::Images;
+pub use kernel::shim_of;
 use model::PodModel;
 pub use random::Random;
 

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
 
+use super::unnamed::Unnamed;
 use super::{IMAGES, Work, failed};
 use crate::container::{Container, ContainerError, ContainerState};
 
@@ -62,14 +63,9 @@ pub(super) fn write(
     gone: &[String],
 ) -> Result<(), ContainerError> {
     let location = &work.location;
-    let beside = location.parent().unwrap_or_else(|| Path::new("/"));
-    // Only its owner may read it: it holds the container's memory.
-    let mut scratch = tempfile::Builder::new()
-        .prefix(".checkpoint-")
-        .tempfile_in(beside)
-        .map_err(failed("create a file in", beside))?;
+    let mut scratch = Unnamed::beside(location)?;
     {
-        let out = io::BufWriter::with_capacity(256 << 10, scratch.as_file_mut());
+        let out = io::BufWriter::with_capacity(256 << 10, scratch.file());
         let mut tar = tar::Builder::new(Until::new(out, work.deadline));
         let texts = [
             ("config.dump", config(container, handler)),
@@ -88,9 +84,9 @@ pub(super) fn write(
         }
         tar.into_inner().and_then(|mut out| out.flush()).map_err(failed("write", location))?;
     }
-    scratch.as_file().sync_all().map_err(failed("sync", location))?;
+    scratch.file().sync_all().map_err(failed("sync", location))?;
     failpoint!("checkpoint.archive_synced");
-    scratch.persist(location).map(drop).map_err(|e| failed("rename to", location)(e.error))
+    scratch.name(location)
 }
 
 fn append_images<W: Write>(tar: &mut tar::Builder<W>, work: &Work) -> Result<(), ContainerError> {

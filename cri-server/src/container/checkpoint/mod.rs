@@ -6,6 +6,7 @@
 //! images) the next start puts right.
 
 mod archive;
+mod unnamed;
 
 use cofferdam_failpoints::failpoint;
 use std::fs;
@@ -15,11 +16,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Container, ContainerError, Containers, Shared};
+use crate::operation::Stage;
 use crate::runtime::{RuntimeError, Shim, ShimKind};
 
 /// When the caller does not say.
 const DEFAULT: Duration = Duration::from_secs(600);
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
+/// What ending criu and letting the container run on may take beyond the limit.
+const OVER: Duration = Duration::from_secs(10);
 /// The folder of criu's images, here and in the archive.
 pub(super) const IMAGES: &str = "checkpoint";
 pub(super) const PROGRAM: &str = "criu";
@@ -57,7 +61,8 @@ impl Folder {
 }
 
 impl Containers {
-    /// Writes a checkpoint of a running container to `location`. A caller that goes away does not end it half-way.
+    /// Writes a checkpoint of a running container to `location`, or joins the one that is being written there. A caller
+    /// that goes away does not end it half-way.
     ///
     /// # Errors
     /// When the container does not run, the node or its runtime handler cannot checkpoint, or `timeout` is over.
@@ -69,11 +74,13 @@ impl Containers {
     ) -> Shared<()> {
         let (containers, target) = (Arc::clone(self), Arc::clone(container));
         let limit = timeout.unwrap_or(DEFAULT).min(LONGEST);
-        let work = async move { containers.write_checkpoint(&target, location, limit).await };
-        match self.ports.tracker.spawn(work).await {
-            Ok(result) => result.map_err(Arc::new),
-            Err(error) => Err(Arc::new(error.into())),
-        }
+        let key = (container.id().as_str(), location.display().to_string());
+        let begin = |stage: Stage| async move {
+            stage.within("writing the images and the archive", limit + OVER);
+            containers.write_checkpoint(&target, location, limit).await.map_err(Arc::new)
+        };
+        let joined = self.checkpoints.join(key, begin).await;
+        joined.map_err(|lost| Arc::new(lost.into()))?
     }
 
     async fn write_checkpoint(
@@ -142,8 +149,11 @@ impl Containers {
         let taken = self.take(container, shim, work).await;
         match shim.resume().await {
             Ok(()) => taken,
-            // It ended meanwhile: nothing stands still.
-            Err(_) if !container.is_running() => taken,
+            // It ended meanwhile, or was never held: nothing stands still.
+            Err(_) if !container.is_running() || taken.is_err() => {
+                Self::resume_if_paused(container, shim).await;
+                taken
+            }
             Err(error) => Err(taken.err().unwrap_or_else(|| error.into())),
         }
     }

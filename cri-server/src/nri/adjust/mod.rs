@@ -29,6 +29,8 @@ pub use resources::{checked_update, to_cri};
 #[derive(Clone, Copy)]
 pub struct Node<'a> {
     pub features: &'a Features,
+    /// Containers get SELinux labels.
+    pub selinux: bool,
     pub host: &'a dyn Host,
 }
 
@@ -72,7 +74,7 @@ fn of_linux(
     cgroups_path(&mut linux, &wanted.cgroups_path, node.features)?;
     seccomp::apply(&mut linux, wanted.seccomp_policy.as_ref(), node.features)?;
     namespaces::apply(&mut linux, &wanted.namespaces)?;
-    namespaces::sysctl(&mut linux, &wanted.sysctl)?;
+    namespaces::sysctl(&mut linux, &wanted.sysctl, node.host)?;
     namespaces::net_devices(&mut linux, &wanted.net_devices)?;
     rdt(&mut linux, wanted.rdt.as_ref());
     memory_policy(&mut linux, wanted.memory_policy.as_ref())?;

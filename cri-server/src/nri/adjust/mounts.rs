@@ -42,10 +42,10 @@ pub fn apply(spec: &mut Spec, wanted: &[nri::Mount], node: Node<'_>) -> Result<(
 fn made(wanted: &nri::Mount, destination: PathBuf, node: Node<'_>) -> Result<Mount, SpecError> {
     let mut options = wanted.options.clone();
     if options.iter().any(|option| option == RELABEL) {
-        if node.features.selinux {
+        if node.selinux {
             return Err(SpecError::Unsupported("relabelled mounts of NRI plugins"));
         }
-        // Without SELinux there is no label to give.
+        // Where containers get no labels there is none to give.
         options.retain(|option| option != RELABEL);
     }
     let binds = options.iter().any(|option| option == "bind" || option == "rbind");

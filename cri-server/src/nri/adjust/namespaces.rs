@@ -9,6 +9,7 @@ use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType as Type, Linux
 use super::named;
 use crate::nri::collect::removal;
 use crate::spec::SpecError;
+use crate::spec::host::Host;
 use crate::spec::namespaces::PodNamespaces;
 use crate::spec::sysctl::checked;
 
@@ -48,16 +49,20 @@ fn has(linux: &Linux, typ: Type) -> bool {
     linux.namespaces().iter().flatten().any(|known| known.typ() == typ)
 }
 
-/// Removes and sets sysctls, of the container's own namespaces only.
-pub fn sysctl(linux: &mut Linux, wanted: &HashMap<String, String>) -> Result<(), SpecError> {
+/// Removes and sets sysctls, of the container's own namespaces only: a path may lead to the host's.
+pub fn sysctl(linux: &mut Linux, wanted: &HashMap<String, String>, host: &dyn Host) -> Result<(), SpecError> {
     if wanted.is_empty() {
         return Ok(());
     }
+    let not_hosts = |typ: Type, kind: &str| {
+        let mut known = linux.namespaces().iter().flatten();
+        known.any(|n| n.typ() == typ && !n.path().as_ref().is_some_and(|path| host.is_in(path, kind)))
+    };
     let own = PodNamespaces {
-        network: has(linux, Type::Network),
-        ipc: has(linux, Type::Ipc),
-        uts: has(linux, Type::Uts),
-        pid: has(linux, Type::Pid),
+        network: not_hosts(Type::Network, "net"),
+        ipc: not_hosts(Type::Ipc, "ipc"),
+        uts: not_hosts(Type::Uts, "uts"),
+        pid: not_hosts(Type::Pid, "pid"),
         // Only the pod's defaults depend on it.
         user: None,
     };

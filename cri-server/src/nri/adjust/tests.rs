@@ -33,7 +33,7 @@ fn features() -> Features {
 
 fn changed(wanted: &ContainerAdjustment) -> Result<Spec, SpecError> {
     let mut spec = Spec::default();
-    apply(&mut spec, wanted, Node { features: &features(), host: &Private })?;
+    apply(&mut spec, wanted, Node { features: &features(), selinux: false, host: &Private })?;
     Ok(spec)
 }
 
@@ -71,7 +71,7 @@ fn variables_arguments_and_annotations() {
         annotations: [("-old".to_owned(), String::new()), ("new".to_owned(), "2".to_owned())].into(),
         ..Default::default()
     };
-    apply(&mut spec, &wanted, Node { features: &features(), host: &Private }).unwrap();
+    apply(&mut spec, &wanted, Node { features: &features(), selinux: false, host: &Private }).unwrap();
     let process = spec.process().as_ref().unwrap();
     assert_eq!(process.env(), &Some(strings(&["PATH=/bin", "TERM=xterm", "NEW=a=b"])));
     assert_eq!(process.args(), &Some(strings(&["sh", "-c", "true"])));
@@ -102,7 +102,13 @@ fn mounts_are_replaced_sorted_and_checked() {
     assert_eq!(kind(&wanted(vec![mount("/", &[])])), SpecErrorKind::Invalid);
     assert_eq!(kind(&wanted(vec![mount("/a/../b", &[])])), SpecErrorKind::Invalid);
     assert_eq!(kind(&wanted(vec![mount("/a", &["rshared"])])), SpecErrorKind::Unavailable);
-    assert!(changed(&wanted(vec![mount("/a", &["rprivate", "relabel"])])).is_ok());
+    let relabelled = wanted(vec![mount("/a", &["rprivate", "relabel"])]);
+    // The kernel may have SELinux: what counts is whether containers get labels.
+    for (selinux, fine) in [(false, true), (true, false)] {
+        let features = Features { selinux: true, ..features() };
+        let node = Node { features: &features, selinux, host: &Private };
+        assert_eq!(apply(&mut Spec::default(), &relabelled, node).is_ok(), fine, "{selinux}");
+    }
 }
 
 #[test]
@@ -125,7 +131,7 @@ fn a_device_brings_its_permission_and_takes_it_along() {
     let node = linux.devices().as_ref().unwrap().iter().find(|d| d.path() == Path::new("/dev/fuse")).unwrap();
     assert_eq!((node.typ(), node.major(), node.minor()), (LinuxDeviceType::C, 10, 229));
     assert_eq!(rules(&spec), 1);
-    let node = Node { features: &features(), host: &Private };
+    let node = Node { features: &features(), selinux: false, host: &Private };
     apply(&mut spec, &wanted(vec![device("-/dev/fuse")]), node).unwrap();
     assert_eq!(rules(&spec), 0);
     let nonsense = nri::LinuxDevice { r#type: "x".to_owned(), ..device("/dev/x") };
@@ -232,6 +238,8 @@ fn namespaces_and_sysctls_stay_the_containers_own() {
     assert_eq!(linux.sysctl().as_ref().unwrap()["net.core.somaxconn"], "64");
     let refused = wanted(vec![namespace("-network", "")], &[("net.core.somaxconn", "64")]);
     assert_eq!(kind(&refused), SpecErrorKind::Invalid, "the host's sysctl");
+    let refused = wanted(vec![namespace("network", "/proc/self/ns/net")], &[("net.core.somaxconn", "64")]);
+    assert_eq!(kind(&refused), SpecErrorKind::Invalid, "the host's sysctl, by the path of its namespace");
     assert_eq!(kind(&wanted(Vec::new(), &[("vm.swappiness", "1")])), SpecErrorKind::Invalid);
     assert_eq!(kind(&wanted(vec![namespace("-mount", "")], &[])), SpecErrorKind::Unsupported);
     assert_eq!(kind(&wanted(vec![namespace("user", "")], &[])), SpecErrorKind::Unsupported);

@@ -1,5 +1,6 @@
 //! Limits of input and output to block devices, in both worlds.
 
+use std::fs;
 use std::path::Path;
 
 use oci_spec::runtime::{LinuxBlockIo, LinuxThrottleDevice};
@@ -23,6 +24,13 @@ fn first<'a>(folder: &Path, files: [&'a str; 2]) -> &'a str {
     if folder.join(files[1]).exists() && !folder.join(files[0]).exists() { files[1] } else { files[0] }
 }
 
+/// What takes a value back: what the file holds for this key, its line as a whole, or else what stands for nothing.
+fn undo(folder: &Path, file: &str, key: &str, none: impl FnOnce() -> Option<String>) -> Option<String> {
+    let text = fs::read_to_string(folder.join(file)).unwrap_or_default();
+    let line = text.lines().find(|line| line.split_whitespace().next() == Some(key));
+    line.map(str::to_owned).or_else(none)
+}
+
 pub(super) fn legacy(folder: &Path, io: &LinuxBlockIo) -> Vec<Change> {
     let mut changes = Vec::new();
     let weight = first(folder, ["blkio.weight", "blkio.bfq.weight"]);
@@ -32,7 +40,7 @@ pub(super) fn legacy(folder: &Path, io: &LinuxBlockIo) -> Vec<Change> {
     for device in io.weight_device().iter().flatten() {
         let of = |file: &str, weight: u16| {
             let device = format!("{}:{}", device.major(), device.minor());
-            let undo = Some(format!("{device} 0"));
+            let undo = undo(folder, file, &device, || Some(format!("{device} 0")));
             Change { undo, ..Change::new(folder, file, format!("{device} {weight}")) }
         };
         let file = first(folder, ["blkio.weight_device", "blkio.bfq.weight_device"]);
@@ -42,7 +50,7 @@ pub(super) fn legacy(folder: &Path, io: &LinuxBlockIo) -> Vec<Change> {
     for (file, _, devices) in throttles(io) {
         for device in devices.iter().flatten() {
             let number = format!("{}:{}", device.major(), device.minor());
-            let undo = Some(format!("{number} 0"));
+            let undo = undo(folder, file, &number, || Some(format!("{number} 0")));
             let text = format!("{number} {}", device.rate());
             changes.push(Change { undo, ..Change::new(folder, file, text) });
         }
@@ -54,10 +62,12 @@ pub(super) fn unified(folder: &Path, io: &LinuxBlockIo) -> Vec<Change> {
     let mut changes = Vec::new();
     let file = first(folder, ["io.bfq.weight", "io.weight"]);
     let scaled = |n: u16| if file == "io.weight" { weight(n) } else { u64::from(n) };
-    changes.extend(io.weight().filter(|n| *n != 0).map(|n| Change::new(folder, file, scaled(n))));
+    let default = undo(folder, file, "default", || None);
+    let weight = io.weight().filter(|n| *n != 0).map(|n| Change::new(folder, file, scaled(n)));
+    changes.extend(weight.map(|change| Change { undo: default, ..change }));
     for device in io.weight_device().iter().flatten() {
         let number = format!("{}:{}", device.major(), device.minor());
-        let undo = Some(format!("{number} default"));
+        let undo = undo(folder, file, &number, || Some(format!("{number} default")));
         let of = |n: u16| Change::new(folder, file, format!("{number} {}", scaled(n)));
         changes.extend(device.weight().map(|n| Change { undo, ..of(n) }));
     }
@@ -65,7 +75,7 @@ pub(super) fn unified(folder: &Path, io: &LinuxBlockIo) -> Vec<Change> {
         for device in devices.iter().flatten() {
             let number = format!("{}:{}", device.major(), device.minor());
             let rate = if device.rate() == 0 { "max".to_owned() } else { device.rate().to_string() };
-            let undo = Some(format!("{number} {key}=max"));
+            let undo = undo(folder, "io.max", &number, || Some(format!("{number} {key}=max")));
             changes.push(Change { undo, ..Change::new(folder, "io.max", format!("{number} {key}={rate}")) });
         }
     }
@@ -84,6 +94,23 @@ mod tests {
     fn texts(changes: &[Change]) -> Vec<(String, &str)> {
         let name = |c: &Change| c.path.file_name().unwrap().to_string_lossy().into_owned();
         changes.iter().map(|c| (name(c), c.text.as_str())).collect()
+    }
+
+    #[test]
+    fn what_a_file_held_is_put_back_line_by_line() {
+        let json = r#"{"weight":500, "weightDevice":[{"major":8,"minor":0,"weight":20},{"major":8,"minor":16,"weight":30}],
+            "throttleReadBpsDevice":[{"major":8,"minor":0,"rate":1000},{"major":8,"minor":16,"rate":1}]}"#;
+        let io: LinuxBlockIo = serde_json::from_str(json).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("io.weight"), "default 77\n8:0 200\n").unwrap();
+        fs::write(folder.path().join("io.max"), "8:0 rbps=5 wbps=max riops=max wiops=7\n").unwrap();
+        let undone = |changes: Vec<Change>| changes.into_iter().map(|c| c.undo.unwrap()).collect::<Vec<_>>();
+        let v2 = undone(unified(folder.path(), &io));
+        let limits = "8:0 rbps=5 wbps=max riops=max wiops=7";
+        assert_eq!(v2, ["default 77", "8:0 200", "8:16 default", limits, "8:16 rbps=max"]);
+        fs::write(folder.path().join("blkio.throttle.read_bps_device"), "8:0 9\n").unwrap();
+        let v1 = undone(legacy(folder.path(), &io).split_off(1));
+        assert_eq!(v1, ["8:0 0", "8:16 0", "8:0 9", "8:16 0"]);
     }
 
     #[test]

@@ -6,8 +6,9 @@
 //! path, `<slices>/<scope>/<container>`.
 //!
 //! Invariant: runs in the short-lived child that makes a container. A scope needs a process to begin with, and the
-//! child is that process. It stays in the container's cgroup while it makes the container, never in the scope's own,
-//! since on v2 one with processes passes no controllers on.
+//! child is that process. While it makes the container it stays in a folder beside the container's, never in the
+//! scope's own, since on v2 one with processes passes no controllers on, and never in the container's, which a runtime
+//! that fails kills as a whole, and that others refuse when somebody is in it.
 //!
 //! See systemd's CGROUP_DELEGATION and org.freedesktop.systemd1(5).
 
@@ -65,20 +66,70 @@ impl<'a> Place<'a> {
     }
 }
 
-/// This process's stay in a container's cgroup, by what brings it home.
+/// The folder beside a container's in which it is made.
+#[must_use]
+pub fn making(cgroups_path: &Path) -> PathBuf {
+    let mut name = cgroups_path.as_os_str().to_owned();
+    name.push(".making");
+    name.into()
+}
+
+/// One hierarchy in which this process is beside the container's cgroup.
+#[derive(Debug)]
+struct Stay {
+    making: PathBuf,
+    own: PathBuf,
+}
+
+/// This process's stay beside a container's cgroup, and what brings it home. It ends with the value, whatever failed.
 #[derive(Debug, Default)]
 pub struct Visit {
+    stays: Vec<Stay>,
     homes: Vec<PathBuf>,
 }
 
 impl Visit {
-    /// Goes back, so that this process is not taken for one of the container's.
+    /// Puts what was made beside the container's cgroup into it, where the runtime has not, and goes back, so that this
+    /// process is not taken for one of the container's.
     pub fn end(&self) -> Result<(), ScopeError> {
+        for stay in &self.stays {
+            let made = super::processes(&stay.making);
+            for pid in made.into_iter().filter(|pid| !is_self(pid)) {
+                fs::create_dir_all(&stay.own).map_err(failed("make the cgroup", &stay.own))?;
+                let procs = stay.own.join("cgroup.procs");
+                match fs::write(&procs, pid.to_string()) {
+                    // It has ended meanwhile.
+                    Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                    written => written.map_err(failed("enter the cgroup", &procs))?,
+                }
+            }
+        }
+        self.go_home()
+    }
+
+    fn go_home(&self) -> Result<(), ScopeError> {
         self.homes.iter().try_for_each(|procs| fs::write(procs, "0").map_err(failed("go back to", procs)))
     }
 }
 
-/// Makes sure of the scope, and goes into the container's own cgroup wherever systemd looks for its processes. What this
+impl Drop for Visit {
+    fn drop(&mut self) {
+        let away = self.stays.iter().any(|stay| super::processes(&stay.making).iter().any(is_self));
+        if away {
+            drop(self.go_home());
+        }
+        for stay in &self.stays {
+            // What still is in it is the business of whoever ends the container.
+            let _ = fs::remove_dir(&stay.making);
+        }
+    }
+}
+
+fn is_self(pid: &i32) -> bool {
+    pid.unsigned_abs() == std::process::id()
+}
+
+/// Makes sure of the scope, and goes beside the container's own cgroup wherever systemd looks for its processes. What this
 /// process makes until the visit's end is born there.
 pub fn enter(cgroups_path: &Path) -> Result<Visit, ScopeError> {
     let place = Place::of(cgroups_path).ok_or_else(|| ScopeError::Path(cgroups_path.to_owned()))?;
@@ -87,14 +138,17 @@ pub fn enter(cgroups_path: &Path) -> Result<Visit, ScopeError> {
     let watched = watched(&mounts);
     let first = watched.first().ok_or(ScopeError::NoSystemd)?;
     let own = Path::new("/proc/self/cgroup");
-    let visit = Visit { homes: homes(&mounts, &fs::read_to_string(own).map_err(failed("read", own))?) };
+    let homes = homes(&mounts, &fs::read_to_string(own).map_err(failed("read", own))?);
+    let mut visit = Visit { stays: Vec::new(), homes };
     if !below(first, place.folder).is_dir() {
         begin(&place)?;
     }
     for mount in &watched {
-        let own = below(mount, cgroups_path);
-        fs::create_dir_all(&own).map_err(failed("make the cgroup", &own))?;
-        let procs = own.join("cgroup.procs");
+        let stay = Stay { making: below(mount, &making(cgroups_path)), own: below(mount, cgroups_path) };
+        let folder = stay.making.clone();
+        visit.stays.push(stay);
+        fs::create_dir_all(&folder).map_err(failed("make the cgroup", &folder))?;
+        let procs = folder.join("cgroup.procs");
         fs::write(&procs, "0").map_err(failed("enter the cgroup", &procs))?;
     }
     pass_controllers_on(first, place.folder);
