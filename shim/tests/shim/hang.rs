@@ -215,16 +215,13 @@ impl Silent {
             line.split(' ').nth(2).unwrap().split_once(':').unwrap().1.to_owned()
         };
         // The requests end with the connection, not with their askers.
-        let abort = format!("/sys/fs/fuse/connections/{minor}/abort");
-        nix::mount::mount(
-            Some("fusectl"),
-            "/sys/fs/fuse/connections",
-            Some("fusectl"),
-            MsFlags::empty(),
-            None::<&str>,
-        )
-        .ok();
-        let connection = File::options().write(true).open(&abort).unwrap();
+        let control = folder.path().join("control");
+        fs::create_dir(&control).unwrap();
+        let flags = MsFlags::empty();
+        nix::mount::mount(Some("fusectl"), &control, Some("fusectl"), flags, None::<&str>).unwrap();
+        let abort = control.join(minor).join("abort");
+        let connection = File::options().write(true).open(abort).unwrap();
+        umount2(&control, MntFlags::MNT_DETACH).unwrap();
         let server = std::thread::spawn(move || serve_nothing(device));
         Silent { folder, at, server: Some(server), connection }
     }
