@@ -4,7 +4,6 @@
 //! descriptors, is RESOURCE_EXHAUSTED wherever it was met.
 
 use std::error::Error;
-use std::io;
 use std::sync::Arc;
 
 use tonic::{Code, Status};
