@@ -69,14 +69,12 @@ pub fn start(args: &Args) -> Result<(), ShimError> {
             vm::socket(&folder, &args.namespace, pod)
         }
     };
+    let address = format!("unix://{}", socket.display());
+    // Before there is a socket: whoever cleans up finds it by this.
+    bundle.write("address", address.as_bytes()).map_err(ShimError::path("write", bundle.join("address")))?;
+    failpoint!("shim.start.address_written");
     let listener = listen(&socket)?;
     failpoint!("shim.start.listening");
-    let address = format!("unix://{}", socket.display());
-    bundle.write("address", address.as_bytes()).map_err(|error| {
-        drop(fs::remove_file(&socket));
-        ShimError::path("write", bundle.join("address"))(error)
-    })?;
-    failpoint!("shim.start.address_written");
     let events = [params.containerd_ttrpc_address, env("TTRPC_ADDRESS")].into_iter().find(|a| !a.is_empty());
     let setup = Setup {
         namespace: args.namespace.clone(),
