@@ -100,6 +100,12 @@ impl ImageService {
         }
     }
 
+    /// Takes the names of all that no record names. To be called before the first pull: what was not recorded was not
+    /// synced either, and after a power cut may have a name and not its bytes. These go in a task of the service.
+    pub async fn distrust_unrecorded(self: &Arc<Self>) {
+        self.sweep_waiting(Duration::ZERO).await;
+    }
+
     /// Sweeps whether or not anything says that there is something, as far as no pull is under way; answers what could not be
     /// removed.
     pub async fn sweep(self: &Arc<Self>) -> Vec<String> {

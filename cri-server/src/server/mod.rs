@@ -212,6 +212,10 @@ async fn start(
     failpoint!("server.sandboxes_recovered", infallible);
     containers.recover().await?;
     failpoint!("server.containers_recovered", infallible);
+    // With records lost it is kept for a day, so that pulls need not transfer all anew.
+    if !ports.store.is_incomplete() {
+        ports.images.distrust_unrecorded().await;
+    }
     leave_word(&ports, false).await;
     let reconciler = Reconciler::new(
         Arc::clone(&ports),
