@@ -97,7 +97,10 @@ async fn a_pod_has_a_kernel_of_its_own_and_everything_else_as_usual() {
     });
     let main = node.run_container(&pod, config).await;
     let path = PathBuf::from(node.cri.status(&main).await.unwrap().log_path);
-    let arrived = async || log::joined(&log::read(&path), "stdout").lines().count() == 2;
+    let arrived = async || {
+        let entries = log::read(&path);
+        log::joined(&entries, "stdout").lines().count() == 2 && !log::joined(&entries, "stderr").is_empty()
+    };
     assert!(eventually(PATIENCE, arrived).await, "{:?}", log::read(&path));
     let entries = log::read(&path);
     let output = log::joined(&entries, "stdout");
