@@ -59,6 +59,7 @@ async fn node(image: &Path) -> Option<Node> {
 async fn pod_in(node: &Node, name: &str) -> Pod {
     let config = node.pod(name);
     let id = node.cri.run_pod(&config, "vm").await.unwrap();
+    node.remember(&id);
     Pod { id, config }
 }
 
@@ -95,8 +96,11 @@ async fn a_pod_has_a_kernel_of_its_own_and_everything_else_as_usual() {
         ..Default::default()
     });
     let main = node.run_container(&pod, config).await;
-    let path = Path::new(&pod.config.log_directory).join("main.log");
-    let arrived = async || log::joined(&log::read(&path), "stdout").lines().count() == 2;
+    let path = PathBuf::from(node.cri.status(&main).await.unwrap().log_path);
+    let arrived = async || {
+        let entries = log::read(&path);
+        log::joined(&entries, "stdout").lines().count() == 2 && !log::joined(&entries, "stderr").is_empty()
+    };
     assert!(eventually(PATIENCE, arrived).await, "{:?}", log::read(&path));
     let entries = log::read(&path);
     let output = log::joined(&entries, "stdout");
@@ -117,7 +121,7 @@ async fn a_pod_has_a_kernel_of_its_own_and_everything_else_as_usual() {
     let answer = node.cri.exec_sync(&main, &["ip", "addr", "show", "eth0"], SECONDS).await.unwrap();
     assert!(String::from_utf8_lossy(&answer.stdout).contains(&address), "{answer:?}");
 
-    // A second container shares the pod's processes' namespace with nobody, its IPC with the first; it ends by itself.
+    // A second container of the pod is in the same machine, and ends by itself.
     let (ended, entries) = node.run_to_end(&pod, build::shell("second", &base, "echo bye; exit 4")).await;
     assert_eq!((ended.exit_code, log::joined(&entries, "stdout").as_str()), (4, "bye\n"));
 

@@ -8,18 +8,21 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tokio::task::JoinSet;
 use tokio_util::compat::TokioAsyncReadCompatExt;
 
-use crate::agent::{Agent, AgentError, Guest, GuestSetup};
+use crate::agent::{Agent, AgentError, Guest, GuestSetup, plain};
 use crate::channel::Channel;
 use crate::config::{ConfigError, Parts, VmConfig};
 use crate::machine::{Machine, Processes};
 use crate::share::{Share, ShareError};
 use crate::vmm::qemu::Qemu;
 use crate::vmm::{Accelerator, Launch, Monitor, MonitorError, Nic};
+
+const MONITOR_LOG: &str = "monitor.log";
+const LAST_WORDS: usize = 500;
 
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
@@ -31,12 +34,18 @@ pub enum BootError {
     Monitor(#[from] MonitorError),
     #[error("{operation}: {source}")]
     Io { operation: &'static str, source: io::Error },
-    #[error("the guest does not come up under {accelerator}: {source}{}", quoted(.console))]
-    Guest { accelerator: Accelerator, source: AgentError, console: String },
+    #[error("the guest does not come up under {accelerator}: {source}{}{}", quoted("monitor", .monitor), quoted("console", .console))]
+    Guest { accelerator: Accelerator, source: AgentError, monitor: String, console: String },
 }
 
-fn quoted(console: &str) -> String {
-    if console.is_empty() { String::new() } else { format!("; its console says: {console}") }
+fn quoted(who: &str, words: &str) -> String {
+    if words.is_empty() { String::new() } else { format!("; its {who} says: {words}") }
+}
+
+/// The end of what the monitor printed.
+fn last_words(path: &Path) -> String {
+    let bytes = std::fs::read(path).unwrap_or_default();
+    plain(String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(LAST_WORDS)..]).trim())
 }
 
 /// What a machine is to be.
@@ -65,6 +74,8 @@ pub struct Prepared {
 #[derive(Debug)]
 pub struct Launched {
     config: VmConfig,
+    /// What the monitor prints.
+    log: PathBuf,
     accelerator: Accelerator,
     processes: Processes,
     channel: Channel,
@@ -111,9 +122,9 @@ impl Prepared {
         let (ours, theirs) = UnixStream::pair().map_err(failed)?;
         ours.set_nonblocking(true).map_err(failed)?;
         let ours = tokio::net::UnixStream::from_std(ours).map_err(failed)?;
-        let log = self.plan.log("monitor.log")?;
+        let log = self.plan.log(MONITOR_LOG)?;
         let Prepared { plan, parts, share, share_end } = self;
-        let Plan { config, accelerator, nics, .. } = plan;
+        let Plan { config, accelerator, nics, folder } = plan;
         let (memory, cpus) = (config.memory, config.cpus);
         let launch =
             Launch { parts, accelerator, memory, cpus, channel: theirs.into(), share: Some(share_end), nics };
@@ -124,7 +135,7 @@ impl Prepared {
         let mut driver = JoinSet::new();
         driver.spawn(driving);
         let processes = Processes { monitor: Box::new(monitor), share };
-        Ok(Launched { config, accelerator, processes, channel, driver })
+        Ok(Launched { config, log: folder.join(MONITOR_LOG), accelerator, processes, channel, driver })
     }
 }
 
@@ -147,7 +158,7 @@ impl Launched {
 
     async fn fail(self, source: AgentError) -> BootError {
         let console = self.processes.monitor.console().await;
-        BootError::Guest { accelerator: self.accelerator, source, console }
+        BootError::Guest { accelerator: self.accelerator, source, monitor: last_words(&self.log), console }
     }
 }
 

@@ -19,6 +19,8 @@ use crate::options::Options;
 
 /// The machine's folder in the pod's bundle.
 const FOLDER: &str = "vm";
+/// As large as pods have it on the node.
+const SHM_SIZE: u64 = 64 << 20;
 
 pub struct Pod {
     /// The task that is the pod itself.
@@ -81,7 +83,7 @@ async fn boot_in(
     let Network { nics, interfaces, routes } = network;
     let plan = Plan { config: options.vm.clone(), accelerator, folder: bundle.join(FOLDER), nics };
     let hostname = spec.hostname().clone().unwrap_or_default();
-    let setup = GuestSetup { hostname, interfaces, routes, ..GuestSetup::default() };
+    let setup = GuestSetup { hostname, interfaces, routes, shm_size: SHM_SIZE };
     let greeted = plan.prepare(&put)?.launch(&put)?.greet().await?;
     Ok(greeted.set_up(&setup).await?)
 }

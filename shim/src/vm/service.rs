@@ -21,7 +21,7 @@ use ttrpc::r#async::TtrpcContext;
 
 use super::VmError;
 use super::pod::Pod;
-use super::spec::Role;
+use super::spec::{Role, translate};
 use super::task::VmTask;
 use crate::bundle::Bundle;
 use crate::error::ShimError;
@@ -69,6 +69,11 @@ impl Service {
         let bundle = Bundle::new(&request.bundle);
         let read = bundle.read_json::<Spec>("config.json");
         let spec = read.map_err(ShimError::path("read", bundle.join("config.json")))?;
+        if options.systemd_cgroup {
+            return Err(ShimError::Unsupported("a virtual machine where systemd keeps the cgroups"));
+        }
+        // What a machine cannot give is refused before one boots.
+        translate(spec.clone(), &request.id, Role::Pause)?;
         let booted = Arc::new(Pod::boot(&request.id, &bundle, &spec, &options, &self.probes).await?);
         match VmTask::create(request, Arc::clone(&booted), Role::Pause, publisher, max_line).await {
             Ok(task) => {

@@ -133,10 +133,12 @@ fn allowance(kind: &str) -> usize {
     }
 }
 
-/// Databases, their locks, the build-up of empty folders, IPAM's own books, and the CIDR that the kubelet gave.
+/// Databases, their locks, the build-up of empty folders, IPAM's own books, the CIDR that the kubelet gave, and what
+/// a probe of KVM found.
 fn kept_on_purpose(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let book = ["last_reserved_ip.0", "lock", "pod-cidr"].iter().any(|suffix| name == *suffix);
+    let book =
+        ["last_reserved_ip.0", "lock", "pod-cidr", "kvm-probe.json"].iter().any(|suffix| name == *suffix);
     book || name.ends_with(".redb") || name.ends_with(".lock") || (path.is_dir() && !looks_like_an_id(&name))
 }
 

@@ -67,7 +67,8 @@ pub fn mount_all() -> io::Result<()> {
         ("tmpfs", "/run", plain | MountFlags::NODEV, c"mode=755"),
         ("tmpfs", "/tmp", plain | MountFlags::NODEV, c"mode=1777"),
         ("cgroup2", "/sys/fs/cgroup", strict, c"nsdelegate"),
-        ("virtiofs", GUEST_ROOT, plain, c""),
+        // Programs that change the user are the images' own matter, as on the node.
+        ("virtiofs", GUEST_ROOT, MountFlags::empty(), c""),
     ] {
         fs::create_dir_all(target)?;
         let source = if kind == "virtiofs" { TAG } else { kind };
