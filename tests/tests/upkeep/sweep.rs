@@ -139,31 +139,29 @@ async fn leftovers_of_every_kind_go_on_the_timer_and_strangers_stay() {
     node.assert_clean().await;
 }
 
+/// Makes and removes pods for some seconds, beside one that stays.
+async fn keep_busy(node: &Node) {
+    let image = node.base_image().await;
+    let (still, kept) = pod_with_container(node, "still").await;
+    let until = std::time::Instant::now() + Duration::from_secs(12);
+    let mut number = 0;
+    while std::time::Instant::now() < until {
+        let pod = node.run_pod(&node.pod(&format!("busy{number}"))).await;
+        assert_eq!(node.output(&pod, build::shell("main", &image, "echo said")).await, "said\n");
+        node.destroy(&pod).await;
+        number += 1;
+    }
+    assert_eq!(node.cri.status(&kept).await.unwrap().state(), ContainerState::ContainerRunning);
+    node.destroy(&still).await;
+    assert!(!node.daemon_log().contains("belongs to nobody"), "{}", node.daemon_log());
+    node.assert_clean().await;
+}
+
 #[tokio::test]
 async fn what_is_being_made_is_never_swept_and_two_daemons_leave_each_other_alone() {
     let eager = || Node::builder().config("maintenance", "sweep_seconds = 1\nverify_seconds = 1");
     let (Some(one), Some(two)) = (eager().start().await, eager().start().await) else { return };
-    let mut tasks = tokio::task::JoinSet::new();
-    for node in [one, two] {
-        tasks.spawn(async move {
-            let image = node.base_image().await;
-            let (still, kept) = pod_with_container(&node, "still").await;
-            let until = std::time::Instant::now() + Duration::from_secs(12);
-            let mut number = 0;
-            while std::time::Instant::now() < until {
-                let pod = node.run_pod(&node.pod(&format!("busy{number}"))).await;
-                let said = node.output(&pod, build::shell("main", &image, "echo said")).await;
-                assert_eq!(said, "said\n");
-                node.destroy(&pod).await;
-                number += 1;
-            }
-            assert_eq!(node.cri.status(&kept).await.unwrap().state(), ContainerState::ContainerRunning);
-            node.destroy(&still).await;
-            assert!(!node.daemon_log().contains("belongs to nobody"), "{}", node.daemon_log());
-            node.assert_clean().await;
-        });
-    }
-    tasks.join_all().await;
+    tokio::join!(keep_busy(&one), keep_busy(&two));
 }
 
 #[tokio::test]
