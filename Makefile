@@ -14,25 +14,27 @@ BUILD_PACKAGES := gcc libc6-dev make pkg-config libseccomp-dev ca-certificates
 # To run the demo and the tests: a registry, a root filesystem, real plugins and a real foreign shim, and what looks on.
 PEER_PACKAGES := docker-registry busybox-static containernetworking-plugins containerd runc \
                  iproute2 nftables procps apache2-utils openssl
-# To run the main job on Debian's kernel and cgroup v2 alone, in a virtual machine.
+# To boot virtual machines: for pods, and to run the main job on Debian's kernel and cgroup v2 alone.
+VM_CACHE := $(or $(COFFERDAM_VM_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/cofferdam-vm)
 VM_PACKAGES := qemu-system-x86 kmod cpio busybox-static nftables
 
-.PHONY: help build shim failpoints setup setup-build setup-vm vm-test vm-systemd vm-selinux vm-critest demo test unit e2e soak lint ci bench fuzz install clean
+.PHONY: help build shim failpoints setup setup-build setup-vm vm-test vm-systemd vm-selinux vm-critest demo test unit e2e soak power-cut lint ci bench fuzz install clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | column -t -s "$$(printf '\t')"
 
-build: setup-build shim ## the four binaries in target/release
+build: setup-build shim ## the five binaries in target/release
 	cargo build --release --locked -p cofferdam -p cofferdam-netplugin -p cofferdam-tests --bins
 
 # The shim is linked statically and at a fixed address: its pages are shared by all shims of the node, and as
-# /pause it runs in an empty root filesystem.
+# /pause it runs in an empty root filesystem. The agent is the first process of virtual machines.
 shim:
 	LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=/usr/lib/$(ARCH)-linux-gnu \
 	RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" \
-	cargo build --profile shim --locked -p cofferdam-shim --target $(TARGET)
+	cargo build --profile shim --locked -p cofferdam-shim -p cofferdam-vm --bin containerd-shim-cofferdam-v1 \
+	  --bin cofferdam-agent --target $(TARGET)
 	mkdir -p target/release
-	install target/$(TARGET)/shim/containerd-shim-cofferdam-v1 target/release/
+	install target/$(TARGET)/shim/containerd-shim-cofferdam-v1 target/$(TARGET)/shim/cofferdam-agent target/release/
 
 # The same daemon, plugin and shim with failpoints, for tests/tests/crash_matrix.rs: of the crates that hold one only these are
 # built again, everything below is shared. Under names of their own, so that they never take the place of what is shipped.
@@ -57,16 +59,18 @@ setup-build: ## installs what the build needs and is missing
 setup: setup-build ## installs what demo and tests need and is missing
 	@SUDO="$(SUDO)" tests/setup.sh $(PEER_PACKAGES)
 
-setup-vm: setup-build ## installs what vm-test needs and is missing
+setup-vm: setup-build ## installs what virtual machines need and is missing, and unpacks a kernel for them
 	@SUDO="$(SUDO)" tests/setup.sh $(VM_PACKAGES)
+	@tests/vm/kernel.sh
 
 demo: setup build ## a pod runs, on throwaway folders; leaves nothing behind
 	$(SUDO) tests/demo.sh target/release
 
-test: setup build failpoints unit e2e ## all tests
+test: setup setup-vm build failpoints unit e2e ## all tests
 
 unit: ## the tests of the crates; needs `make build`
-	$(AS_ROOT) cargo test --release --locked -p cofferdam -p cofferdam-netplugin -p cofferdam-vm -p cofferdam-proto
+	$(AS_ROOT) COFFERDAM_GUEST_DIR=$(CURDIR)/target/release COFFERDAM_VM_CACHE=$(VM_CACHE) \
+	cargo test --release --locked -p cofferdam -p cofferdam-netplugin -p cofferdam-vm -p cofferdam-proto
 	LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=/usr/lib/$(ARCH)-linux-gnu \
 	RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" \
 	$(AS_ROOT) cargo test --profile shim --locked -p cofferdam-shim --target $(TARGET)
@@ -74,7 +78,8 @@ unit: ## the tests of the crates; needs `make build`
 # The tests of the shape and the licences belong to lint and need neither root nor a build of the daemon.
 E2E := $(patsubst tests/tests/%.rs,--test %,$(filter-out %/arch.rs %/licences.rs,$(wildcard tests/tests/*.rs)))
 e2e: ## the tests through the socket
-	$(AS_ROOT) COFFERDAM_BIN_DIR=$(CURDIR)/target/release SOAK_SECONDS=$(or $(SOAK_SECONDS),300) \
+	$(AS_ROOT) COFFERDAM_BIN_DIR=$(CURDIR)/target/release COFFERDAM_VM_CACHE=$(VM_CACHE) \
+	SOAK_SECONDS=$(or $(SOAK_SECONDS),300) \
 	cargo test --release --locked -p cofferdam-tests --lib --bins $(E2E)
 
 # The seed is printed; SEED=N does the same work again. The daemon's log of a failure is kept in target/soak.
@@ -82,6 +87,12 @@ SECONDS ?= 3600
 soak: setup build ## random work on a node for SECONDS (an hour), with a look at everything after each round
 	$(AS_ROOT) COFFERDAM_BIN_DIR=$(CURDIR)/target/release SOAK_SECONDS=$(SECONDS) SOAK_SEED=$(SEED) \
 	cargo test --release --locked -p cofferdam-tests --test soak -- --nocapture
+
+# Each cut is a disk of its own on which a daemon starts, some two seconds; CI does a few.
+CUTS ?= 300
+power-cut: setup build ## power cuts in the middle of pulls and creates, CUTS of them (SEED=N for the same again)
+	$(AS_ROOT) COFFERDAM_BIN_DIR=$(CURDIR)/target/release POWER_CUTS=$(CUTS) POWER_SEED=$(SEED) \
+	cargo test --release --locked -p cofferdam-tests --test powercut -- --nocapture
 
 vm-test: setup-vm build ## the main job in a virtual machine with Debian's kernel and cgroup v2 (minutes)
 	tests/vm/run.sh target/release
@@ -126,7 +137,8 @@ UNITDIR ?= $(PREFIX)/lib/systemd/system
 install: ## the binaries in $(PREFIX)/bin, the unit in $(UNITDIR)
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(UNITDIR)
 	install target/release/cofferdam target/release/containerd-shim-cofferdam-v1 \
-	        target/release/cofferdam-bridge target/release/cri-bench $(DESTDIR)$(PREFIX)/bin/
+	        target/release/cofferdam-agent target/release/cofferdam-bridge target/release/cri-bench \
+	        $(DESTDIR)$(PREFIX)/bin/
 	sed 's#@BINDIR@#$(PREFIX)/bin#' cri-server/systemd/cofferdam.service.in > $(DESTDIR)$(UNITDIR)/cofferdam.service
 	chmod 644 $(DESTDIR)$(UNITDIR)/cofferdam.service
 

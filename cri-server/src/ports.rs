@@ -1,5 +1,6 @@
 //! What the domain works with: everything below sandboxes and containers, wired once.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
@@ -55,6 +56,18 @@ pub struct Ports {
     pub tracker: TaskTracker,
     /// Cancelled when the daemon ends: what only watches ends then, what changes something is waited for.
     pub stopping: CancellationToken,
+}
+
+impl Ports {
+    /// What the node allows a spec for this handler to ask for.
+    #[must_use]
+    pub fn features_of(&self, handler: &Handler) -> Cow<'_, Features> {
+        if handler.built_in_runtime {
+            Cow::Borrowed(&self.features)
+        } else {
+            Cow::Owned(self.features.of_other_runtimes())
+        }
+    }
 }
 
 /// Nanoseconds since the epoch, the CRI's time.

@@ -48,6 +48,16 @@ pub mod shim {
     }
     pub use generated::shim::*;
     pub use generated::shim_ttrpc::*;
+
+    /// The newest version of what is between the daemon and our own shim beside containerd's Task service: this
+    /// service, and the files in the bundle that one writes and the other reads (`shim.pid`, `task.json`, `exit.json`).
+    ///
+    /// 1: shims that announce nothing. 2: the daemon tells which versions it speaks, the shim answers which it is.
+    pub const NEWEST_PROTOCOL: u32 = 2;
+    /// The oldest version that is still spoken: a daemon takes over the pods of the version before it.
+    pub const OLDEST_PROTOCOL: u32 = 1;
+    /// The variable in which the daemon tells the shim that it starts which versions it speaks, as `1-2`.
+    pub const PROTOCOLS_VARIABLE: &str = "COFFERDAM_SHIM_PROTOCOLS";
 }
 
 /// The agent in a microVM.

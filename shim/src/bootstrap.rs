@@ -6,11 +6,12 @@
 use cofferdam_failpoints::failpoint;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal, PipeReader, PipeWriter, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use cofferdam_proto::shim::{NEWEST_PROTOCOL, OLDEST_PROTOCOL, PROTOCOLS_VARIABLE};
 use cofferdam_vm::Isolation;
 use containerd_shim_protos::bootstrap_api::BootstrapParams;
 use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
@@ -51,6 +52,7 @@ pub fn start(args: &Args) -> Result<(), ShimError> {
     let folder = std::env::current_dir().map_err(ShimError::io("find the bundle"))?;
     let bundle = Bundle::new(args.bundle.clone().unwrap_or(folder));
     let params = parse_params(&read_stdin(), &args.id);
+    let protocol = agreed(&env(PROTOCOLS_VARIABLE))?;
     let options = Options::from_any(params.options.as_ref())?;
     let mut vm = None;
     let socket = match options.isolation()? {
@@ -59,7 +61,7 @@ pub fn start(args: &Args) -> Result<(), ShimError> {
             let folder = socket_folder(params.socket_dir.as_deref());
             let pod = match Membership::of(&bundle)? {
                 Membership::Container(pod) => {
-                    return join_pod(&vm::socket(&folder, &args.namespace, &pod), &pod);
+                    return join_pod(&vm::socket(&folder, &args.namespace, &pod), &pod, protocol);
                 }
                 Membership::Pod => &args.id,
             };
@@ -82,9 +84,12 @@ pub fn start(args: &Args) -> Result<(), ShimError> {
         bundle: bundle.clone(),
         vm,
     };
+    let (noted, note) = io::pipe().map_err(ShimError::io("make a pipe"))?;
     match sys::fork().map_err(|e| ShimError::io("fork the server")(e.into()))? {
         Forked::Child => {
-            let status = match leave_the_caller(&bundle).and_then(|()| server::serve(setup, listener)) {
+            drop(note);
+            let begun = await_note(noted).and_then(|()| leave_the_caller(&bundle));
+            let status = match begun.and_then(|()| server::serve(setup, listener)) {
                 Ok(()) => 0,
                 Err(error) => {
                     bundle.warn(&format!("the server ended: {error}"));
@@ -95,7 +100,7 @@ pub fn start(args: &Args) -> Result<(), ShimError> {
             drop(fs::remove_file(&socket));
             sys::exit_now(status)
         }
-        Forked::Parent(pid) => introduce(&bundle, pid, &address).inspect_err(|_| {
+        Forked::Parent(pid) => introduce(&bundle, pid, note, (&address, protocol)).inspect_err(|_| {
             // A caller that does not hear of the server, because it died, cannot end it either.
             let _ = sys::kill(pid.as_raw(), libc::SIGKILL);
             drop(fs::remove_file(&socket));
@@ -104,21 +109,32 @@ pub fn start(args: &Args) -> Result<(), ShimError> {
 }
 
 /// All containers of a pod in a virtual machine have its shim.
-fn join_pod(socket: &Path, pod: &str) -> Result<(), ShimError> {
+fn join_pod(socket: &Path, pod: &str, protocol: Option<u32>) -> Result<(), ShimError> {
     if let Err(error) = UnixStream::connect(socket) {
         return Err(ShimError::Invalid(format!("the shim of pod {pod} is not there: {error}")));
     }
-    answer(&format!("unix://{}", socket.display()))
+    answer(&format!("unix://{}", socket.display()), protocol)
 }
 
-/// Notes who the server is and tells the caller.
-fn introduce(bundle: &Bundle, pid: Pid, address: &str) -> Result<(), ShimError> {
+/// A server that is noted nowhere would be found by nobody: it ends when whoever was to note it died before.
+fn await_note(mut noted: PipeReader) -> Result<(), ShimError> {
+    noted.read_exact(&mut [0]).map_err(ShimError::io("wait for being noted"))
+}
+
+/// Notes who the server is, lets it begin, and tells the caller.
+fn introduce(
+    bundle: &Bundle,
+    pid: Pid,
+    mut note: PipeWriter,
+    (address, protocol): (&str, Option<u32>),
+) -> Result<(), ShimError> {
     failpoint!("shim.start.forked");
     bundle
         .write("shim.pid", pid.to_string().as_bytes())
         .map_err(ShimError::path("write", bundle.join("shim.pid")))?;
+    note.write_all(&[0]).map_err(ShimError::io("let the server begin"))?;
     failpoint!("shim.start.pid_written");
-    answer(address)?;
+    answer(address, protocol)?;
     failpoint!("shim.start.answered", infallible);
     Ok(())
 }
@@ -139,11 +155,33 @@ fn env(name: &str) -> String {
     std::env::var(name).unwrap_or_default()
 }
 
+/// The version of what is Cofferdam's own in this shim that serves a daemon which speaks `oldest-newest`. Other callers,
+/// and daemons of before, say nothing and hear nothing.
+fn agreed(spoken: &str) -> Result<Option<u32>, ShimError> {
+    if spoken.is_empty() {
+        return Ok(None);
+    }
+    let range =
+        spoken.split_once('-').and_then(|(a, b)| Some((a.parse::<u32>().ok()?, b.parse::<u32>().ok()?)));
+    let (oldest, newest) = range.ok_or_else(|| {
+        ShimError::Invalid(format!("{PROTOCOLS_VARIABLE} is {spoken:?}, not OLDEST-NEWEST"))
+    })?;
+    let agreed = newest.min(NEWEST_PROTOCOL);
+    if agreed >= oldest.max(OLDEST_PROTOCOL) {
+        return Ok(Some(agreed));
+    }
+    Err(ShimError::Invalid(format!(
+        "the daemon speaks the protocols {spoken} of Cofferdam's shims, this one {OLDEST_PROTOCOL}-{NEWEST_PROTOCOL}: \
+         install the two of one version"
+    )))
+}
+
 /// A bare address is what every version of containerd reads; a caller that names a newer version gets the new form.
-fn answer(address: &str) -> Result<(), ShimError> {
+fn answer(address: &str, protocol: Option<u32>) -> Result<(), ShimError> {
     let newest: u32 = env("MAX_SHIM_VERSION").parse().unwrap_or(2);
     let text = if newest >= 3 {
-        format!("{{\"version\":3,\"address\":\"{address}\",\"protocol\":\"ttrpc\"}}")
+        let own = protocol.map(|version| format!(",\"cofferdam\":{version}")).unwrap_or_default();
+        format!("{{\"version\":3,\"address\":\"{address}\",\"protocol\":\"ttrpc\"{own}}}")
     } else {
         address.to_owned()
     };
@@ -250,6 +288,19 @@ mod tests {
         let json = br#"{"containerdTtrpcAddress":"/run/y","socketDir":"/s"}"#;
         assert_eq!(parse_params(json, "c1").socket_dir.as_deref(), Some("/s"));
         assert_eq!(parse_params(b"", "c1"), Params::default());
+    }
+
+    #[test]
+    fn the_newest_protocol_that_both_speak_is_agreed_on() {
+        assert_eq!(agreed("").unwrap(), None);
+        assert_eq!(agreed(&format!("1-{NEWEST_PROTOCOL}")).unwrap(), Some(NEWEST_PROTOCOL));
+        assert_eq!(agreed("1-1").unwrap(), Some(1));
+        assert_eq!(agreed("1-99").unwrap(), Some(NEWEST_PROTOCOL));
+        let newer = format!("{}-99", NEWEST_PROTOCOL + 1);
+        assert!(agreed(&newer).unwrap_err().to_string().contains("install the two of one version"));
+        for wrong in ["x", "1", "2-1", "0-0"] {
+            agreed(wrong).unwrap_err();
+        }
     }
 
     #[test]

@@ -12,8 +12,7 @@ use cofferdam_tests::harness::{Node, Pod, eventually, log};
 use tonic::{Code, Status};
 
 /// Counts, and writes each number to the log as well as to a file; removes a file of the image.
-const COUNTER: &str =
-    "rm /etc/group; n=0; while true; do n=$((n+1)); echo $n > /count; echo $n; sleep 0.05; done";
+const COUNTER: &str = "rm /etc/group; n=0; while true; do n=$((n+1)); echo $n > /count.new; mv /count.new /count; echo $n; sleep 0.05; done";
 
 async fn checkpoint(node: &Node, id: &str, location: &Path, timeout: i64) -> Result<(), Status> {
     let location = location.display().to_string();

@@ -250,17 +250,18 @@ async fn a_container_that_cannot_be_prepared_tells_why_at_its_start() {
     let node = Node::start().await;
     let image = node.base_image().await;
     let pod = node.run_pod(&node.pod("unprepared")).await;
-    for attempt in 0..6 {
+    // Step by step over the time that a preparation takes, so that some start comes while its shim is ending.
+    for attempt in 0..8 {
         let name = format!("wrong-{attempt}");
         let config = build::container(&name, &image, &["/no/such/program"]);
         let id = node.cri.create(&pod.id, &pod.config, config).await.unwrap();
-        // The preparation in the background has failed by then, or is about to: its shim is still ending.
-        tokio::time::sleep(Duration::from_millis(60 * attempt)).await;
+        tokio::time::sleep(Duration::from_millis(40 * attempt)).await;
         let refused = node.cri.start(&id).await.unwrap_err();
         assert!(refused.message().contains("/no/such/program"), "{attempt}: {refused:?}");
         let status = node.cri.status(&id).await.unwrap();
         assert_eq!((status.exit_code, status.reason.as_str()), (128, "StartError"), "{attempt}");
         assert!(status.message.contains("/no/such/program"), "{attempt}: {}", status.message);
+        node.cri.remove(&id).await.unwrap();
     }
     node.destroy(&pod).await;
     node.assert_clean().await;

@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use cofferdam_proto::cri::ContainerState;
+use cofferdam_proto::cri::{ContainerState, PodSandboxState};
 use cofferdam_tests::client::build;
+use cofferdam_tests::fixtures::image::Image;
+use cofferdam_tests::fixtures::layer::Layer;
 use cofferdam_tests::harness::{Node, Pod, eventually, log};
 use tonic::{Code, Status};
 
@@ -75,8 +77,12 @@ impl Before {
 
     /// Reads are answered.
     async fn is_seen(&self, node: &Node) {
-        assert_eq!(node.cri.list_pods(None).await.unwrap().len(), 1);
-        assert_eq!(node.cri.list(None).await.unwrap().len(), 1);
+        // Beside it at most one that could not be undone so far, which is the kubelet's to remove.
+        let pods = node.cri.list_pods(None).await.unwrap();
+        let others = pods.iter().filter(|pod| pod.id != self.pod.id);
+        assert!(others.clone().all(|pod| pod.state() == PodSandboxState::SandboxNotready), "{pods:?}");
+        assert!(others.count() + 1 == pods.len() && pods.len() <= 2, "{pods:?}");
+        assert!(node.cri.list(None).await.unwrap().iter().any(|one| one.id == self.container));
         assert!(node.cri.pod_ready(&self.pod.id).await);
         let status = node.cri.status(&self.container).await.unwrap();
         assert_eq!(status.state(), ContainerState::ContainerRunning);
@@ -88,11 +94,24 @@ impl Before {
         assert_eq!(answer.stdout, b"here\n");
     }
 
-    /// Nothing new can be made, and what was tried leaves nothing.
-    async fn nothing_new(&self, node: &Node) {
+    async fn no_new_pod(&self, node: &Node) {
         is_told(&node.cri.run_pod(&node.pod("more"), "").await.unwrap_err());
+        self.is_seen(node).await;
+    }
+
+    /// No other container can be made, or at the latest not be started.
+    async fn no_new_container(&self, node: &Node) {
         let config = build::container("more", &self.image, &["sleep", "1000"]);
-        is_told(&node.cri.create(&self.pod.id, &self.pod.config, config).await.unwrap_err());
+        match node.cri.create(&self.pod.id, &self.pod.config, config).await {
+            Err(refused) => {
+                is_told(&refused);
+                assert_eq!(node.cri.list(None).await.unwrap().len(), 1, "what was not made is listed");
+            }
+            Ok(id) => {
+                is_told(&node.cri.start(&id).await.unwrap_err());
+                node.cri.remove(&id).await.unwrap();
+            }
+        }
         self.is_seen(node).await;
     }
 
@@ -109,6 +128,9 @@ impl Before {
 
     /// All is as before, and nothing is left behind in the end.
     async fn recovers(self, node: &mut Node) {
+        for pod in node.cri.list_pods(None).await.unwrap().iter().filter(|pod| pod.id != self.pod.id) {
+            node.cri.destroy_pod(&pod.id).await.unwrap();
+        }
         let again = node.run_pod(&node.pod("again")).await;
         let config = build::container("again", &self.image, &["echo", "made"]);
         assert_eq!(node.output(&again, config).await, "made\n");
@@ -130,7 +152,11 @@ async fn the_disk_is_full() {
     let filler = Filler::room(&node.dir().join("root"));
     before.is_seen(&node).await;
     before.exec_works(&node).await;
-    before.nothing_new(&node).await;
+    before.no_new_container(&node).await;
+    let other = Image::new().layer(Layer::new().file("other", vec![1; 1 << 20])).build().unwrap();
+    let other = node.registry.push("other", "1", &other);
+    is_told(&node.cri.pull(&other, None).await.unwrap_err());
+    assert!(node.cri.image_status(&other).await.unwrap().is_none());
     before.stops(&node).await;
     // A node that is full is emptied by removing: that must not need room.
     node.cri.remove(&before.container).await.unwrap();
@@ -150,8 +176,7 @@ async fn the_disk_has_no_inodes() {
     let filler = Filler::inodes(&node.dir().join("root"));
     before.is_seen(&node).await;
     before.exec_works(&node).await;
-    let config = build::container("more", &before.image, &["sleep", "1000"]);
-    is_told(&node.cri.create(&before.pod.id, &before.pod.config, config).await.unwrap_err());
+    before.no_new_container(&node).await;
     before.stops(&node).await;
     drop(filler);
     before.recovers(&mut node).await;
@@ -165,7 +190,8 @@ async fn the_state_folder_is_full() {
     let filler = Filler::room(&node.dir().join("state"));
     before.is_seen(&node).await;
     before.exec_works(&node).await;
-    before.nothing_new(&node).await;
+    before.no_new_pod(&node).await;
+    before.no_new_container(&node).await;
     before.stops(&node).await;
     drop(filler);
     before.recovers(&mut node).await;
@@ -180,7 +206,8 @@ async fn the_state_folder_has_no_inodes() {
     before.is_seen(&node).await;
     // A command's streams are files there.
     is_told(&node.cri.exec_sync(&before.container, &["true"], 20).await.unwrap_err());
-    before.nothing_new(&node).await;
+    before.no_new_pod(&node).await;
+    before.no_new_container(&node).await;
     before.stops(&node).await;
     drop(filler);
     before.recovers(&mut node).await;
@@ -240,7 +267,8 @@ async fn the_daemon_has_no_descriptors() {
     limit_files(daemon, Some(open));
     before.is_seen(&node).await;
     is_told(&node.cri.exec_sync(&before.container, &["true"], 20).await.unwrap_err());
-    before.nothing_new(&node).await;
+    before.no_new_pod(&node).await;
+    before.no_new_container(&node).await;
     // Connections wait rather than make the daemon spin.
     let waiting = std::os::unix::net::UnixStream::connect(node.cri.socket());
     let before_wait = busy(daemon);
@@ -305,7 +333,8 @@ async fn the_daemon_may_make_no_process() {
     let threads: u32 = cage.get("pids.current").trim().parse().unwrap();
     cage.set("pids.max", threads);
     before.is_seen(&node).await;
-    before.nothing_new(&node).await;
+    before.no_new_pod(&node).await;
+    before.no_new_container(&node).await;
     before.exec_works(&node).await;
     before.stops(&node).await;
     cage.set("pids.max", "max");

@@ -81,12 +81,14 @@ impl Berth {
 }
 
 /// Errors in the log of every kubelet that runs like this one.
-const USUAL: [&str; 10] = [
+const USUAL: [&str; 11] = [
     // It has no API server.
     "failed to check if node is newer",
     // It lacks CAP_SYS_RESOURCE, or is not in the machine's first pid namespace.
     "Failed to set rlimit on max file handles",
     "failed to find pid namespace of init process",
+    // The kernel's log went on faster than it was read, or may not be read.
+    "OOM events will not be reported",
     // It has just started.
     "container runtime status check may not have completed yet",
     "pleg has yet to be successful",
@@ -128,7 +130,8 @@ async fn a_pod_with_everything_starts_in_order_is_probed_and_ends_in_order() {
     let web = berth.shell_with(
         "web",
         "echo web >> /shared/order; trap 'echo web-term >> /shared/order; exit 0' TERM; httpd -p 8080 -h /data; \
-         grep -q ' /mem tmpfs ' /proc/mounts && echo memory; while :; do sleep 0.1; done",
+         grep -q ' /mem tmpfs ' /proc/mounts && echo memory; \
+         test -x /picture/bin/busybox && echo picture; while :; do sleep 0.1; done",
         json!({
             "ports": [{"containerPort": 8080, "hostPort": 18080}],
             "resources": {"limits": {"memory": "64Mi", "cpu": "500m"}, "requests": {"memory": "32Mi", "cpu": "100m"}},
@@ -139,6 +142,7 @@ async fn a_pod_with_everything_starts_in_order_is_probed_and_ends_in_order() {
             "volumeMounts": [
                 {"name": "data", "mountPath": "/data"}, {"name": "memory", "mountPath": "/mem"}, shared[0],
                 {"name": "data", "mountPath": "/sub", "subPath": "inner"},
+                {"name": "picture", "mountPath": "/picture"},
             ],
         }),
     );
@@ -158,6 +162,7 @@ async fn a_pod_with_everything_starts_in_order_is_probed_and_ends_in_order() {
             "volumes": [
                 {"name": "data", "emptyDir": {}}, berth.shared_volume(),
                 {"name": "memory", "emptyDir": {"medium": "Memory", "sizeLimit": "8Mi"}},
+                {"name": "picture", "image": {"reference": berth.image}},
             ],
         }),
     );
@@ -167,7 +172,7 @@ async fn a_pod_with_everything_starts_in_order_is_probed_and_ends_in_order() {
         assert_eq!((restarts(&pod, name), &container(&pod, name)["ready"]), (0, &json!(true)), "{pod}");
     }
     let log = berth.kubelet.ask(&format!("/containerLogs/default/{}", at("full", "web"))).await;
-    assert_eq!(log, "memory\n");
+    assert_eq!(log, "memory\npicture\n");
     let log = berth.kubelet.ask(&format!("/containerLogs/default/{}", at("full", "strict"))).await;
     assert!(
         log.starts_with("1000\n") && log.contains("Read-only") && log.contains("NoNewPrivs:\t1"),
@@ -420,7 +425,9 @@ async fn pods_run_on_whatever_is_restarted() {
     assert_eq!(container(&pod, "web")["lastState"]["terminated"]["exitCode"], 137, "{pod}");
     assert_eq!(restarts(&pod, "cat"), 0, "{pod}");
     berth.kubelet.withdraw("talker");
-    berth.close(&["talker"], &[]).await;
+    // What it says of a daemon that is away.
+    let met = ["code = Unavailable", "container runtime is down"];
+    berth.close(&["talker"], &met).await;
 }
 
 /// Kills whatever runs in the cgroups that a container's id names.

@@ -243,6 +243,41 @@ async fn a_dead_shim_is_an_exited_container() {
 }
 
 #[tokio::test]
+async fn a_container_whose_shim_and_daemon_died_is_ended_by_the_next_daemon() {
+    let Some(mut node) = Node::builder().start().await else { return };
+    let image = node.base_image().await;
+    let pod = node.run_pod(&node.pod("left")).await;
+    let id = node.run_container(&pod, build::shell("main", &image, COUNT)).await;
+    let other = node.run_container(&pod, build::shell("other", &image, COUNT)).await;
+    let log = node.cri.status(&id).await.unwrap().log_path;
+    let grew = eventually(Duration::from_secs(5), async || lines(&log) > 5);
+    assert!(grew.await, "it does not run");
+    let shim = shim_of(&id).expect("no shim names the container");
+    node.kill9();
+    kill(shim, Signal::SIGKILL).unwrap();
+    node.restart().await;
+    let status = node.cri.wait_exited(&id, Duration::from_secs(10)).await.unwrap();
+    assert_eq!(status.state(), ContainerState::ContainerExited, "its end is not recorded");
+    assert_ne!(status.exit_code, 0);
+    assert!(cgroup_processes(&id).is_empty(), "it lives on");
+    // Neither its pod nor its neighbour is touched.
+    assert_eq!(node.cri.status(&other).await.unwrap().state(), ContainerState::ContainerRunning);
+    assert!(node.cri.pod_ready(&pod.id).await);
+    node.destroy(&pod).await;
+    node.assert_clean().await;
+}
+
+/// Processes in cgroups that bear the container's name.
+fn cgroup_processes(id: &str) -> Vec<i32> {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let inside = |pid: &i32| {
+        std::fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|text| text.contains(id))
+    };
+    pids.filter(inside).collect()
+}
+
+#[tokio::test]
 async fn a_pod_whose_shim_died_is_not_ready_and_can_be_removed() {
     let Some(node) = Node::builder().start().await else { return };
     let pod = node.run_pod(&node.pod("headless")).await;

@@ -18,6 +18,8 @@ pub const VERSION: u32 = 1;
 pub const BUNDLES: &str = "/run/cofferdam/containers";
 /// Where the guest keeps the pod's /dev/shm.
 pub const SHM: &str = "/run/cofferdam/shm";
+/// The pod's network namespace in the guest.
+pub const NETNS: &str = "/run/cofferdam/netns";
 /// Where the guest keeps the FIFOs of standard streams.
 pub const STREAMS: &str = "/run/cofferdam/io";
 /// The container code in the guest.
@@ -25,17 +27,35 @@ pub const RUNTIME: &str = "/bin/containerd-shim-cofferdam-v1";
 
 const LIGHT: Duration = Duration::from_secs(10);
 const LONGEST_RELEASE: usize = 64;
+/// No words of a guest are longer in an error of ours.
+const LONGEST_WORDS: usize = 2048;
 
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
     #[error(transparent)]
     Channel(#[from] ChannelError),
-    #[error("the agent in the guest: {call}: {source}")]
-    Call { call: &'static str, source: ttrpc::Error },
+    #[error("the agent in the guest: {call}: {words}")]
+    Call { call: &'static str, words: String },
     #[error("the agent in the guest: {call}: it answers nonsense: {what}")]
     Nonsense { call: &'static str, what: String },
     #[error("the agent in the guest: {call}: no answer within {} s", .after.as_secs())]
     Silent { call: &'static str, after: Duration },
+}
+
+impl AgentError {
+    fn of_call(call: &'static str, error: &ttrpc::Error) -> Self {
+        let words = match error {
+            ttrpc::Error::RpcStatus(status) => status.message.clone(),
+            other => other.to_string(),
+        };
+        AgentError::Call { call, words: plain(&words) }
+    }
+}
+
+/// A guest's words, bounded and without what a terminal would obey.
+#[must_use]
+pub fn plain(words: &str) -> String {
+    words.chars().take(LONGEST_WORDS).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// What booted, in its own words.
@@ -93,11 +113,11 @@ impl Agent {
     pub async fn greet(channel: &Channel, deadline: Duration) -> Result<(Agent, Guest), AgentError> {
         let call = "hello";
         let greeting = async {
-            let stream = channel.open(&Purpose::Agent).await?;
+            let stream = channel.open(&Purpose::Agent, deadline).await?;
             let client = proto::AgentClient::new(ttrpc::asynchronous::Client::new(Socket::new(stream)));
             let request = proto::HelloRequest { version: VERSION, ..Default::default() };
             let answer = client.hello(context::with_duration(deadline), &request).await;
-            let answer = answer.map_err(|source| AgentError::Call { call, source })?;
+            let answer = answer.map_err(|error| AgentError::of_call(call, &error))?;
             Ok::<_, AgentError>((client, answer))
         };
         let timed = tokio::time::timeout(deadline, greeting).await;
@@ -138,7 +158,7 @@ impl Agent {
             ..Default::default()
         };
         let answer = self.client.set_up(light(), &request).await;
-        answer.map(drop).map_err(|source| AgentError::Call { call: "set up the pod", source })
+        answer.map(drop).map_err(|error| AgentError::of_call("set up the pod", &error))
     }
 
     /// Where the bundle is in the guest.
@@ -146,7 +166,7 @@ impl Agent {
         let call = "make a bundle";
         let request = proto::PutBundleRequest { id: id.to_owned(), config, ..Default::default() };
         let answer = self.client.put_bundle(light(), &request).await;
-        let answer = answer.map_err(|source| AgentError::Call { call, source })?;
+        let answer = answer.map_err(|error| AgentError::of_call(call, &error))?;
         let expected = Path::new(BUNDLES).join(id);
         if Path::new(&answer.path) != expected {
             return Err(AgentError::Nonsense { call, what: "another path than it must be".to_owned() });
@@ -157,7 +177,7 @@ impl Agent {
     pub async fn remove_bundle(&self, id: &str) -> Result<(), AgentError> {
         let request = proto::RemoveBundleRequest { id: id.to_owned(), ..Default::default() };
         let answer = self.client.remove_bundle(light(), &request).await;
-        answer.map(drop).map_err(|source| AgentError::Call { call: "remove a bundle", source })
+        answer.map(drop).map_err(|error| AgentError::of_call("remove a bundle", &error))
     }
 
     /// Asks for the end. The machine may be gone before the answer, so there is none.

@@ -46,7 +46,7 @@ pub struct Plan {
     pub accelerator: Accelerator,
     /// A folder of the pod's own on the host: the share's place, and the logs of the processes.
     pub folder: PathBuf,
-    pub nic: Option<Nic>,
+    pub nics: Vec<Nic>,
 }
 
 /// Where the machine's processes are put, by their pids: the pod's cgroup.
@@ -113,10 +113,10 @@ impl Prepared {
         let ours = tokio::net::UnixStream::from_std(ours).map_err(failed)?;
         let log = self.plan.log("monitor.log")?;
         let Prepared { plan, parts, share, share_end } = self;
-        let Plan { config, accelerator, nic, .. } = plan;
+        let Plan { config, accelerator, nics, .. } = plan;
         let (memory, cpus) = (config.memory, config.cpus);
         let launch =
-            Launch { parts, accelerator, memory, cpus, channel: theirs.into(), share: Some(share_end), nic };
+            Launch { parts, accelerator, memory, cpus, channel: theirs.into(), share: Some(share_end), nics };
         let monitor = Qemu::start(launch, Some(log))?;
         place(monitor.pid())
             .map_err(|source| BootError::Io { operation: "put the monitor into the pod's cgroup", source })?;

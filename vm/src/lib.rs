@@ -6,6 +6,7 @@
 //! - [`channel`]: many streams over the one byte stream between host and guest; both ends use it
 //! - [`agent`]: the client of the agent in the guest
 //! - [`vmm`]: monitors behind one trait; `vmm/qemu` is the one there is
+//! - [`net`]: the pod's network, for the guest
 //! - [`share`]: the folder that a pod's guest sees of the host
 //! - [`machine`]: a pod's machine, from its boot to its end
 //! - [`boot`]: how a machine gets there, in phases
@@ -23,6 +24,8 @@ pub mod channel;
 
 pub mod agent;
 pub mod vmm;
+
+pub mod net;
 
 pub mod share;
 

@@ -136,6 +136,10 @@ impl Machine {
         &*self.processes.monitor
     }
 
+    pub fn has_ended(&self) -> bool {
+        matches!(*self.state.borrow(), Lifecycle::Ended(_))
+    }
+
     /// Returns once it has ended, with the reason.
     pub async fn ended(&self) -> String {
         let mut states = self.state.subscribe();
@@ -152,7 +156,7 @@ impl Machine {
     /// Ends it: asks the guest first, then pulls the plug. Ended is done.
     pub async fn stop(&self) {
         self.state.send_modify(|state| *state = state.stopping());
-        if !matches!(*self.state.borrow(), Lifecycle::Ended(_)) {
+        if !self.has_ended() {
             let asked = async {
                 tokio::join!(self.agent.power_off(POWER_OFF), self.processes.monitor.exited());
             };

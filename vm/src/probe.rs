@@ -93,7 +93,7 @@ async fn finding(config: &VmConfig, parts: &Parts, folder: &Path) -> Result<Find
 async fn boot(config: &VmConfig, folder: &Path) -> Result<(), BootError> {
     let config = VmConfig { boot_seconds: PATIENCE_SECONDS.min(config.boot_seconds), ..config.clone() };
     let folder = folder.join("kvm-probe");
-    let plan = Plan { config, accelerator: Accelerator::Kvm, folder: folder.clone(), nic: None };
+    let plan = Plan { config, accelerator: Accelerator::Kvm, folder: folder.clone(), nics: Vec::new() };
     let place = |_| Ok(());
     let outcome = async {
         let machine = plan.prepare(&place)?.launch(&place)?.greet().await?.into_machine();

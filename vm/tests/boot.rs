@@ -17,6 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Emulation on a busy machine.
 const BOOT_SECONDS: u32 = 120;
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The folder of the programs, and that of the unpacked kernel package; nothing when something is not there.
 fn ingredients() -> Result<Ingredients, String> {
@@ -79,7 +80,12 @@ impl Bench {
     }
 
     fn plan(&self, config: VmConfig) -> Plan {
-        Plan { config, accelerator: Accelerator::Tcg, folder: self.folder.path().join("pod"), nic: None }
+        Plan {
+            config,
+            accelerator: Accelerator::Tcg,
+            folder: self.folder.path().join("pod"),
+            nics: Vec::new(),
+        }
     }
 
     async fn boot(&self) -> Machine {
@@ -105,7 +111,7 @@ async fn a_guest_boots_is_given_files_and_streams_and_ends() {
     assert_ne!(machine.guest().kernel_release, own);
 
     // The container code answers over its stream: one byte of garbage ends that stream alone.
-    let mut task = machine.channel().open(&Purpose::Task).await.unwrap();
+    let mut task = machine.channel().open(&Purpose::Task, PATIENCE).await.unwrap();
     task.write_all(&[0; 10]).await.unwrap();
     drop(task);
 
@@ -147,7 +153,7 @@ async fn a_guest_boots_is_given_files_and_streams_and_ends() {
 async fn a_machine_whose_monitor_dies_is_ended_as_a_whole() {
     let Some(bench) = Bench::new() else { return };
     let machine = bench.boot().await;
-    let mut output = machine.channel().open(&Purpose::Output("x".into())).await.unwrap();
+    let mut output = machine.channel().open(&Purpose::Output("x".into()), PATIENCE).await.unwrap();
     let share = machine.share().pid();
     machine.monitor().kill();
     let reason = tokio::time::timeout(Duration::from_secs(10), machine.ended()).await.unwrap();

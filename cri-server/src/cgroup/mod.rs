@@ -18,5 +18,5 @@ pub use hierarchy::{CgroupError, CgroupPaths, Hierarchies, remove_all, remove_if
 pub use layout::{Driver, Layout, Mounts, OwnCgroups};
 pub use path::{DEFAULT_PARENT, Form, cgroups_path, container_path, relative_path};
 pub(crate) use procs::keyed;
-pub use procs::{KillError, change_oom_score, kill_all, oom_kill_count, processes};
+pub use procs::{KillError, change_oom_score, hold, kill_all, oom_kill_count, processes};
 pub use tasks::Cgroups;

@@ -15,13 +15,19 @@ use super::hierarchy::CgroupPaths;
 /// Rounds of killing: each takes what was forked since the last.
 const TRIES: u32 = 200;
 const PAUSE: Duration = Duration::from_millis(5);
+/// So many of the survivors are told of one by one.
+const TOLD: usize = 3;
 const MAX_DEPTH: usize = 32;
 
 /// Why the processes of a cgroup are not as they should be.
 #[derive(Debug, thiserror::Error)]
 pub enum KillError {
-    #[error("{} processes of {folder:?} do not die, among them {:?}", pids.len(), pids.first())]
-    Survivors { folder: PathBuf, pids: Vec<i32> },
+    #[error("{count} of its processes do not die of SIGKILL: {}", .some.join(", "))]
+    Survivors {
+        count: usize,
+        /// What some of them do.
+        some: Vec<String>,
+    },
     #[error("cannot read the processes of {folder:?}")]
     Io { folder: PathBuf, source: io::Error },
     #[error("cannot write {file:?}")]
@@ -95,6 +101,9 @@ pub fn kill_all(paths: &CgroupPaths) -> Result<(), KillError> {
     if let Some(Err(error)) = by_cgroup {
         tracing::debug!(%error, "no kill by cgroup: killing one by one");
     }
+    if let Some(freezer) = paths.of("freezer") {
+        thaw(freezer, MAX_DEPTH);
+    }
     let own = i32::try_from(std::process::id()).unwrap_or(i32::MAX);
     let mut left = Vec::new();
     for _ in 0..TRIES {
@@ -110,8 +119,48 @@ pub fn kill_all(paths: &CgroupPaths) -> Result<(), KillError> {
         }
         sleep(PAUSE);
     }
-    let folder = paths.folders().next().map(Path::to_path_buf).unwrap_or_default();
-    Err(KillError::Survivors { folder, pids: left })
+    let some = left.iter().take(TOLD).map(|pid| plight(*pid)).collect();
+    Err(KillError::Survivors { count: left.len(), some })
+}
+
+/// On v1 a frozen process receives its death only when it thaws. What a folder above has frozen stays so.
+fn thaw(folder: &Path, depth: usize) {
+    let frozen =
+        fs::read_to_string(folder.join("freezer.self_freezing")).is_ok_and(|word| word.trim() == "1");
+    if frozen && let Err(error) = fs::write(folder.join("freezer.state"), "THAWED") {
+        tracing::warn!(folder = %folder.display(), %error, "a frozen cgroup does not thaw");
+    }
+    if depth == 0 {
+        return;
+    }
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            thaw(&entry.path(), depth - 1);
+        }
+    }
+}
+
+/// What a process does that does not die: its number, its name and, where the kernel holds it, in which function.
+fn plight(pid: i32) -> String {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let name = stat.split_once('(').and_then(|(_, rest)| rest.rsplit_once(')')).map_or("?", |(name, _)| name);
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()).unwrap_or('?');
+    let function = fs::read_to_string(format!("/proc/{pid}/wchan")).unwrap_or_default();
+    let place = if matches!(function.as_str(), "" | "0") { String::new() } else { format!(" in {function}") };
+    match state {
+        'D' => format!("{pid} ({name}) sleeps uninterruptibly{place}"),
+        't' | 'T' => format!("{pid} ({name}) is stopped or traced{place}"),
+        state => format!("{pid} ({name}) is in state {state}{place}"),
+    }
+}
+
+/// Whether the process is in the cgroup or below it, as far as the first of its folders tells.
+#[must_use]
+pub fn hold(paths: &CgroupPaths, pid: u32) -> bool {
+    let mut pids = Vec::new();
+    let found = paths.folders().find(|folder| folder.is_dir());
+    let listed = found.is_some_and(|folder| collect(folder, MAX_DEPTH, &mut pids).is_ok());
+    listed && i32::try_from(pid).is_ok_and(|pid| pids.contains(&pid))
 }
 
 /// Gives the processes of a cgroup that have the OOM score adjustment `from` another one. What a program chose for

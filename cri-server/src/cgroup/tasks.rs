@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::{CgroupError, CgroupPaths, DEFAULT_PARENT, Hierarchies, Layout};
-use super::{change_oom_score, kill_all, oom_kill_count, remove_all, remove_if_empty};
+use super::{change_oom_score, hold, kill_all, oom_kill_count, remove_all, remove_if_empty};
 
 /// The node's cgroups.
 #[derive(Clone, Debug)]
@@ -59,6 +59,12 @@ impl Cgroups {
     /// When the kernel does not let this process do so.
     pub async fn change_oom_score(&self, cgroups_path: &str, from: i32, to: i32) -> Result<(), CgroupError> {
         self.blocking(cgroups_path, move |paths| Ok(change_oom_score(paths, from, to)?)).await
+    }
+
+    /// Whether a process is in a task's cgroup.
+    #[must_use]
+    pub fn hold(&self, cgroups_path: &str, pid: u32) -> bool {
+        self.hierarchies.paths(cgroups_path).is_ok_and(|paths| hold(&paths, pid))
     }
 
     /// How often the kernel killed for want of memory in a task; none when the cgroup is gone.

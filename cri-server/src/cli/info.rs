@@ -174,11 +174,21 @@ fn finding(finding: &Value) -> String {
 }
 
 fn operation(operation: &Value) -> String {
-    let age = Duration::from_secs(number(&operation["age"]["secs"]));
-    let key = word(&operation["key"]);
-    let looks_like_an_id = key.len() == 64 && key.bytes().all(|b| b.is_ascii_hexdigit());
-    let key = if looks_like_an_id { short_id(&key) } else { key };
-    format!("{} {key}: {}, for {}", word(&operation["operation"]), word(&operation["stage"]), duration(age))
+    let time = |name: &str| duration(Duration::from_secs(number(&operation[name]["secs"])));
+    let shown = |key: String| {
+        let looks_like_an_id = key.len() == 64 && key.bytes().all(|b| b.is_ascii_hexdigit());
+        if looks_like_an_id { short_id(&key) } else { key }
+    };
+    let mut line = format!("{} {}", word(&operation["operation"]), shown(word(&operation["key"])));
+    if operation["id"].is_string() {
+        let _ = write!(line, " ({})", shown(word(&operation["id"])));
+    }
+    let _ = write!(line, ": {}, for {}", word(&operation["stage"]), time("stageAge"));
+    if operation["overdue"].as_bool() == Some(true) {
+        let _ = write!(line, ", OVERDUE: should take {} at most", time("deadline"));
+    }
+    let _ = write!(line, "; {} in all", time("age"));
+    line
 }
 
 #[cfg(test)]
@@ -198,9 +208,14 @@ mod tests {
 
     #[test]
     fn an_operation_tells_its_stage_and_age() {
-        let value = json!({"operation": "run", "key": "ab".repeat(32), "stage": "network",
-            "age": {"secs": 125, "nanos": 0}});
-        assert_eq!(operation(&value), "run ababababababa: network, for 2 minutes");
+        let mut value = json!({"operation": "run", "key": "default/web", "id": "ab".repeat(32), "stage": "network",
+            "age": {"secs": 125, "nanos": 0}, "stageAge": {"secs": 70, "nanos": 0},
+            "deadline": {"secs": 60, "nanos": 0}, "overdue": false});
+        let told = operation(&value);
+        assert!(told.starts_with("run default/web (abab") && !told.contains("OVERDUE"), "{told}");
+        assert!(told.contains("network, for ") && told.ends_with("2 minutes in all"), "{told}");
+        value["overdue"] = true.into();
+        assert!(operation(&value).contains("OVERDUE: should take "), "{}", operation(&value));
     }
 
     #[test]

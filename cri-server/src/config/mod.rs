@@ -44,6 +44,7 @@ pub struct Config {
     pub cdi: cdi::Config,
     pub nri: nri::Config,
     pub metrics: MetricsConfig,
+    pub shim: runtime::ShimConfig,
     pub maintenance: MaintenanceConfig,
     pub runtimes: BTreeMap<String, runtime::RuntimeConfig>,
 }
@@ -91,6 +92,7 @@ impl Default for Config {
             cdi: cdi::Config::default(),
             nri: nri::Config::default(),
             metrics: MetricsConfig::default(),
+            shim: runtime::ShimConfig::default(),
             maintenance: MaintenanceConfig::default(),
             runtimes: runtime::HandlerTable::built_in(),
             cgroup_driver: CgroupDriver::Cgroupfs,

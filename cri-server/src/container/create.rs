@@ -77,6 +77,7 @@ impl Containers {
         }
         stage.set("looking at the image");
         let id = self.ports.owner.container_id()?;
+        stage.about(id.as_str());
         let (image, restore) = match self.origin(sandbox, &config, &id, stage).await? {
             Origin::Image(image) => (image, None),
             Origin::Checkpoint(image, restore) => (image, Some(restore)),
@@ -98,7 +99,7 @@ impl Containers {
             Err(error) => {
                 stage.set("undoing");
                 failpoint!("container.create.undoing", infallible);
-                if let Err(left) = self.dismantle(&container).await {
+                if let Err(left) = self.dismantle(&container, stage).await {
                     tracing::warn!(container = %container.id(), error = %crate::report::chain(&left), "undo");
                 }
                 Err(error)
@@ -262,6 +263,7 @@ impl Build {
             state: self.sandbox.status().state.name(),
         })?;
         let edits = cdi::resolve(&self.ports.cdi.spec_dirs, &self.asked.devices)?;
+        let handler = self.ports.handlers.handler(&self.sandbox.made().handler)?;
         let mut spec = container_spec(&ContainerInput {
             id,
             sandbox_id: self.sandbox.id(),
@@ -280,7 +282,7 @@ impl Build {
             selinux_level: self.sandbox.selinux_level(),
             host: &LinuxHost,
             defaults: &self.ports.spec_defaults,
-            features: &self.ports.features,
+            features: &self.ports.features_of(handler),
         })?;
         cdi::apply(&mut spec, &edits, &LinuxHost, self.sandbox.users()?)?;
         check_apparmor(spec.process().as_ref().and_then(|process| process.apparmor_profile().as_deref()))?;

@@ -77,8 +77,8 @@ pub enum ContainerError {
     Refused(#[from] Refused),
     #[error("a layer of its image was found damaged after it was created: create it again")]
     Spoiled,
-    #[error("cannot start the container: {0}")]
-    Start(String),
+    #[error("cannot start the container: {message}")]
+    Start { message: String, exhausted: bool },
     #[error("the container is {state}, not running")]
     NotRunning { state: &'static str },
     #[error("the container is {state}: its resources cannot be changed")]
@@ -99,8 +99,10 @@ pub enum ContainerError {
     CheckpointTime { after: Duration },
     #[error("resources of the container")]
     Update(#[source] RuntimeError),
-    #[error("the container did not end within {after:?} of SIGKILL")]
+    #[error("the end of the container was not settled within {after:?} of SIGKILL")]
     Unkillable { after: Duration },
+    #[error("the container does not end")]
+    Survives { source: CgroupError },
     #[error(transparent)]
     Exec(#[from] crate::runtime::ExecError),
     #[error(transparent)]
@@ -111,4 +113,14 @@ pub enum ContainerError {
     Thread(#[from] tokio::task::JoinError),
     #[error("{0}")]
     Shared(String),
+}
+
+impl ContainerError {
+    /// Whether the node has run out of something: see [`crate::report::exhausted`].
+    pub(super) fn is_exhausted(&self) -> bool {
+        let shim = |error: &RuntimeError| {
+            matches!(error, RuntimeError::Shim { code: ttrpc::Code::RESOURCE_EXHAUSTED, .. })
+        };
+        crate::report::exhausted(self) || matches!(self, Self::Runtime(error) if shim(error))
+    }
 }

@@ -21,7 +21,9 @@ mod supervise;
 mod update;
 
 use cofferdam_failpoints::failpoint;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use cofferdam_proto::cri;
@@ -36,10 +38,13 @@ use crate::index::{Index, LookupError};
 use crate::model::{ContainerId, SandboxId};
 use crate::operation::{Operations, UnderWay};
 use crate::ports::Ports;
-use crate::runtime::{Handler, Shim};
+use crate::runtime::{Handler, Launcher, Shim, ShimKind};
 use crate::sandbox::Sandboxes;
 use crate::store::{StoreError, Table, copy};
 use crate::task;
+
+/// How long a preparation goes on that nobody wants any more.
+const UNWANTED: Duration = Duration::from_secs(2);
 
 /// A result that several callers wait for.
 pub type Shared<T> = Result<T, Arc<ContainerError>>;
@@ -225,7 +230,13 @@ pub struct Containers {
     creates: Operations<Shared<ContainerId>>,
     preparations: Operations<Shared<Arc<Shim>>>,
     starts: Operations<Shared<()>>,
+    stops: Operations<Shared<()>>,
     removals: Operations<Shared<()>>,
+    updates: Operations<Shared<()>>,
+    checkpoints: Operations<Shared<()>>,
+    reopens: Operations<Shared<()>>,
+    /// Numbers the reopenings of logs.
+    reopened: AtomicU64,
 }
 
 impl Containers {
@@ -238,7 +249,12 @@ impl Containers {
             creates: Operations::new("CreateContainer", tracker()),
             preparations: Operations::new("prepare container", tracker()),
             starts: Operations::new("StartContainer", tracker()),
+            stops: Operations::new("StopContainer", tracker()),
             removals: Operations::new("RemoveContainer", tracker()),
+            updates: Operations::new("UpdateContainerResources", tracker()),
+            checkpoints: Operations::new("CheckpointContainer", tracker()),
+            reopens: Operations::new("ReopenContainerLog", tracker()),
+            reopened: AtomicU64::new(0),
             ports: Arc::clone(&ports),
             sandboxes,
         })
@@ -267,17 +283,52 @@ impl Containers {
     /// What is being done to containers now.
     #[must_use]
     pub fn under_way(&self) -> Vec<UnderWay> {
-        let mut rows = self.creates.under_way();
-        rows.extend(self.preparations.under_way());
-        rows.extend(self.starts.under_way());
-        rows.extend(self.removals.under_way());
+        let mut rows = [self.creates.under_way(), self.preparations.under_way()].concat();
+        rows.extend(self.others().iter().flat_map(|kind| kind.under_way()));
         rows
+    }
+
+    /// What has just been found to be over its stage's deadline.
+    #[must_use]
+    pub fn newly_overdue(&self) -> Vec<UnderWay> {
+        let mut rows = [self.creates.newly_overdue(), self.preparations.newly_overdue()].concat();
+        rows.extend(self.others().iter().flat_map(|kind| kind.newly_overdue()));
+        rows
+    }
+
+    /// The kinds of operations that answer nothing but how they went.
+    fn others(&self) -> [&Operations<Shared<()>>; 6] {
+        [&self.starts, &self.stops, &self.removals, &self.updates, &self.checkpoints, &self.reopens]
     }
 
     /// The handler of a container: its pod's.
     fn handler(&self, container: &Container) -> Result<&Handler, ContainerError> {
         let sandbox = self.sandboxes.find(container.sandbox().as_str())?;
         Ok(self.ports.handlers.handler(&sandbox.made().handler)?)
+    }
+
+    /// Whether the container's shim may serve others of its pod as well; ours does so for machines alone.
+    fn shares_shim(&self, container: &Container) -> bool {
+        let alone = |handler: &Handler| handler.kind == ShimKind::Own && handler.isolation.is_empty();
+        self.handler(container).is_ok_and(|handler| !alone(handler))
+    }
+
+    /// Waits until no preparation of the container is under way: it would make a task afterwards.
+    /// One whose shim takes long for a task that nobody wants any more is ended.
+    async fn forestall(&self, container: &Container) {
+        let id = container.id().as_str();
+        if tokio::time::timeout(UNWANTED, self.preparations.ended(id)).await.is_ok() {
+            return;
+        }
+        let shim = Launcher::process(&self.ports.places.container(container.id()), id);
+        if let Some(shim) = shim.filter(|_| !self.shares_shim(container)) {
+            tracing::warn!(
+                container = id,
+                "its shim is still making a task that nobody wants any more: it is ended"
+            );
+            shim.kill(UNWANTED).await;
+        }
+        self.preparations.ended(id).await;
     }
 
     /// Ends what is left of the task of a container that has ended.
@@ -305,6 +356,7 @@ impl Containers {
             handler: self.handler(container).ok(),
             shim,
             cgroups_path: container.cgroups_path(),
+            shared: self.shares_shim(container),
         };
         task::end(&self.ports, ending).await?;
         container.shim.store(None);

@@ -44,6 +44,12 @@ impl Containers {
         });
     }
 
+    /// How long a preparation may take.
+    pub(super) fn making(&self) -> Duration {
+        let deadlines = self.ports.launcher.deadlines();
+        deadlines.launch + deadlines.heavy
+    }
+
     pub(super) async fn prepare(
         self: &Arc<Self>,
         container: &Arc<Container>,
@@ -66,11 +72,12 @@ impl Containers {
         let bundle = self.ports.places.container(container.id());
         let config = container.config();
         let owners = sandbox.users()?.map(owners);
-        stage.set("starting the shim");
+        let deadlines = self.ports.launcher.deadlines();
+        stage.within("starting the shim", deadlines.launch);
         let shim =
             self.ports.launcher.start(handler, container.id().as_str(), task::NAMESPACE, &bundle).await?;
         let shim = Arc::new(shim);
-        stage.set("making the task");
+        stage.within("making the task", deadlines.heavy);
         let made = async {
             failpoint!("container.prepare.shim_started");
             let _unchanged = container.spec.lock().await;

@@ -17,7 +17,7 @@ use crate::model::ContainerId;
 use crate::ports::now;
 use crate::runtime::{Launcher, RuntimeError, Shim, TaskState, TaskStatus};
 use crate::store::{Table, copy};
-use crate::task::{self, End};
+use crate::task::{self, End, Left};
 
 /// How many containers are settled at the same time: each may run a shim's command.
 const AT_ONCE: usize = 8;
@@ -140,10 +140,8 @@ impl Containers {
                 container.change(&self.ports, exited).await.is_ok()
             }
             (ContainerState::Created, Some(shim)) => {
-                match tokio::time::timeout(TELLS, shim.state("")).await {
-                    Ok(told) => self.recover_created(&container, shim, told).await,
-                    Err(_) => false,
-                }
+                let told = shim.state_within("", TELLS).await;
+                self.recover_created(&container, shim, told).await
             }
             (ContainerState::Created | ContainerState::Exited { .. }, _) => !Launcher::tried(&bundle),
             (
@@ -226,8 +224,10 @@ impl Containers {
             tracing::warn!(container = %container.id(), error = %crate::report::chain(&error), "kill");
         }
         let id = container.id().as_str();
+        // The shim's command takes the cgroup away, and with it the count.
+        let oom_killed = self.ports.cgroups.oom_kill_count(container.cgroups_path()).unwrap_or(0) > 0;
         let exit = self.ports.launcher.delete(handler, id, task::NAMESPACE, &bundle).await.ok()?;
-        Some(End::ShimDead(Some(exit)))
+        Some(End::ShimDead(Left { exit: Some(exit), oom_killed }))
     }
 }
 

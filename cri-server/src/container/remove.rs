@@ -7,6 +7,7 @@ use nix::mount::MntFlags;
 
 use super::{Container, ContainerError, Containers, Shared};
 use crate::event::Phase;
+use crate::operation::Stage;
 use crate::store::Table;
 use crate::volume;
 
@@ -17,7 +18,7 @@ impl Containers {
     /// What could not be taken away; the record stays, and the next call tries again.
     pub async fn remove(self: &Arc<Self>, container: &Arc<Container>) -> Shared<()> {
         let (containers, target) = (Arc::clone(self), Arc::clone(container));
-        let begin = |_stage| async move { containers.take_away(&target).await.map_err(Arc::new) };
+        let begin = |stage| async move { containers.take_away(&target, &stage).await.map_err(Arc::new) };
         let joined = self.removals.join(container.id().as_str(), begin).await;
         joined.map_err(|lost| Arc::new(lost.into()))?
     }
@@ -25,7 +26,8 @@ impl Containers {
     /// Undoes a creation that came to no end; retries wait for it.
     pub(super) async fn unmake(self: &Arc<Self>, container: &Arc<Container>) -> Shared<()> {
         let (containers, target) = (Arc::clone(self), Arc::clone(container));
-        let begin = |_stage| async move { containers.dismantle(&target).await.map_err(Arc::new) };
+        let begin =
+            |stage: Stage| async move { containers.dismantle(&target, &stage).await.map_err(Arc::new) };
         let joined = self.removals.join(container.id().as_str(), begin).await;
         joined.map_err(|lost| Arc::new(lost.into()))?
     }
@@ -33,10 +35,12 @@ impl Containers {
     pub(super) async fn take_away(
         self: &Arc<Self>,
         container: &Arc<Container>,
+        stage: &Stage,
     ) -> Result<(), ContainerError> {
+        stage.set("recording");
         container.begin_removal(&self.ports).await?;
         failpoint!("container.remove.recorded");
-        self.dismantle(container).await
+        self.dismantle(container, stage).await
     }
 
     /// [`Self::take_away`] for a container that is not known as created yet: its record says already that it goes,
@@ -44,12 +48,16 @@ impl Containers {
     pub(super) async fn dismantle(
         self: &Arc<Self>,
         container: &Arc<Container>,
+        stage: &Stage,
     ) -> Result<(), ContainerError> {
-        // A preparation under way ends first: it would make a task after this.
-        self.preparations.ended(container.id().as_str()).await;
+        stage.within("waiting for its preparation", self.making());
+        self.forestall(container).await;
+        stage.set("ending the task");
         self.end_task(container).await?;
         failpoint!("container.remove.task_ended");
+        stage.set("telling NRI plugins");
         self.plugins_remove(container).await;
+        stage.set("unmounting and removing its files");
         // Some shims mount it on the host, and a dead one leaves it there.
         let bundle = self.ports.places.container(container.id());
         let rootfs = bundle.join("rootfs");
@@ -72,6 +80,7 @@ impl Containers {
             Ok(()) | Err(_) => {}
         }
         failpoint!("container.remove.bundle_removed");
+        stage.set("removing the record");
         self.ports.store.delete(Table::Containers, container.id().as_str()).await?;
         failpoint!("container.remove.record_deleted");
         self.all.remove(container.id().as_str());

@@ -37,7 +37,7 @@ impl Containers {
             let state = sandbox.status().state.name();
             return Err(ContainerError::SandboxNotReady { id: sandbox.id().to_string(), state });
         }
-        stage.set("waiting for the task");
+        stage.within("waiting for the task", self.making());
         match self.run_task(container, stage).await {
             Ok((shim, pid)) => {
                 stage.set("recording");
@@ -55,9 +55,10 @@ impl Containers {
                 Ok(())
             }
             Err(error) => {
+                stage.set("ending what was made");
                 let message = crate::report::chain(&*error);
                 self.never_ran(container, &message).await?;
-                Err(ContainerError::Start(message))
+                Err(ContainerError::Start { message, exhausted: error.is_exhausted() })
             }
         }
     }
@@ -74,7 +75,9 @@ impl Containers {
         failpoint!("container.start.prepared", infallible);
         stage.set("asking NRI plugins");
         self.plugins_start(container).await.map_err(Arc::new)?;
-        stage.set("starting the process");
+        let ordinary = self.ports.launcher.deadlines().heavy;
+        let limit = if container.made().restored { restore::LIMIT } else { ordinary };
+        stage.within("starting the process", limit);
         let pid = match container.made().restored {
             true => shim.start_restored(restore::LIMIT).await,
             false => shim.start("").await,

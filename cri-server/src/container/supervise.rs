@@ -40,11 +40,13 @@ impl Containers {
             id: container.id().as_str(),
             bundle: &bundle,
             handler: self.handler(container).ok(),
-            shim: Some(Arc::clone(&shim)),
+            shim: Some(shim),
             cgroups_path: container.cgroups_path(),
+            shared: self.shares_shim(container),
         };
+        let first = self.first_process(container);
         let end = loop {
-            match task::wait(&self.ports, ending.clone(), &container.shim).await {
+            match task::wait(&self.ports, ending.clone(), &container.shim, first.as_ref()).await {
                 Ok(end) => break end,
                 Err(error) => self.not_yet(container, &error).await,
             }
@@ -71,10 +73,15 @@ impl Containers {
     }
 
     pub(super) fn exit_of(&self, container: &Container, end: End) -> Exit {
-        let oom_killed = self.ports.cgroups.oom_kill_count(container.cgroups_path()).unwrap_or(0) > 0;
-        let (exit, message) = match end {
-            End::Told(exit) => (Some(exit), ""),
-            End::ShimDead(exit) => (exit, "the container's shim died"),
+        let (exit, oom_killed, message) = match end {
+            End::Told(exit) => {
+                let kills = self.ports.cgroups.oom_kill_count(container.cgroups_path());
+                (Some(exit), kills.unwrap_or(0) > 0, "")
+            }
+            End::ShimDead(left) => (left.exit, left.oom_killed, "the container's shim died"),
+            End::ShimSilent(left) => {
+                (left.exit, left.oom_killed, "the container's shim did not answer any more and was ended")
+            }
         };
         let finished_at = exit.and_then(|e| e.exited_at).map_or_else(now, nanoseconds);
         match exit {

@@ -12,6 +12,7 @@ use cofferdam_proto::cri;
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 
 use super::{Container, ContainerError, ContainerState, Containers, Shared};
+use crate::operation::Stage;
 use crate::ports::Ports;
 use crate::runtime::RuntimeError;
 use crate::spec::resources;
@@ -28,16 +29,20 @@ impl Containers {
         annotations: HashMap<String, String>,
     ) -> Shared<()> {
         let (containers, target) = (Arc::clone(self), Arc::clone(container));
-        let work = async move {
+        let mut told: Vec<_> = annotations.iter().collect();
+        told.sort_unstable();
+        let key = (container.id().as_str(), format!("{request:?} {told:?}"));
+        let begin = |stage: Stage| async move {
+            stage.set("asking NRI plugins");
             let request = containers.plugins_update(&target, request).await?;
+            stage.set("putting it into force");
             containers.change_resources(&target, &request, annotations).await?;
+            stage.set("telling NRI plugins");
             containers.plugins_updated(&target).await;
             Ok(())
         };
-        match self.ports.tracker.spawn(work).await {
-            Ok(result) => result.map_err(Arc::new),
-            Err(error) => Err(Arc::new(error.into())),
-        }
+        let joined = self.updates.join(key, begin).await;
+        joined.map_err(|lost| Arc::new(lost.into()))?
     }
 
     /// [`Self::update`] without a word to plugins, for what plugins themselves ask for.
@@ -80,11 +85,11 @@ impl Containers {
     /// The spec after the change: the one place where what is asked for becomes what is put into force.
     fn changed(
         &self,
-        _container: &Container,
+        container: &Container,
         before: &Spec,
         request: &cri::LinuxContainerResources,
     ) -> Result<Spec, ContainerError> {
-        let features = &self.ports.features;
+        let features = &self.ports.features_of(self.handler(container)?);
         let mut after = before.clone();
         if let Some(linux) = after.linux_mut() {
             let old = linux.resources().clone().unwrap_or_default();

@@ -54,6 +54,7 @@ pub use verify::{Damage, Look, Verified};
 
 use crate::content::Content;
 use crate::notices::Notices;
+use crate::operation::{Operations, UnderWay};
 use crate::registry::{Digest, Registry, RegistryConfig};
 use crate::snapshot::Snapshots;
 use crate::store::{Store, Table};
@@ -78,6 +79,7 @@ pub struct ImageService {
     pulls: PullCounts,
     /// Pulls belong to the service, not to their callers.
     tasks: TaskTracker,
+    removals: Operations<Result<(), Arc<ImageError>>>,
     slots: Arc<Semaphore>,
     /// One unpacking for each layer, whoever wants it.
     layer_locks: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
@@ -112,6 +114,7 @@ impl ImageService {
             ..RegistryConfig::default()
         });
         let slots = Arc::new(Semaphore::new(config.parallel_layers()));
+        let tasks = TaskTracker::new();
         let service = Self {
             root: root.to_owned(),
             registry,
@@ -121,7 +124,8 @@ impl ImageService {
             changes: tokio::sync::Mutex::new(()),
             flights: Mutex::default(),
             pulls: PullCounts::default(),
-            tasks: TaskTracker::new(),
+            removals: Operations::new("RemoveImage", tasks.clone()),
+            tasks,
             slots,
             layer_locks: Mutex::default(),
             pairs: Mutex::default(),
@@ -265,6 +269,18 @@ impl ImageService {
         catalogue.images.insert(image.id.clone(), image.clone());
         self.catalogue.store(Arc::new(catalogue));
         Ok(image)
+    }
+
+    /// What is being done to images now, beside pulls.
+    #[must_use]
+    pub fn under_way(&self) -> Vec<UnderWay> {
+        self.removals.under_way()
+    }
+
+    /// What of it has just been found to be over its stage's deadline.
+    #[must_use]
+    pub fn newly_overdue(&self) -> Vec<UnderWay> {
+        self.removals.newly_overdue()
     }
 
     /// What was pulled since the daemon's start.

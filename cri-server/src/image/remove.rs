@@ -15,6 +15,7 @@ use super::error::ImageError;
 use super::pull::blocking;
 use super::record::{Catalogue, Found};
 use crate::content::Doomed;
+use crate::operation::Stage;
 use crate::registry::Digest;
 use crate::snapshot::{Garbage, Usage};
 use crate::store::Table;
@@ -38,11 +39,20 @@ impl ImageService {
     ///
     /// # Errors
     /// When it is pinned, the text fits several images, or the store fails.
-    pub async fn remove(self: &Arc<Self>, text: &str) -> Result<(), ImageError> {
-        if self.forget(text).await? {
-            self.sweep_when_idle().await;
-        }
-        Ok(())
+    ///
+    /// A removal of the same text that is under way is joined, and goes on when its caller leaves.
+    pub async fn remove(self: &Arc<Self>, text: &str) -> Result<(), Arc<ImageError>> {
+        let (service, named) = (Arc::clone(self), text.to_owned());
+        let begin = |stage: Stage| async move {
+            stage.set("forgetting the record");
+            if service.forget(&named).await? {
+                stage.set("sweeping what no image needs");
+                service.sweep_when_idle().await;
+            }
+            Ok(())
+        };
+        let joined = self.removals.join(text, begin).await;
+        joined.map_err(|_lost| Arc::new(ImageError::Interrupted("the removal")))?
     }
 
     /// Removes the record; answers whether there was one.

@@ -229,7 +229,8 @@ async fn privileged_pinned_images_stay_and_tags_move() {
     let node = Node::new(&registry, Config { pinned, ..Config::default() });
     let config = node.pull("fixtures/config:1").await.unwrap();
     assert!(config.pinned);
-    assert!(matches!(node.service.remove("fixtures/config:1").await, Err(ImageError::Pinned(_))));
+    let refused = node.service.remove("fixtures/config:1").await.unwrap_err();
+    assert!(matches!(*refused, ImageError::Pinned(_)));
     let zstd = node.pull("fixtures/zstd:1").await.unwrap();
     let stolen = ImageRecord {
         repo_tags: config.repo_tags.clone(),

@@ -61,14 +61,23 @@ fn count<'a>(
 }
 
 /// For each kind and stage of operations how many there are, and the age of the oldest.
-fn by_stage(rows: &[UnderWay]) -> BTreeMap<(&'static str, &'static str), (i64, Duration)> {
-    let mut stages: BTreeMap<_, (i64, Duration)> = BTreeMap::new();
+fn by_stage(rows: &[UnderWay]) -> BTreeMap<(&'static str, &'static str), OfStage> {
+    let mut stages: BTreeMap<_, OfStage> = BTreeMap::new();
     for row in rows {
-        let (number, oldest) = stages.entry((row.operation, row.stage)).or_default();
-        *number += 1;
-        *oldest = row.age.max(*oldest);
+        let of_stage = stages.entry((row.operation, row.stage)).or_default();
+        of_stage.number += 1;
+        of_stage.overdue += i64::from(row.overdue);
+        of_stage.oldest = row.age.max(of_stage.oldest);
     }
     stages
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct OfStage {
+    number: i64,
+    /// How many of them are over the stage's deadline.
+    overdue: i64,
+    oldest: Duration,
 }
 
 fn whole(number: usize) -> i64 {
@@ -127,12 +136,15 @@ impl Now {
     }
 
     fn operations(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
-        let rows = [self.0.sandboxes.under_way(), self.0.containers.under_way()].concat();
+        let rows = [self.0.pods.under_way(), self.0.ports.images.under_way()].concat();
         let stages = by_stage(&rows);
         let labels = |(operation, stage)| [("operation", operation), ("stage", stage)];
-        let numbers = stages.iter().map(|(key, (number, _))| (labels(*key), *number as f64));
+        let numbers = stages.iter().map(|(key, of)| (labels(*key), of.number as f64));
         gauges(encoder, "cofferdam_operations", "Operations under way, by kind and stage", numbers)?;
-        let ages = stages.iter().map(|(key, (_, oldest))| (labels(*key), oldest.as_secs_f64()));
+        let overdue = stages.iter().map(|(key, of)| (labels(*key), of.overdue as f64));
+        let help = "Operations under way whose stage takes longer than it should, by kind and stage";
+        gauges(encoder, "cofferdam_operations_overdue", help, overdue)?;
+        let ages = stages.iter().map(|(key, of)| (labels(*key), of.oldest.as_secs_f64()));
         let help = "Age of the oldest operation of a kind and stage: one that grows and grows is stuck";
         gauges(encoder, "cofferdam_operation_oldest_age_seconds", help, ages)
     }
@@ -175,11 +187,16 @@ mod tests {
         let row = |stage, seconds| UnderWay {
             operation: "StartContainer",
             key: "k".to_owned(),
+            id: None,
             stage,
             age: Duration::from_secs(seconds),
+            stage_age: Duration::from_secs(seconds),
+            deadline: Duration::from_secs(2),
+            overdue: seconds > 2,
         };
         let stages = by_stage(&[row("a", 1), row("a", 7), row("b", 3), row("a", 2)]);
-        assert_eq!(stages[&("StartContainer", "a")], (3, Duration::from_secs(7)));
-        assert_eq!(stages[&("StartContainer", "b")], (1, Duration::from_secs(3)));
+        let of = |number, overdue, seconds| OfStage { number, overdue, oldest: Duration::from_secs(seconds) };
+        assert_eq!(stages[&("StartContainer", "a")], of(3, 1, 7));
+        assert_eq!(stages[&("StartContainer", "b")], of(1, 1, 3));
     }
 }

@@ -8,6 +8,7 @@
 
 mod collect;
 mod http;
+mod overdue;
 mod process;
 mod rpc;
 
@@ -18,10 +19,12 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 use tokio::net::TcpListener;
 
+pub use overdue::Overdue;
 pub use rpc::{RpcSeconds, Timer};
 
 use crate::config::MetricsConfig;
 use crate::container::Containers;
+use crate::pod::Pods;
 use crate::ports::Ports;
 use crate::sandbox::Sandboxes;
 use collect::Now;
@@ -39,7 +42,9 @@ pub struct Measured {
     pub ports: Arc<Ports>,
     pub sandboxes: Arc<Sandboxes>,
     pub containers: Arc<Containers>,
+    pub pods: Pods,
     pub rpc: RpcSeconds,
+    pub overdue: Overdue,
 }
 
 /// Where metrics are served, for a person to know.
@@ -91,6 +96,11 @@ fn registry(measured: Measured) -> Registry {
         "Time until a call was answered, by method and gRPC code; of streams, until they began",
         Unit::Seconds,
         measured.rpc.family(),
+    );
+    own.register(
+        "operation_stages_overdue",
+        "Stages of operations that took longer than they should, by operation and stage",
+        measured.overdue.family(),
     );
     let commits = measured.ports.store.commits();
     own.register_with_unit(

@@ -156,6 +156,8 @@ impl Executor {
                 .env("CNI_IFNAME", &subject.interface)
                 .env("CNI_ARGS", &subject.args);
         }
+        #[cfg(feature = "failpoints")]
+        command.envs(cofferdam_failpoints::environment());
         let mut tries = 0;
         loop {
             match command.spawn() {

@@ -54,6 +54,8 @@ use watch::{ConfDir, Selection};
 const INTERFACE: &str = "eth0";
 /// How long one answer of CNI STATUS holds; the kubelet asks every few seconds.
 const STATUS_HOLDS: Duration = Duration::from_secs(10);
+/// An answer of STATUS that took so long is kept even when it is bad: callers must not wait for it one after the other.
+const SLOW: Duration = Duration::from_secs(1);
 /// For STATUS and GC: neither the kubelet's Status call nor new pods may wait for a hanging plugin as long as ADD may.
 const SHORT_LIMIT: Duration = Duration::from_secs(10);
 /// How long GC waits for a moment without ADD and DEL before it leaves the plugins for the next round.
@@ -147,6 +149,12 @@ impl Network {
         }
     }
 
+    /// How long one plugin may take for one command.
+    #[must_use]
+    pub fn limit(&self) -> Duration {
+        self.executor.timeout
+    }
+
     /// Gives the pod its addresses. What an earlier, unfinished attempt left is taken back first.
     ///
     /// # Errors
@@ -171,6 +179,8 @@ impl Network {
         failpoint!("network.attach.recorded");
         match self.add(&mut record).await {
             Ok(attached) => Ok(attached),
+            // The sandbox's teardown runs DEL in any case. After a plugin that hung, once is enough to wait for it.
+            Err(failure @ NetworkError::TimedOut { .. }) => Err(failure),
             Err(failure) => {
                 failpoint!("network.attach.failed", infallible);
                 if let Err(left) = self.release(&record).await {

@@ -12,7 +12,8 @@ use super::conf::NetworkList;
 use super::error::{self, NetworkError, NotReady};
 use super::watch::Selection;
 use super::{
-    AttachResult, GC_PATIENCE, INTERFACE, KnownStatus, Network, PodAttachment, SHORT_LIMIT, STATUS_HOLDS,
+    AttachResult, GC_PATIENCE, INTERFACE, KnownStatus, Network, PodAttachment, SHORT_LIMIT, SLOW,
+    STATUS_HOLDS,
 };
 use super::{capability, exec::Executor, result};
 use crate::model::SandboxId;
@@ -118,11 +119,12 @@ impl Network {
         {
             return last.answer.clone();
         }
+        let asked = Instant::now();
         let answer = chain::status(list, &self.short_executor()).await.map_err(|error| NotReady {
             reason: format!("network {:?}: {}", list.name, error::chain(&error)),
         });
-        // Only good news is kept: what is wrong may be cured at any moment.
-        *known = answer.is_ok().then(|| KnownStatus {
+        // Of quick answers only good news is kept: what is wrong may be cured at any moment.
+        *known = (answer.is_ok() || asked.elapsed() > SLOW).then(|| KnownStatus {
             of: Arc::clone(list),
             at: Instant::now(),
             answer: answer.clone(),

@@ -33,6 +33,8 @@ pub struct Features {
     pub swap_accounting: bool,
     /// There is a hugetlb controller.
     pub hugetlb: bool,
+    /// It is in the v2 half of a hybrid node, where our own shim finds it and the OCI runtimes of others do not look.
+    pub hugetlb_is_hidden: bool,
     pub seccomp: bool,
     pub apparmor: bool,
     pub selinux: bool,
@@ -80,6 +82,7 @@ impl Features {
             driver: Driver::detect(),
             cgroup_namespace: layout.is_unified() && Path::new("/proc/self/ns/cgroup").exists(),
             swap_accounting: swap_accounting(&mounts),
+            hugetlb_is_hidden: layout == Layout::Hybrid && !mounts.controllers.contains_key("hugetlb"),
             hugetlb: mounts.available().unwrap_or_default().iter().any(|name| name == "hugetlb"),
             seccomp: text("/proc/sys/kernel/seccomp/actions_avail").contains("errno"),
             apparmor: text("/sys/module/apparmor/parameters/enabled").trim() == "Y"
@@ -91,6 +94,14 @@ impl Features {
             // Tried by the shim, which does it.
             user_namespaces: UserNamespaces::default(),
         }
+    }
+}
+
+impl Features {
+    /// What containers can have that an OCI runtime other than our own makes.
+    #[must_use]
+    pub fn of_other_runtimes(&self) -> Self {
+        Self { hugetlb: self.hugetlb && !self.hugetlb_is_hidden, ..self.clone() }
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use tonic::{Code, Status};
 
 use crate::cdi::CdiError;
+use crate::cgroup::KillError;
 use crate::container::ContainerError;
 use crate::event::Lagged;
 use crate::image::ImageError;
@@ -80,6 +81,9 @@ fn of_one(error: &(dyn Error + 'static)) -> Option<Code> {
     {
         return Some(Code::InvalidArgument);
     }
+    if let Some(KillError::Survivors { .. }) = error.downcast_ref::<KillError>() {
+        return Some(Code::DeadlineExceeded);
+    }
     if error.is::<Lagged>() {
         return Some(Code::DataLoss);
     }
@@ -109,6 +113,7 @@ fn of_container(error: &ContainerError) -> Option<Code> {
         ContainerError::NoArchive { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
             Some(Code::NotFound)
         }
+        ContainerError::Start { exhausted: true, .. } => Some(Code::ResourceExhausted),
         ContainerError::Volume(error) => of_volume(error),
         ContainerError::Cdi(error) => of_cdi(error),
         ContainerError::Relabel(RelabelError::System(_)) => Some(Code::InvalidArgument),

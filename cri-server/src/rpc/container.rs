@@ -87,7 +87,7 @@ pub(super) async fn reopen_container_log(
     request: cri::ReopenContainerLogRequest,
 ) -> Result<cri::ReopenContainerLogResponse, Status> {
     let container = find(daemon, &request.container_id)?;
-    daemon.containers.reopen_log(&container).await.map_err(|e| status(&e))?;
+    daemon.containers.reopen_log(&container).await.map_err(|e| status(&*e))?;
     Ok(cri::ReopenContainerLogResponse {})
 }
 

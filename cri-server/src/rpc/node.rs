@@ -96,7 +96,7 @@ fn runtime_condition(daemon: &Daemon) -> cri::RuntimeCondition {
 
 async fn verbose(daemon: &Daemon) -> HashMap<String, String> {
     let ports = &daemon.ports;
-    let under_way = [daemon.sandboxes.under_way(), daemon.containers.under_way()].concat();
+    let under_way = [daemon.pods.under_way(), ports.images.under_way()].concat();
     let findings = preflight();
     let handlers: Vec<_> = ports
         .handlers

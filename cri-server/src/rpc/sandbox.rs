@@ -37,7 +37,7 @@ pub(super) async fn stop_pod_sandbox(
     request: cri::StopPodSandboxRequest,
 ) -> Result<cri::StopPodSandboxResponse, Status> {
     if let Some(sandbox) = present(daemon, &request.pod_sandbox_id)? {
-        daemon.pods.stop(&sandbox).await.map_err(|e| status(&e))?;
+        daemon.pods.stop(&sandbox).await.map_err(|e| status(&*e))?;
     }
     Ok(cri::StopPodSandboxResponse {})
 }
@@ -47,7 +47,7 @@ pub(super) async fn remove_pod_sandbox(
     request: cri::RemovePodSandboxRequest,
 ) -> Result<cri::RemovePodSandboxResponse, Status> {
     if let Some(sandbox) = present(daemon, &request.pod_sandbox_id)? {
-        daemon.pods.remove(&sandbox).await.map_err(|e| status(&e))?;
+        daemon.pods.remove(&sandbox).await.map_err(|e| status(&*e))?;
     }
     Ok(cri::RemovePodSandboxResponse {})
 }

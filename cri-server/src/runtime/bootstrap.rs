@@ -8,10 +8,13 @@
 use std::ffi::OsString;
 use std::path::Path;
 
+use cofferdam_proto::shim::{NEWEST_PROTOCOL, OLDEST_PROTOCOL, PROTOCOLS_VARIABLE};
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult, Extension};
 use protobuf::well_known_types::any::Any;
 use protobuf::{Message, MessageField};
 use serde::{Deserialize, Serialize};
+
+use super::held::ProcessName;
 
 /// The newest Task service known to us, `containerd.task.v3.Task`.
 const NEWEST_VERSION: i32 = 3;
@@ -70,7 +73,7 @@ impl Identity<'_> {
     }
 
     /// The environment beyond the daemon's own.
-    pub fn environment(&self) -> [(&'static str, String); 5] {
+    pub fn environment(&self) -> [(&'static str, String); 6] {
         [
             ("TTRPC_ADDRESS", self.ttrpc_address.to_owned()),
             ("GRPC_ADDRESS", self.grpc_address.to_owned()),
@@ -78,6 +81,7 @@ impl Identity<'_> {
             ("MAX_SHIM_VERSION", NEWEST_VERSION.to_string()),
             // Shims in Go start a thread per processor otherwise.
             ("GOMAXPROCS", "2".to_owned()),
+            (PROTOCOLS_VARIABLE, format!("{OLDEST_PROTOCOL}-{NEWEST_PROTOCOL}")),
         ]
     }
 
@@ -113,6 +117,17 @@ pub struct Endpoint {
     pub version: i32,
     /// What it serves beside the Task service.
     pub kind: ShimKind,
+    /// Of our own shim, which version of what it serves beside the Task service, and of the files in its bundle. Shims that
+    /// announce none, and records of before, are of the first.
+    #[serde(default = "first_protocol")]
+    pub protocol: u32,
+    /// The shim's process, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<ProcessName>,
+}
+
+fn first_protocol() -> u32 {
+    1
 }
 
 /// Why an answer to `start` is not understood.
@@ -130,6 +145,11 @@ pub enum AnswerError {
     /// A version of the Task service that the daemon does not speak.
     #[error("unsupported version {0} of the task service")]
     Version(i32),
+    /// Of our own shim, an extension that the daemon does not speak.
+    #[error(
+        "it speaks protocol {0} of Cofferdam's shims, this daemon {OLDEST_PROTOCOL} to {NEWEST_PROTOCOL}: install the two of one version"
+    )]
+    Extension(u32),
     /// An address that is no path of a unix socket.
     #[error("unsupported address {0:?}, expected unix:///PATH")]
     Address(String),
@@ -147,6 +167,9 @@ struct JsonAnswer {
     address: String,
     #[serde(default)]
     protocol: String,
+    /// Our own shim's, when it was asked.
+    #[serde(default = "first_protocol")]
+    cofferdam: u32,
 }
 
 /// Reads the answer to `start`: a message, JSON or a bare address. `kind` is carried into the result.
@@ -156,8 +179,10 @@ pub fn parse_answer(answer: &[u8], kind: ShimKind) -> Result<Endpoint, AnswerErr
         return Err(AnswerError::Empty);
     }
     let garbage = || AnswerError::Garbage(excerpt(answer));
+    let mut extension = first_protocol();
     let (version, address, protocol) = if text.starts_with(b"{") {
         let json: JsonAnswer = serde_json::from_slice(text).map_err(|_| garbage())?;
+        extension = json.cofferdam;
         (json.version, json.address, json.protocol)
     } else if text.starts_with(b"/")
         || text.windows(3).take(16).any(|bytes| bytes == b"://") && text[0] > b' '
@@ -179,7 +204,10 @@ pub fn parse_answer(answer: &[u8], kind: ShimKind) -> Result<Endpoint, AnswerErr
     if !(OLDEST_VERSION..=NEWEST_VERSION).contains(&version) {
         return Err(AnswerError::Version(version));
     }
-    let endpoint = Endpoint { address, version, kind };
+    if kind == ShimKind::Own && !(OLDEST_PROTOCOL..=NEWEST_PROTOCOL).contains(&extension) {
+        return Err(AnswerError::Extension(extension));
+    }
+    let endpoint = Endpoint { address, version, kind, protocol: extension, process: None };
     endpoint.socket_path().ok_or_else(|| AnswerError::Address(endpoint.address.clone()))?;
     Ok(endpoint)
 }
@@ -190,6 +218,12 @@ impl Endpoint {
         let text = self.address.strip_prefix("ttrpc+").unwrap_or(&self.address);
         let path = text.strip_prefix("unix://").unwrap_or(text);
         (path.starts_with('/') && !path.contains(['\0', '\n'])).then(|| Path::new(path))
+    }
+
+    /// Whether the daemon speaks what this shim serves beside the Task service; not after an older daemon took over from
+    /// a newer one.
+    pub fn is_spoken(&self) -> bool {
+        self.kind != ShimKind::Own || (OLDEST_PROTOCOL..=NEWEST_PROTOCOL).contains(&self.protocol)
     }
 }
 
@@ -230,13 +264,34 @@ mod tests {
         ];
         for (answer, version) in table {
             let endpoint = parse_answer(&answer, FOREIGN).unwrap_or_else(|e| panic!("{answer:?}: {e}"));
-            assert_eq!(endpoint, Endpoint { address: SOCKET.to_owned(), version, kind: FOREIGN });
+            let address = SOCKET.to_owned();
+            assert_eq!(endpoint, Endpoint { address, version, kind: FOREIGN, protocol: 1, process: None });
             assert_eq!(endpoint.socket_path(), Some(Path::new("/run/x/s/abc")));
         }
         assert_eq!(
             parse_answer(b"/run/s.sock", ShimKind::Own).unwrap().socket_path(),
             Some(Path::new("/run/s.sock"))
         );
+    }
+
+    #[test]
+    fn our_own_shim_tells_its_protocol_and_a_newer_one_is_refused_in_words() {
+        let answer =
+            |protocol: u32| format!(r#"{{"version":3,"address":"{SOCKET}","cofferdam":{protocol}}}"#);
+        let parse = |protocol: u32, kind| parse_answer(answer(protocol).as_bytes(), kind);
+        for protocol in OLDEST_PROTOCOL..=NEWEST_PROTOCOL {
+            assert_eq!(parse(protocol, ShimKind::Own).unwrap().protocol, protocol);
+        }
+        let bare = parse_answer(SOCKET.as_bytes(), ShimKind::Own).unwrap();
+        assert_eq!(bare.protocol, 1, "shims of before tell none");
+        let refused = parse(NEWEST_PROTOCOL + 1, ShimKind::Own).unwrap_err();
+        assert!(refused.to_string().contains("install the two of one version"), "{refused}");
+        assert!(parse(NEWEST_PROTOCOL + 1, FOREIGN).is_ok(), "it means nothing there");
+        let stored = r#"{"address":"unix:///s","version":3,"kind":"own"}"#;
+        let mut before: Endpoint = serde_json::from_str(stored).unwrap();
+        assert_eq!((before.protocol, before.process, before.is_spoken()), (1, None, true));
+        before.protocol = NEWEST_PROTOCOL + 1;
+        assert!(!before.is_spoken());
     }
 
     #[test]

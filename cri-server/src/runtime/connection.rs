@@ -7,6 +7,8 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -14,7 +16,7 @@ use protobuf::Message;
 use rustix::fs::{Mode, OFlags};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
@@ -29,6 +31,10 @@ pub struct Connection {
     client: Client,
     lost: CancellationToken,
     calls: TaskTracker,
+    /// Ends the connection with the last holder and the last call, also when the other side's bytes make no sense.
+    open: Arc<DropGuard>,
+    /// The last answer that was waited for did not come in time.
+    silent: AtomicBool,
 }
 
 impl Connection {
@@ -36,8 +42,16 @@ impl Connection {
     pub async fn open(path: &Path) -> io::Result<Self> {
         let stream = connect(path).await?;
         let lost = CancellationToken::new();
-        let watched = Watched { stream, lost: lost.clone(), _ended: lost.clone().drop_guard() };
-        Ok(Self { client: Client::new(Socket::new(watched)), lost, calls: TaskTracker::new() })
+        let closing = CancellationToken::new();
+        let watched = Watched {
+            stream,
+            closing: Box::pin(closing.clone().cancelled_owned()),
+            lost: lost.clone(),
+            _ended: lost.clone().drop_guard(),
+        };
+        let client = Client::new(Socket::new(watched));
+        let open = Arc::new(closing.drop_guard());
+        Ok(Self { client, lost, calls: TaskTracker::new(), open, silent: AtomicBool::new(false) })
     }
 
     /// Resolves when the other side is gone.
@@ -53,6 +67,11 @@ impl Connection {
     /// Whether the other side is gone.
     pub fn is_closed(&self) -> bool {
         self.lost.is_cancelled()
+    }
+
+    /// Whether the other side is there but answers nothing, as far as is known: it may hang.
+    pub fn is_silent(&self) -> bool {
+        self.silent.load(Ordering::Relaxed)
     }
 
     /// Calls `method` of `service`; without a deadline it lasts as long as the connection.
@@ -73,8 +92,15 @@ impl Connection {
             None => exchange(client, lost, wire, method).await?,
             Some(after) => {
                 wire.timeout_nano = i64::try_from((after + GRACE).as_nanos()).unwrap_or(0);
-                let bounded = tokio::time::timeout(after, exchange(client, lost, wire, method));
-                match self.calls.spawn(bounded).await {
+                let open = Arc::clone(&self.open);
+                let bounded = async move {
+                    let answered = tokio::time::timeout(after, exchange(client, lost, wire, method)).await;
+                    drop(open);
+                    answered
+                };
+                let answered = self.calls.spawn(bounded).await;
+                self.silent.store(matches!(answered, Ok(Err(_))), Ordering::Relaxed);
+                match answered {
                     Ok(Ok(answer)) => answer?,
                     Ok(Err(_)) => return Err(RuntimeError::Timeout { call: method, after }),
                     Err(_) => return Err(RuntimeError::ConnectionLost { call: method }),
@@ -124,6 +150,8 @@ async fn connect(path: &Path) -> io::Result<UnixStream> {
 /// A stream that tells of its end: when reading finds it, and at the latest when the connection drops it.
 struct Watched {
     stream: UnixStream,
+    /// Resolves when nobody needs the connection any more.
+    closing: Pin<Box<WaitForCancellationFutureOwned>>,
     lost: CancellationToken,
     _ended: DropGuard,
 }
@@ -134,6 +162,10 @@ impl AsyncRead for Watched {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.closing.as_mut().poll(context).is_ready() {
+            self.lost.cancel();
+            return Poll::Ready(Ok(()));
+        }
         let before = buffer.filled().len();
         let wanted = buffer.remaining() > 0;
         let polled = Pin::new(&mut self.stream).poll_read(context, buffer);

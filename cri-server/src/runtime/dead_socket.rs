@@ -36,8 +36,13 @@ mod tests {
         bind(&listener, &SocketAddrUnix::new(&path).unwrap()).unwrap();
         listen(&listener, 0).unwrap();
         let waiting = std::os::unix::net::UnixStream::connect(&path).unwrap();
-        let endpoint =
-            Endpoint { address: format!("unix://{}", path.display()), version: 3, kind: ShimKind::Foreign };
+        let endpoint = Endpoint {
+            address: format!("unix://{}", path.display()),
+            version: 3,
+            kind: ShimKind::Foreign,
+            protocol: 1,
+            process: None,
+        };
         let look = {
             let endpoint = endpoint.clone();
             move || {

@@ -18,6 +18,7 @@ use super::bootstrap::ShimKind;
 use super::error::RuntimeError;
 use super::process_tree;
 use super::shim::{ExecProcess, Exit, Shim, TaskStatus};
+use crate::cgroup::{CgroupError, Hierarchies, kill_all};
 use crate::io::{Captured, ExecCapture, IoError, LIMIT};
 use crate::model::ContainerId;
 
@@ -25,6 +26,10 @@ use crate::model::ContainerId;
 const DRAIN: Duration = Duration::from_secs(2);
 /// How long a killed process may take to end.
 const DYING: Duration = Duration::from_secs(5);
+/// How long the shim may take for what one that is well does at once.
+const ASKED: Duration = Duration::from_secs(2);
+/// How long the caller waits for the end of a command that failed or took too long.
+const ANSWER: Duration = Duration::from_secs(3);
 const SIGKILL: u32 = 9;
 
 /// What a command printed and how it ended.
@@ -74,7 +79,7 @@ impl ExecRunner {
     /// when this future is dropped, the process is killed.
     ///
     /// # Errors
-    /// [`ExecError`]; the process does not run any more then.
+    /// [`ExecError`]; the process does not run any more then, or is about to end.
     pub async fn exec_sync(
         &self,
         shim: &Shim,
@@ -93,9 +98,20 @@ impl ExecRunner {
         let (mut answer, answered) = oneshot::channel();
         let work = async move {
             let result = run.execute(process, answer.closed()).await;
+            let failed = result.is_err();
+            let mut ending = std::pin::pin!(async {
+                if failed {
+                    run.kill().await;
+                }
+            });
+            // A shim that hangs does not keep the caller from its answer.
+            let ended = tokio::time::timeout(ANSWER, &mut ending).await.is_ok();
             // The caller may have gone away; the shim has to forget the process all the same, which can take long.
             let _ = answer.send(result);
             failpoint!("exec.answered", infallible);
+            if !ended {
+                ending.await;
+            }
             run.forget().await;
             failpoint!("exec.forgotten", infallible);
         };
@@ -153,10 +169,7 @@ impl Run {
                 let (stdout, stderr) = capture.finish(DRAIN).await;
                 Ok(output(exit, stdout, stderr))
             }
-            Err(error) => {
-                self.kill().await;
-                Err(error)
-            }
+            Err(error) => Err(error),
         }
     }
 
@@ -175,11 +188,13 @@ impl Run {
         let begun = tokio::time::Instant::now();
         // A start that is still under way at the time-out has nothing to kill yet: try again until it has.
         while begun.elapsed() < DYING {
-            match self.shim.kill(&self.exec_id, SIGKILL, true).await {
+            match self.shim.kill_within(&self.exec_id, SIGKILL, true, ASKED).await {
                 Ok(()) => {
                     let _ = tokio::time::timeout(DYING, self.shim.wait(&self.exec_id)).await;
                     return;
                 }
+                Err(RuntimeError::Timeout { .. }) => return self.kill_without_shim().await,
+                // The container ends with it.
                 Err(error) if error.is_shim_lost() => return,
                 Err(_) if self.has_ended().await => return,
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
@@ -188,13 +203,37 @@ impl Run {
         tracing::warn!("process of an exec that must end could not be killed");
     }
 
+    /// With the cgroup that our shim gives each exec; of others' execs the tree. As long as the shim hangs, the process's
+    /// number is nobody else's.
+    async fn kill_without_shim(&self) {
+        let Some(&pid) = self.pid.get() else { return };
+        tracing::warn!("the shim does not end an exec that must end: it is killed without it");
+        let folder = format!("exec-{}", self.exec_id);
+        let killing = move || {
+            let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+            let mut paths = Hierarchies::detect()?.paths_of_process(&text);
+            paths.controllers.retain(|_, path| path.ends_with(&folder));
+            paths.unified = paths.unified.filter(|path| path.ends_with(&folder));
+            if paths.exist() {
+                kill_all(&paths)?;
+            } else {
+                process_tree::kill(pid);
+            }
+            Ok::<_, CgroupError>(())
+        };
+        match tokio::task::spawn_blocking(killing).await {
+            Ok(Err(error)) => tracing::warn!(error = %crate::report::chain(&error), "an exec that must end"),
+            Ok(Ok(())) | Err(_) => {}
+        }
+    }
+
     /// runc's shim signals the one process only.
     async fn kill_tree(&self) {
         let Some(&pid) = self.pid.get() else { return };
         if self.shim.endpoint().kind != ShimKind::Runc {
             return;
         }
-        if let Ok(state) = self.shim.state(&self.exec_id).await
+        if let Ok(state) = self.shim.state_within(&self.exec_id, ASKED).await
             && state.status == TaskStatus::Running
             && state.pid == pid
         {
@@ -204,7 +243,7 @@ impl Run {
     }
 
     async fn has_ended(&self) -> bool {
-        match self.shim.state(&self.exec_id).await {
+        match self.shim.state_within(&self.exec_id, ASKED).await {
             Ok(state) => state.exit.is_some(),
             Err(error) => error.is_not_found() || error.is_shim_lost(),
         }

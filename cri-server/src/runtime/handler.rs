@@ -86,6 +86,8 @@ pub struct Handler {
     pub options: Option<Any>,
     /// Whether cgroups are made by systemd.
     pub systemd_cgroup: bool,
+    /// Whether our own OCI runtime makes the containers: the shim's built-in one.
+    pub built_in_runtime: bool,
     /// The executable's path, or its name when it is searched.
     binary: PathBuf,
     search: Vec<PathBuf>,
@@ -112,6 +114,7 @@ impl Handler {
             isolation: config.isolation.clone(),
             options,
             systemd_cgroup: config.systemd_cgroup,
+            built_in_runtime: kind == ShimKind::Own && config.binary.is_none(),
             binary,
             search,
             dialect: OnceLock::new(),

@@ -20,6 +20,7 @@ use super::connection::Connection;
 use super::dead_socket;
 use super::error::RuntimeError;
 use super::handler::Handler;
+use super::held::HeldProcess;
 use super::log_pipe::{self, LogPipe};
 use super::shim::{Deadlines, Exit, Shim, exit_of};
 
@@ -31,6 +32,8 @@ const OUTPUT_GRACE: Duration = Duration::from_millis(250);
 const ENDPOINT_FILE: &str = "shim.json";
 /// The longest folder in which shims that name sockets by a SHA-256 stay within a socket's address.
 const LONGEST_SOCKET_DIR: usize = 107 - 1 - 64 - 1;
+/// How long a shim that has just started may take to tell its process's number, which is only needed when it hangs.
+const INTRODUCTION: Duration = Duration::from_secs(2);
 
 /// The daemon as shims see it.
 #[derive(Debug)]
@@ -60,6 +63,12 @@ impl Launcher {
         self
     }
 
+    /// How long what is asked of shims may take.
+    #[must_use]
+    pub fn deadlines(&self) -> Deadlines {
+        self.deadlines
+    }
+
     /// Starts the shim of task `id`, or joins the one that already serves its group, and connects.
     ///
     /// The bundle's folder must be named `id` and hold `config.json`. Run it in a task that nobody drops: what a shim
@@ -82,7 +91,14 @@ impl Launcher {
         failpoint!("runtime.start.answered");
         let shim = self.open(id, &endpoint).await?;
         failpoint!("runtime.start.connected");
-        store_endpoint(bundle, &endpoint)?;
+        // Ours has written its number down before it answered, unless it has joined its pod's.
+        let own = HeldProcess::shim_of(bundle, id).filter(|_| endpoint.kind == ShimKind::Own);
+        let process = match own {
+            Some(process) => Some(process),
+            None => introduced(&shim, bundle).await,
+        };
+        let shim = shim.held_by(process);
+        store_endpoint(bundle, shim.endpoint())?;
         failpoint!("runtime.start.recorded");
         log.forward(&shim);
         Ok(shim)
@@ -159,9 +175,25 @@ impl Launcher {
     /// [`RuntimeError::Connect`] when it is gone; then [`Self::delete`] tells how its task ended.
     pub async fn connect(&self, id: &str, endpoint: &Endpoint, bundle: &Path) -> Result<Shim, RuntimeError> {
         let log = LogPipe::make(bundle, id)?;
-        let shim = self.open(id, endpoint).await?;
+        let shim = self.open(id, endpoint).await?.held_by(process_of(endpoint, bundle, id));
+        if !endpoint.is_spoken() {
+            tracing::warn!(
+                task = id,
+                protocol = endpoint.protocol,
+                "a newer daemon has started its shim: log rotation and attach are refused until that version is back"
+            );
+        }
         log.forward(&shim);
         Ok(shim)
+    }
+
+    /// The process of the shim that was started for this bundle, if it is there: also of one that cannot be reached.
+    #[must_use]
+    pub fn process(bundle: &Path, id: &str) -> Option<HeldProcess> {
+        match Self::recorded(bundle) {
+            Some(endpoint) => process_of(&endpoint, bundle, id),
+            None => HeldProcess::shim_of(bundle, id),
+        }
     }
 
     async fn open(&self, id: &str, endpoint: &Endpoint) -> Result<Shim, RuntimeError> {
@@ -292,6 +324,21 @@ impl Launcher {
                 Err(RuntimeError::ShimHangs { binary: binary.to_owned(), action, after })
             }
         }
+    }
+}
+
+/// A foreign shim's process: it may have been there before, for others of the pod.
+async fn introduced(shim: &Shim, bundle: &Path) -> Option<HeldProcess> {
+    match tokio::time::timeout(INTRODUCTION, shim.shim_pid()).await {
+        Ok(Ok(pid)) => HeldProcess::open(pid),
+        _ => HeldProcess::shim_of(bundle, shim.id()),
+    }
+}
+
+fn process_of(endpoint: &Endpoint, bundle: &Path, id: &str) -> Option<HeldProcess> {
+    match endpoint.process {
+        Some(name) => HeldProcess::find(name),
+        None => HeldProcess::shim_of(bundle, id),
     }
 }
 

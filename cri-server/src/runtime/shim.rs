@@ -7,19 +7,22 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use cofferdam_proto::shim::{AttachRequest, AttachResponse, ReopenLogRequest, ReopenLogResponse};
+use cofferdam_proto::shim::{
+    AttachRequest, AttachResponse, NEWEST_PROTOCOL, ReopenLogRequest, ReopenLogResponse,
+};
 use containerd_shim_protos::api;
 use oci_spec::runtime::{LinuxResources, Process};
 use protobuf::well_known_types::any::Any;
 use protobuf::well_known_types::empty::Empty;
 use protobuf::well_known_types::timestamp::Timestamp;
 use protobuf::{Message, MessageField};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use super::bootstrap::{Endpoint, ShimKind};
 use super::connection::Connection;
 use super::error::RuntimeError;
+use super::held::HeldProcess;
 
 pub use containerd_shim_protos::api::Mount;
 
@@ -36,6 +39,35 @@ pub struct Deadlines {
     pub delete: Duration,
     /// All others.
     pub light: Duration,
+}
+
+/// `[shim]` of the configuration: how long shims may take, in seconds. A shim that takes longer counts as hanging.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ShimConfig {
+    /// For the commands `start` and `delete`.
+    pub start_seconds: u64,
+    /// For making and starting a container, or a further process in it.
+    pub task_seconds: u64,
+}
+
+impl Default for ShimConfig {
+    fn default() -> Self {
+        Self { start_seconds: 10, task_seconds: 60 }
+    }
+}
+
+impl ShimConfig {
+    /// What follows for the calls.
+    #[must_use]
+    pub fn deadlines(&self) -> Deadlines {
+        let (launch, heavy) = (self.start_seconds.max(1), self.task_seconds.max(1));
+        Deadlines {
+            launch: Duration::from_secs(launch),
+            heavy: Duration::from_secs(heavy),
+            ..Deadlines::default()
+        }
+    }
 }
 
 impl Default for Deadlines {
@@ -129,6 +161,7 @@ pub struct Shim {
     endpoint: Arc<Endpoint>,
     connection: Arc<Connection>,
     deadlines: Deadlines,
+    process: Option<Arc<HeldProcess>>,
 }
 
 impl fmt::Debug for Shim {
@@ -139,7 +172,35 @@ impl fmt::Debug for Shim {
 
 impl Shim {
     pub(super) fn new(id: &str, endpoint: Endpoint, connection: Connection, deadlines: Deadlines) -> Self {
-        Self { id: id.into(), endpoint: Arc::new(endpoint), connection: Arc::new(connection), deadlines }
+        let (endpoint, connection) = (Arc::new(endpoint), Arc::new(connection));
+        Self { id: id.into(), endpoint, connection, deadlines, process: None }
+    }
+
+    /// The same shim, whose process is known.
+    #[must_use]
+    pub(super) fn held_by(mut self, process: Option<HeldProcess>) -> Self {
+        let mut endpoint = Endpoint::clone(&self.endpoint);
+        endpoint.process = process.as_ref().map(HeldProcess::name);
+        (self.endpoint, self.process) = (Arc::new(endpoint), process.map(Arc::new));
+        self
+    }
+
+    /// The shim's process, where it is known: it may serve other tasks as well.
+    #[must_use]
+    pub fn process(&self) -> Option<&Arc<HeldProcess>> {
+        self.process.as_ref()
+    }
+
+    /// Whether it is there but answers nothing, as far as is known.
+    #[must_use]
+    pub fn is_silent(&self) -> bool {
+        self.connection.is_silent()
+    }
+
+    /// Whether nothing that is asked of it can arrive.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.is_closed() || self.process.as_ref().is_some_and(|process| process.has_ended())
     }
 
     /// The task's id.
@@ -170,7 +231,9 @@ impl Shim {
         self.connection.lost()
     }
 
-    pub(super) fn deadlines(&self) -> Deadlines {
+    /// How long its calls may take.
+    #[must_use]
+    pub fn deadlines(&self) -> Deadlines {
         self.deadlines
     }
 
@@ -250,9 +313,17 @@ impl Shim {
     /// # Errors
     /// [`RuntimeError::NotFound`] for what was never made or is deleted.
     pub async fn state(&self, exec_id: &str) -> Result<TaskState, RuntimeError> {
+        self.state_within(exec_id, self.deadlines.light).await
+    }
+
+    /// [`Self::state`] with another deadline.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn state_within(&self, exec_id: &str, deadline: Duration) -> Result<TaskState, RuntimeError> {
         let request =
             api::StateRequest { id: self.id.to_string(), exec_id: exec_id.to_owned(), ..Default::default() };
-        let answer: api::StateResponse = self.call("State", request, self.deadlines.light).await?;
+        let answer: api::StateResponse = self.call("State", request, deadline).await?;
         let status = match answer.status.enum_value_or_default() {
             api::Status::UNKNOWN => TaskStatus::Unknown,
             api::Status::CREATED => TaskStatus::Created,
@@ -274,6 +345,20 @@ impl Shim {
     /// # Errors
     /// [`RuntimeError::NotFound`] when it has ended already.
     pub async fn kill(&self, exec_id: &str, signal: u32, all: bool) -> Result<(), RuntimeError> {
+        self.kill_within(exec_id, signal, all, self.deadlines.light).await
+    }
+
+    /// [`Self::kill`] with another deadline.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn kill_within(
+        &self,
+        exec_id: &str,
+        signal: u32,
+        all: bool,
+        deadline: Duration,
+    ) -> Result<(), RuntimeError> {
         let request = api::KillRequest {
             id: self.id.to_string(),
             exec_id: exec_id.to_owned(),
@@ -281,7 +366,7 @@ impl Shim {
             all,
             ..Default::default()
         };
-        self.call::<Empty>("Kill", request, self.deadlines.light).await.map(drop)
+        self.call::<Empty>("Kill", request, deadline).await.map(drop)
     }
 
     /// Waits for the end of the container (`""`) or a process, however long it takes.
@@ -300,9 +385,17 @@ impl Shim {
     /// # Errors
     /// [`RuntimeError::FailedPrecondition`] while it runs; not every shim says it with that code.
     pub async fn delete(&self, exec_id: &str) -> Result<Exit, RuntimeError> {
+        self.delete_within(exec_id, self.deadlines.delete).await
+    }
+
+    /// [`Self::delete`] with another deadline.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn delete_within(&self, exec_id: &str, deadline: Duration) -> Result<Exit, RuntimeError> {
         let request =
             api::DeleteRequest { id: self.id.to_string(), exec_id: exec_id.to_owned(), ..Default::default() };
-        let answer: api::DeleteResponse = self.call("Delete", request, self.deadlines.delete).await?;
+        let answer: api::DeleteResponse = self.call("Delete", request, deadline).await?;
         Ok(exit_of(&answer))
     }
 
@@ -378,8 +471,16 @@ impl Shim {
     /// # Errors
     /// [`RuntimeError`] as the shim says.
     pub async fn shutdown(&self) -> Result<(), RuntimeError> {
+        self.shutdown_within(self.deadlines.light).await
+    }
+
+    /// [`Self::shutdown`] with another deadline.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn shutdown_within(&self, deadline: Duration) -> Result<(), RuntimeError> {
         let request = api::ShutdownRequest { id: self.id.to_string(), ..Default::default() };
-        match self.call::<Empty>("Shutdown", request, self.deadlines.light).await {
+        match self.call::<Empty>("Shutdown", request, deadline).await {
             Ok(_) | Err(RuntimeError::ConnectionLost { .. }) => Ok(()),
             Err(error) => Err(error),
         }
@@ -390,6 +491,7 @@ impl Shim {
     /// # Errors
     /// [`RuntimeError::Unimplemented`] on any other shim.
     pub async fn reopen_log(&self) -> Result<(), RuntimeError> {
+        self.speaks("ReopenLog")?;
         if self.endpoint.kind != ShimKind::Own {
             let message = "its log is written by a process of its own".to_owned();
             return Err(RuntimeError::Unimplemented { call: "ReopenLog", message });
@@ -408,6 +510,7 @@ impl Shim {
     /// # Errors
     /// [`RuntimeError::Unimplemented`] on any other shim.
     pub async fn attach(&self, stdout: String, stderr: String) -> Result<(), RuntimeError> {
+        self.speaks("Attach")?;
         if self.endpoint.kind != ShimKind::Own {
             let message = "only containerd-shim-cofferdam-v1 lets clients attach".to_owned();
             return Err(RuntimeError::Unimplemented { call: "Attach", message });
@@ -415,6 +518,19 @@ impl Shim {
         let request = AttachRequest { id: self.id.to_string(), stdout, stderr, ..Default::default() };
         let deadline = Some(self.deadlines.light);
         self.connection.call::<AttachResponse>(OWN_SERVICE, "Attach", &request, deadline).await.map(drop)
+    }
+
+    /// After an older daemon has taken over from a newer one, only what every shim serves is asked of its shims.
+    fn speaks(&self, call: &'static str) -> Result<(), RuntimeError> {
+        if self.endpoint.is_spoken() {
+            return Ok(());
+        }
+        let theirs = self.endpoint.protocol;
+        let message = format!(
+            "the container's shim speaks protocol {theirs} of Cofferdam's shims, this daemon {NEWEST_PROTOCOL} at most: \
+             update the daemon, or make the pod anew"
+        );
+        Err(RuntimeError::Unimplemented { call, message })
     }
 }
 

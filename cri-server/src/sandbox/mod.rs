@@ -233,6 +233,7 @@ pub struct Sandboxes {
     runs: Operations<Shared<SandboxId>>,
     stops: Operations<Shared<()>>,
     removals: Operations<Shared<()>>,
+    updates: Operations<Shared<()>>,
 }
 
 impl Sandboxes {
@@ -246,6 +247,7 @@ impl Sandboxes {
             runs: Operations::new("RunPodSandbox", tracker()),
             stops: Operations::new("stop sandbox", tracker()),
             removals: Operations::new("remove sandbox", tracker()),
+            updates: Operations::new("UpdatePodSandboxResources", tracker()),
             ports: Arc::clone(&ports),
         })
     }
@@ -279,6 +281,14 @@ impl Sandboxes {
     /// What is being done to sandboxes now.
     #[must_use]
     pub fn under_way(&self) -> Vec<UnderWay> {
-        [self.runs.under_way(), self.stops.under_way(), self.removals.under_way()].concat()
+        let others = [&self.stops, &self.removals, &self.updates];
+        [self.runs.under_way(), others.iter().flat_map(|kind| kind.under_way()).collect()].concat()
+    }
+
+    /// What has just been found to be over its stage's deadline.
+    #[must_use]
+    pub fn newly_overdue(&self) -> Vec<UnderWay> {
+        let others = [&self.stops, &self.removals, &self.updates];
+        [self.runs.newly_overdue(), others.iter().flat_map(|kind| kind.newly_overdue()).collect()].concat()
     }
 }

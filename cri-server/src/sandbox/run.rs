@@ -87,14 +87,14 @@ impl Sandboxes {
         stage.set("recording");
         self.ports.store.put(Table::Sandboxes, record.id.as_str(), &record).await?;
         failpoint!("sandbox.run.recorded", infallible);
+        stage.about(record.id.as_str());
         let sandbox = Sandbox::new(record, level);
         self.all.insert(sandbox.id().as_str(), Arc::clone(&sandbox));
         match self.build(&sandbox, handler, namespaces, stage).await {
             Ok(()) => Ok(sandbox.id().clone()),
             Err(error) => {
-                stage.set("undoing");
                 failpoint!("sandbox.run.undoing", infallible);
-                self.undo(&sandbox).await;
+                self.undo(&sandbox, stage).await;
                 Err(error)
             }
         }
@@ -124,8 +124,8 @@ impl Sandboxes {
     }
 
     /// A sandbox that failed half-way goes away; when that fails too it stays, not ready.
-    async fn undo(&self, sandbox: &Arc<Sandbox>) {
-        if let Err(error) = self.take_away(sandbox).await {
+    async fn undo(&self, sandbox: &Arc<Sandbox>, stage: &Stage) {
+        if let Err(error) = self.take_away(sandbox, stage).await {
             tracing::warn!(sandbox = %sandbox.id(), error = %crate::report::chain(&error),
                 "the sandbox could not be undone; it stays, not ready, until it is removed");
             if let Err(error) = self.mark_ended(sandbox).await {
@@ -148,7 +148,11 @@ impl Sandboxes {
         failpoint!("sandbox.run.files_made");
         self.write_spec(sandbox, &shared)?;
         failpoint!("sandbox.run.spec_written");
-        stage.set("attaching the network and starting the shim");
+        let deadlines = ports.launcher.deadlines();
+        stage.within(
+            "attaching the network and starting the shim",
+            ports.network.limit().max(deadlines.launch),
+        );
         // Neither waits for the other; both are waited for, so that an undo finds them finished.
         let (network, shim) = tokio::join!(
             self.connect(sandbox, namespaces, None),
@@ -159,18 +163,19 @@ impl Sandboxes {
         failpoint!("sandbox.run.shim_started");
         let mut network = network?;
         failpoint!("sandbox.run.network_attached");
-        stage.set("starting the pause process");
+        stage.within("making the pause process", deadlines.heavy);
         let bundle = shared.bundle.clone();
         let task = CreateTask { bundle, options: handler.options.clone(), ..CreateTask::default() };
         let waiting = shim.create(task).await?;
         failpoint!("sandbox.run.task_created");
         if namespaces.user.is_some() {
-            stage.set("attaching the network of the pod's own users");
+            stage.within("attaching the network of the pod's own users", ports.network.limit());
             network = self.connect(sandbox, namespaces, Some(waiting)).await?;
         }
         let ips = network.map(|n| n.ips).unwrap_or_default();
         files::write_hosts(&shared, sandbox.config(), &ips)?;
         failpoint!("sandbox.run.hosts_written");
+        stage.within("starting the pause process", deadlines.heavy);
         let pid = shim.start("").await?;
         failpoint!("sandbox.run.task_started");
         stage.set("asking NRI plugins");

@@ -5,11 +5,13 @@
 use cofferdam_failpoints::failpoint;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::record::SandboxStatus;
 use super::{Sandbox, SandboxError, Sandboxes, Shared, files};
 use crate::model::SandboxId;
 use crate::network::netns::Pins;
+use crate::operation::Stage;
 use crate::runtime::{Handler, Shim};
 use crate::task;
 
@@ -30,6 +32,8 @@ impl PauseTask<'_> {
             handler: self.handler,
             shim: self.shim.clone(),
             cgroups_path: &self.cgroups_path,
+            // The pod's containers have ended before.
+            shared: false,
         }
     }
 }
@@ -41,20 +45,28 @@ impl Sandboxes {
     /// What could not be taken away; the next call tries again.
     pub async fn stop(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Shared<()> {
         let (sandboxes, target) = (Arc::clone(self), Arc::clone(sandbox));
-        let begin = |_stage| async move { sandboxes.halt(&target).await.map_err(Arc::new) };
+        let begin = |stage| async move { sandboxes.halt(&target, &stage).await.map_err(Arc::new) };
         let joined = self.stops.join(sandbox.id().as_str(), begin).await;
         joined.map_err(|lost| Arc::new(lost.into()))?
     }
 
-    async fn halt(&self, sandbox: &Arc<Sandbox>) -> Result<(), SandboxError> {
+    /// How long a teardown should take at most: the network's plugins have their time.
+    #[must_use]
+    pub fn teardown_limit(&self) -> Duration {
+        self.ports.network.limit() + self.ports.launcher.deadlines().light
+    }
+
+    async fn halt(&self, sandbox: &Arc<Sandbox>, stage: &Stage) -> Result<(), SandboxError> {
+        stage.set("recording");
         let stopped = |s: &SandboxStatus| {
             Ok::<_, SandboxError>(SandboxStatus { state: s.state.ended(), stopped: true, ..s.clone() })
         };
         sandbox.change(&self.ports, stopped).await?;
         failpoint!("sandbox.stop.recorded");
+        stage.set("telling NRI plugins");
         self.plugins_stop(sandbox).await;
         failpoint!("sandbox.stop.plugins_told");
-        self.tear_down(sandbox).await
+        self.tear_down(sandbox, stage).await
     }
 
     /// Records that the sandbox is not ready any more.
@@ -65,12 +77,14 @@ impl Sandboxes {
     }
 
     /// Takes back all that [`Sandboxes::run`] made, but the folder and the record.
-    pub(super) async fn tear_down(&self, sandbox: &Arc<Sandbox>) -> Result<(), SandboxError> {
+    pub(super) async fn tear_down(&self, sandbox: &Arc<Sandbox>, stage: &Stage) -> Result<(), SandboxError> {
+        stage.within("ending the pause process and detaching the network", self.teardown_limit());
         let mut failures = Vec::new();
         // The kernel takes its time for either; neither needs the other.
         let (ended, disconnected) = tokio::join!(self.end_pause(sandbox), self.disconnect(sandbox));
         failures.extend(ended.err());
         failures.extend(disconnected.err());
+        stage.set("unmounting its files");
         failures.extend(files::unmount(&self.ports, sandbox.id()).err());
         failpoint!("sandbox.stop.unmounted");
         SandboxError::collect(failures)

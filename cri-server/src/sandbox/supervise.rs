@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Sandbox, SandboxError, Sandboxes};
-use crate::runtime::Shim;
+use crate::runtime::{HeldProcess, Shim};
 use crate::task::{self, End};
 
 /// Between attempts to settle an end.
@@ -27,16 +27,23 @@ impl Sandboxes {
     async fn see_off(&self, sandbox: &Arc<Sandbox>, shim: Arc<Shim>) -> Result<(), SandboxError> {
         let places = self.ending(sandbox)?;
         let ending = task::Ending { shim: Some(shim), ..places.ending() };
+        let held = sandbox.pid().and_then(HeldProcess::open);
+        // Its number may be another's by now.
+        let first = held.filter(|process| self.ports.cgroups.hold(ending.cgroups_path, process.name().pid));
         let end = loop {
-            match task::wait(&self.ports, ending.clone(), &sandbox.shim).await {
+            match task::wait(&self.ports, ending.clone(), &sandbox.shim, first.as_ref()).await {
                 Ok(end) => break end,
                 Err(error) => self.not_yet(sandbox, &error).await,
             }
         };
         failpoint!("sandbox.end.seen", infallible);
         if sandbox.is_ready() {
-            let shim_died = matches!(end, End::ShimDead(_));
-            tracing::warn!(sandbox = %sandbox.id(), shim_died, "the pause process ended: the pod is not ready");
+            let shim = match end {
+                End::Told(_) => "told it",
+                End::ShimDead(_) => "died",
+                End::ShimSilent(_) => "did not answer any more and was ended",
+            };
+            tracing::warn!(sandbox = %sandbox.id(), shim, "the pause process ended: the pod is not ready");
         }
         while let Err(error) = self.mark_ended(sandbox).await {
             self.not_yet(sandbox, &error).await;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use oci_spec::runtime::{LinuxResources, Spec};
 
 use super::{PodResources, Sandbox, SandboxError, SandboxState, SandboxStatus, Sandboxes, Shared};
+use crate::operation::Stage;
 use crate::runtime::RuntimeError;
 use crate::spec::{annotations, resources};
 
@@ -21,13 +22,18 @@ impl Sandboxes {
     /// them; then nothing is changed.
     pub async fn update(self: &Arc<Self>, sandbox: &Arc<Sandbox>, size: PodResources) -> Shared<()> {
         let (sandboxes, target) = (Arc::clone(self), Arc::clone(sandbox));
-        match self.ports.tracker.spawn(async move { sandboxes.resize(&target, size).await }).await {
-            Ok(result) => result.map_err(Arc::new),
-            Err(error) => Err(Arc::new(error.into())),
-        }
+        let key = (sandbox.id().as_str(), format!("{size:?}"));
+        let begin = |stage| async move { sandboxes.resize(&target, size, &stage).await.map_err(Arc::new) };
+        self.updates.join(key, begin).await.map_err(|lost| Arc::new(lost.into()))?
     }
 
-    async fn resize(&self, sandbox: &Sandbox, asked: PodResources) -> Result<(), SandboxError> {
+    async fn resize(
+        &self,
+        sandbox: &Sandbox,
+        asked: PodResources,
+        stage: &Stage,
+    ) -> Result<(), SandboxError> {
+        stage.set("waiting for another change of its size");
         let _one_at_a_time = sandbox.spec.lock().await;
         let state = sandbox.status().state;
         if !matches!(state, SandboxState::Ready { .. }) {
@@ -41,7 +47,9 @@ impl Sandboxes {
         for one in size.resources.iter().chain(&size.overhead) {
             resources::build(one, None, &self.ports.features)?;
         }
+        stage.set("asking NRI plugins");
         self.plugins_update(sandbox, &size).await?;
+        stage.set("telling the shim");
         let file = self.ports.places.sandbox(sandbox.id()).join("config.json");
         let before = Spec::load(&file).map_err(SandboxError::SpecFile)?;
         let after = self.resized(&before, &size)?;

@@ -9,6 +9,7 @@ mod events;
 mod gate;
 mod health;
 mod measure;
+mod overseer;
 mod socket;
 mod supervisor;
 mod watchdog;
@@ -35,7 +36,7 @@ use crate::config::Config;
 use crate::container::{ContainerError, Containers};
 use crate::image::{ImageError, ImageService};
 use crate::lsm::apparmor;
-use crate::metrics::{Measured, RpcSeconds};
+use crate::metrics::{Measured, Overdue, RpcSeconds};
 use crate::network::Network;
 use crate::node::{Features, Severity, UserNamespaces, preflight};
 use crate::notices::Notices;
@@ -220,17 +221,22 @@ async fn start(
     );
     reconciler.start();
     let parts = Parts { ports: Arc::clone(&ports), containers: Arc::clone(&containers) };
+    let overdue = Overdue::default();
+    let pods = Pods::new(Arc::clone(&sandboxes), Arc::clone(&containers));
+    ports.tracker.spawn(overseer::oversee(pods.clone(), overdue.clone()));
     let measured = Measured {
         ports: Arc::clone(&ports),
         sandboxes: Arc::clone(&sandboxes),
         containers: Arc::clone(&containers),
+        pods: pods.clone(),
         rpc,
+        overdue,
     };
     let daemon = Arc::new(Daemon {
         metrics: crate::metrics::serve(&config.metrics, measured).await?,
         streaming: Streaming::serve(&config.streaming, parts).await?,
         ports: Arc::clone(&ports),
-        pods: Pods { sandboxes: Arc::clone(&sandboxes), containers: Arc::clone(&containers) },
+        pods,
         sandboxes,
         containers,
         reconciler,
@@ -278,7 +284,7 @@ async fn open(
     let features = Features { driver: config.driver(), user_namespaces, ..Features::probe() };
     Ok(Arc::new(Ports {
         pause,
-        launcher: Launcher::new(&config.state, own_exe, sink.path()),
+        launcher: Launcher::new(&config.state, own_exe, sink.path()).with_deadlines(config.shim.deadlines()),
         exec: ExecRunner::default(),
         network: Network::open(&config.network, &config.state),
         cgroups: Cgroups::open()?,
@@ -356,7 +362,7 @@ async fn drain(Started { daemon, sink }: Started, deadline: Instant) {
     ports.stopping.cancel();
     sink.shutdown().await;
     ports.tracker.close();
-    let under_way = || [daemon.sandboxes.under_way(), daemon.containers.under_way()].concat();
+    let under_way = || [daemon.pods.under_way(), ports.images.under_way()].concat();
     let drained = async {
         ports.exec.drained().await;
         ports.tracker.wait().await;

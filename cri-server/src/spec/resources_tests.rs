@@ -99,6 +99,12 @@ fn huge_pages_and_unified_depend_on_the_node() {
     let built = build(&request, None, &rich).unwrap();
     assert_eq!(built.hugepage_limits().as_ref().unwrap()[0].page_size(), "2MB");
     assert_eq!(built.unified().as_ref().unwrap()["memory.high"], "1000");
+    // The v2 half of a hybrid node: known to our own runtime alone.
+    for (hidden, left) in [(true, None), (false, Some(1))] {
+        let hybrid = Features { hugetlb: true, hugetlb_is_hidden: hidden, ..Features::default() };
+        let built = build(&huge, None, &hybrid.of_other_runtimes()).unwrap();
+        assert_eq!(built.hugepage_limits().as_ref().map(Vec::len), left);
+    }
     for bad in ["../x", "cgroup.procs", "memory", ".max", ""] {
         let unified = HashMap::from([(bad.to_owned(), "1".to_owned())]);
         let request = cri::LinuxContainerResources { unified, ..request.clone() };

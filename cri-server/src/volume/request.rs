@@ -27,12 +27,9 @@ pub struct ImageVolume {
 pub fn requested(images: &ImageService, mounts: &[cri::Mount]) -> Result<Vec<ImageVolume>, VolumeError> {
     let mut volumes = Vec::new();
     for (index, mount) in mounts.iter().enumerate() {
-        let Some(spec) = &mount.image else {
-            if mount.image_sub_path.is_empty() {
-                continue;
-            }
-            return Err(invalid(mount, "image_sub_path is given without an image"));
-        };
+        // A mount of a path has no use for image_sub_path, but the kubelet of a pod with an image volume sets it to the
+        // subPath of every mount, which it has already resolved in the path.
+        let Some(spec) = &mount.image else { continue };
         check(mount, &spec.image)?;
         let place = mount.container_path.clone();
         let image = match images.find(&spec.image) {

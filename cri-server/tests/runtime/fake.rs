@@ -316,6 +316,8 @@ async fn a_socket_with_a_long_path_is_reached() {
         address: format!("unix://{}", deep.join("s").display()),
         version: 3,
         kind: ShimKind::Foreign,
+        protocol: 1,
+        process: None,
     };
     let shim = fake.launcher.connect("c1", &endpoint, &fake.bundle()).await.unwrap();
     assert_eq!(shim.create(CreateTask::default()).await.unwrap(), 42);

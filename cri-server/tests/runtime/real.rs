@@ -590,3 +590,18 @@ async fn privileged_streams_and_limits_arrive_behind_a_newer_shim() {
 async fn privileged_streams_and_limits_arrive_behind_our_shim() {
     streams_and_limits_arrive(own()).await;
 }
+
+/// An ending shim listens until it is gone: who starts another in its bundle waits for the end of the connection.
+#[tokio::test]
+async fn privileged_another_of_our_shims_starts_where_one_has_ended() {
+    let node = Node::new(own()).await;
+    let id = unique("again");
+    let bundle = node.bundle(&id, &["/bin/true"], &json!({}));
+    for round in 0..10 {
+        let started = node.launcher.start(&node.handler, &id, "k8s.io", &bundle).await;
+        let shim = started.unwrap_or_else(|error| panic!("round {round}: {error}"));
+        shim.shutdown().await.unwrap();
+        tokio::time::timeout(Duration::from_secs(5), shim.closed()).await.unwrap();
+    }
+    node.close().await;
+}

@@ -2,17 +2,15 @@
 
 use std::time::Duration;
 
-use cofferdam_vm::agent::AgentError;
+use cofferdam_vm::agent::{AgentError, plain};
 use cofferdam_vm::boot::BootError;
 use cofferdam_vm::channel::ChannelError;
 use cofferdam_vm::config::ConfigError;
+use cofferdam_vm::net::NetError;
 use cofferdam_vm::probe::ProbeError;
 use cofferdam_vm::share::ShareError;
 use cofferdam_vm::vmm::MonitorError;
 use ttrpc::Code;
-
-/// No words of a guest are longer in an error of ours.
-const LONGEST_WORDS: usize = 2048;
 
 #[derive(Debug, thiserror::Error)]
 pub enum VmError {
@@ -26,6 +24,8 @@ pub enum VmError {
     Agent(#[from] AgentError),
     #[error(transparent)]
     Channel(#[from] ChannelError),
+    #[error(transparent)]
+    Net(#[from] NetError),
     #[error(transparent)]
     Share(#[from] ShareError),
     #[error(transparent)]
@@ -53,6 +53,7 @@ impl VmError {
             VmError::Boot(_)
             | VmError::Agent(_)
             | VmError::Channel(_)
+            | VmError::Net(_)
             | VmError::Share(_)
             | VmError::Monitor(_)
             | VmError::Lost { .. } => Code::INTERNAL,
@@ -71,10 +72,6 @@ impl VmError {
     }
 }
 
-fn plain(words: &str) -> String {
-    words.chars().take(LONGEST_WORDS).map(|c| if c.is_control() { ' ' } else { c }).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -86,6 +83,6 @@ mod tests {
             VmError::of_call("start", ttrpc::Error::RpcStatus(ttrpc::get_status(Code::NOT_FOUND, hostile)));
         assert_eq!(error.code(), Code::NOT_FOUND);
         let words = error.to_string();
-        assert!(words.len() <= LONGEST_WORDS && !words.contains(['\u{1b}', '\n']));
+        assert!(words.len() <= 2048 && !words.contains(['\u{1b}', '\n']));
     }
 }

@@ -41,7 +41,7 @@ macro_rules! call {
 
 impl Guest {
     pub async fn connect(channel: &Channel) -> Result<Self, VmError> {
-        let stream = channel.open(&Purpose::Task).await?;
+        let stream = channel.open(&Purpose::Task, LIGHT).await?;
         Ok(Guest { client: TaskClient::new(Client::new(Socket::new(stream))) })
     }
 

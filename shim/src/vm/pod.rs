@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use cofferdam_vm::agent::GuestSetup;
 use cofferdam_vm::boot::Plan;
 use cofferdam_vm::machine::Machine;
+use cofferdam_vm::net::{self, Network};
 use cofferdam_vm::probe;
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use super::VmError;
 use super::guest::Guest;
@@ -73,10 +74,22 @@ async fn boot_in(
     accelerator: cofferdam_vm::vmm::Accelerator,
 ) -> Result<Machine, VmError> {
     let put = |pid| place::put(cgroups, pid);
-    let plan = Plan { config: options.vm.clone(), accelerator, folder: bundle.join(FOLDER), nic: None };
-    let setup = GuestSetup { hostname: spec.hostname().clone().unwrap_or_default(), ..GuestSetup::default() };
+    let network = match netns(spec) {
+        Some(path) => net::attach(&path)?,
+        None => Network::default(),
+    };
+    let Network { nics, interfaces, routes } = network;
+    let plan = Plan { config: options.vm.clone(), accelerator, folder: bundle.join(FOLDER), nics };
+    let hostname = spec.hostname().clone().unwrap_or_default();
+    let setup = GuestSetup { hostname, interfaces, routes, ..GuestSetup::default() };
     let greeted = plan.prepare(&put)?.launch(&put)?.greet().await?;
     Ok(greeted.set_up(&setup).await?)
+}
+
+/// The pod's network namespace, where it is made by others.
+fn netns(spec: &Spec) -> Option<PathBuf> {
+    let namespaces = spec.linux().as_ref()?.namespaces().as_ref()?;
+    namespaces.iter().find(|one| one.typ() == LinuxNamespaceType::Network)?.path().clone()
 }
 
 /// The kernel empties a cgroup a little after its last process was waited for.

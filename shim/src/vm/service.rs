@@ -60,10 +60,11 @@ impl Service {
         // Held while the machine boots: whoever comes meanwhile joins its pod.
         let mut pod = self.pod.lock().await;
         let (publisher, max_line) = (Arc::clone(&self.publisher), options.log_max_line);
-        if let Some((pod, pause)) = &*pod {
-            let role = Role::Container { pause: *pause };
-            let pod = Arc::clone(pod);
-            return VmTask::create(request, pod, role, publisher, max_line).await;
+        let joined = pod.as_ref().map(|(pod, pause)| (Arc::clone(pod), *pause));
+        if let Some((joined, pause)) = joined {
+            drop(pod);
+            let role = Role::Container { pause };
+            return VmTask::create(request, joined, role, publisher, max_line).await;
         }
         let bundle = Bundle::new(&request.bundle);
         let read = bundle.read_json::<Spec>("config.json");

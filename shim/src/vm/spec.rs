@@ -6,7 +6,7 @@
 
 use std::path::PathBuf;
 
-use cofferdam_vm::agent::{RUNTIME, SHM};
+use cofferdam_vm::agent::{NETNS, RUNTIME, SHM};
 use cofferdam_vm::share::{Item, Share};
 use cofferdam_vm::sys::mount::Source;
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Mount, Spec};
@@ -149,8 +149,11 @@ fn translate_namespaces(
     let mut translated = Vec::new();
     for mut namespace in namespaces {
         let name = match namespace.typ() {
-            // The guest's first network namespace is the pod's.
-            LinuxNamespaceType::Network => continue,
+            LinuxNamespaceType::Network => {
+                namespace.set_path(Some(NETNS.into()));
+                translated.push(namespace);
+                continue;
+            }
             LinuxNamespaceType::User => return Err(refused("users of its own")),
             LinuxNamespaceType::Time => return Err(refused("a clock of its own")),
             LinuxNamespaceType::Mount => "mnt",

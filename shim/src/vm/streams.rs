@@ -18,6 +18,8 @@ use crate::task::stream::Stream;
 
 /// What is read at once.
 const CHUNK: usize = 16 * 1024;
+/// How long the guest may take to take a stream.
+const OPENING: Duration = Duration::from_secs(10);
 /// How long output may still come after the guest said that the process ended.
 const DRAIN: Duration = Duration::from_secs(3);
 
@@ -47,7 +49,7 @@ pub async fn join(
     let path = |name: &str| format!("{STREAMS}/{name}");
     if let Some(end) = ends.stdin {
         let name = format!("{prefix}-in");
-        let stream = channel.open(&Purpose::Input(name.clone())).await?;
+        let stream = channel.open(&Purpose::Input(name.clone()), OPENING).await?;
         paths.stdin = path(&name);
         carriers.input.spawn(carry_in(host_end(end)?, stream));
     }
@@ -56,7 +58,7 @@ pub async fn join(
     {
         let Some(end) = end else { continue };
         let name = format!("{prefix}-{suffix}");
-        let stream = channel.open(&Purpose::Output(name.clone())).await?;
+        let stream = channel.open(&Purpose::Output(name.clone()), OPENING).await?;
         *target = path(&name);
         carriers.outputs.spawn(carry_out(stream, host_end(end)?));
     }

@@ -5,12 +5,14 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use cofferdam_vm::share::{Item, Share};
 use cofferdam_vm::sys::mount::Source;
 use containerd_shim_protos::api::{self, CreateTaskRequest, ExecProcessRequest};
 use oci_spec::runtime::Spec;
 use protobuf::MessageField;
+use tokio::time::timeout;
 
 use super::guest::Name;
 use super::pod::Pod;
@@ -28,6 +30,8 @@ use crate::task::{check_id, log};
 /// What a killed process is said to have ended with.
 const KILLED: u32 = 137;
 const NEVER_RAN: u32 = 128;
+/// How long a killed process may take to die before deletion gives up on it.
+const DEATH: Duration = Duration::from_secs(10);
 
 /// Names streams; each is used once in the life of a shim.
 static NEXT_STREAM: AtomicU64 = AtomicU64::new(1);
@@ -174,7 +178,7 @@ impl VmTask {
                 ended = task.pod.guest.wait(task.name(&exec)) => match ended {
                     Ok(status) => status,
                     Err(error) => {
-                        // The guest lets nobody wait for a process of ours: what it says of others is worth no more.
+                        // A guest that does not say how its processes end has lost them, or lies: it is of no use.
                         task.pod.machine.monitor().kill();
                         let reason = task.pod.machine.ended().await;
                         task.bundle.warn(&format!("wait for the end: {error}; {reason}"));
@@ -278,9 +282,13 @@ impl VmTask {
             }
             Lifecycle::Stopped(_) => {}
         }
-        let exit = self.init.wait().await;
+        let ended = timeout(DEATH, self.init.wait()).await;
+        let exit = ended
+            .map_err(|_| ShimError::io("wait for the killed process")(std::io::ErrorKind::TimedOut.into()))?;
         self.init.streams.abandon();
-        if let Err(error) = self.pod.guest.delete(self.name("")).await {
+        if !self.pod.machine.has_ended()
+            && let Err(error) = self.pod.guest.delete(self.name("")).await
+        {
             self.bundle.warn(&format!("delete: {error}"));
         }
         take_away(&self.pod, &self.id, &self.bundle).await;
@@ -392,6 +400,9 @@ fn guest_process(process: &str) -> Result<protobuf::well_known_types::any::Any, 
 
 /// First in the guest, which would keep them busy, then on the node.
 async fn take_away(pod: &Pod, id: &str, bundle: &Bundle) {
+    if pod.machine.has_ended() {
+        return;
+    }
     if let Err(error) = pod.machine.agent().remove_bundle(id).await {
         bundle.warn(&format!("remove the bundle in the guest: {error}"));
     }

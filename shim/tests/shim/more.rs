@@ -54,7 +54,7 @@ async fn privileged_options_are_checked() {
     let node = Node::new(spec(&["true"])).await;
     let mut request = node.request();
     for (text, code, word) in [
-        (r#"{"isolation":"vm"}"#, ttrpc::Code::FAILED_PRECONDITION, "not available on this node yet"),
+        (r#"{"isolation":"vm"}"#, ttrpc::Code::INVALID_ARGUMENT, "has to be told when the shim is started"),
         (r#"{"isolaton":""}"#, ttrpc::Code::INVALID_ARGUMENT, "isolaton"),
     ] {
         request.options = options(text);

@@ -1,5 +1,6 @@
 //! What a process does at an armed point.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -49,6 +50,9 @@ struct Orders {
     orders: Vec<Order>,
 }
 
+const ORDERS_VARIABLE: &str = "COFFERDAM_FAILPOINTS";
+const FOLDER_VARIABLE: &str = "COFFERDAM_FAILPOINTS_DIR";
+
 static ORDERS: OnceLock<Option<Orders>> = OnceLock::new();
 
 /// Does what the environment says of this point.
@@ -77,6 +81,11 @@ pub fn pass(name: &'static str) -> Result<(), Injected> {
     Ok(())
 }
 
+/// What a process has to be given that does not inherit the environment.
+pub fn environment() -> impl Iterator<Item = (&'static str, OsString)> {
+    [ORDERS_VARIABLE, FOLDER_VARIABLE].into_iter().filter_map(|name| Some((name, std::env::var_os(name)?)))
+}
+
 fn send(signal: Signal) {
     if let Err(error) = kill_process(getpid(), signal) {
         panic!("failpoint: {error}");
@@ -100,8 +109,8 @@ fn count(folder: &Path, name: &str) -> io::Result<(u32, fs::File)> {
 }
 
 fn from_environment() -> Option<Orders> {
-    let text = std::env::var("COFFERDAM_FAILPOINTS").ok()?;
-    let folder = std::env::var_os("COFFERDAM_FAILPOINTS_DIR").expect("COFFERDAM_FAILPOINTS_DIR is not set");
+    let text = std::env::var(ORDERS_VARIABLE).ok()?;
+    let folder = std::env::var_os(FOLDER_VARIABLE).expect("COFFERDAM_FAILPOINTS_DIR is not set");
     let read = |word: &str| parse(word).unwrap_or_else(|| panic!("COFFERDAM_FAILPOINTS: {word:?}"));
     let orders = text.split(';').filter(|word| !word.is_empty()).map(read).collect();
     Some(Orders { folder: folder.into(), orders })

@@ -26,7 +26,7 @@ mod armed;
 pub use points::{POINTS, Place, Point};
 
 #[cfg(feature = "armed")]
-pub use armed::{Injected, pass};
+pub use armed::{Injected, environment, pass};
 
 /// Whether the list has the name; for the macro.
 #[must_use]

@@ -18,6 +18,7 @@ pub mod log;
 pub mod netns;
 pub mod node;
 pub mod registry;
+pub mod shim;
 mod sys;
 pub mod terminal;
 

@@ -124,7 +124,9 @@ async fn network(node: &Node, pods: &[PodModel]) -> Vec<String> {
     let ready = own.clone().filter(|model| model.ready).count();
     let pairs = node.netns.links().into_iter().filter(|link| link != "lo" && link != "cft0").count();
     let pinned = fs::read_dir(node.dir().join("state/netns")).map_or(0, Iterator::count);
-    let leases = leak::leases(&node.dir().join("state/cni/networks/cofferdam/leases"));
+    let book = node.dir().join("state/cni/networks/cofferdam/leases");
+    // There is none before the first pod.
+    let leases = if book.exists() { leak::leases(&book) } else { Vec::new() };
     // A pod whose pause process died keeps what it has until it is stopped.
     let all = own.clone().count();
     for (what, count) in [("links", pairs), ("namespaces", pinned), ("leases", leases.len())] {

@@ -15,6 +15,7 @@ mod purpose;
 use std::future::poll_fn;
 use std::io;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures::{AsyncRead, AsyncWrite};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -43,6 +44,8 @@ pub enum ChannelError {
     Ended,
     #[error("open a stream to the guest for {purpose}: {source}")]
     Open { purpose: Purpose, source: io::Error },
+    #[error("the guest does not take a stream for {purpose}")]
+    Silent { purpose: Purpose },
     #[error("the guest refuses a stream for {purpose}: {words:?}")]
     Refused { purpose: Purpose, words: String },
 }
@@ -76,8 +79,13 @@ impl Channel {
         (Channel { openings }, driver.run())
     }
 
-    /// Opens a stream and waits until the guest has taken it.
-    pub async fn open(&self, purpose: &Purpose) -> Result<Stream, ChannelError> {
+    /// Opens a stream and waits until the guest has taken it, or for `patience`.
+    pub async fn open(&self, purpose: &Purpose, patience: Duration) -> Result<Stream, ChannelError> {
+        let opened = tokio::time::timeout(patience, self.open_stream(purpose)).await;
+        opened.unwrap_or_else(|_| Err(ChannelError::Silent { purpose: purpose.clone() }))
+    }
+
+    async fn open_stream(&self, purpose: &Purpose) -> Result<Stream, ChannelError> {
         let (sender, opened) = oneshot::channel();
         self.openings.send(sender).await.map_err(|_| ChannelError::Ended)?;
         let failed = |source| ChannelError::Open { purpose: purpose.clone(), source };

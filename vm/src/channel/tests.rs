@@ -9,6 +9,8 @@ use tokio_util::compat::TokioAsyncReadCompatExt;
 
 use super::*;
 
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// A host's end whose guest is told by `serve` what to do with each stream.
 fn pair(serve: fn(Stream) -> futures::future::BoxFuture<'static, ()>) -> (Channel, JoinSet<()>) {
     let (ours, theirs) = duplex(4096);
@@ -39,8 +41,8 @@ fn echo(mut stream: Stream) -> futures::future::BoxFuture<'static, ()> {
 #[tokio::test]
 async fn streams_are_independent_and_end_in_one_direction() {
     let (channel, _tasks) = pair(echo);
-    let mut silent = channel.open(&Purpose::Task).await.unwrap();
-    let mut stream = channel.open(&Purpose::Input("x".into())).await.unwrap();
+    let mut silent = channel.open(&Purpose::Task, PATIENCE).await.unwrap();
+    let mut stream = channel.open(&Purpose::Input("x".into()), PATIENCE).await.unwrap();
     let text = vec![b'a'; 300_000];
     let (mut read, mut write) = tokio::io::split(&mut stream);
     let writing = async {
@@ -59,7 +61,7 @@ async fn streams_are_independent_and_end_in_one_direction() {
 #[tokio::test]
 async fn a_refusal_has_the_guests_words() {
     let (channel, _tasks) = pair(echo);
-    let refused = channel.open(&Purpose::Output("x".into())).await.unwrap_err();
+    let refused = channel.open(&Purpose::Output("x".into()), PATIENCE).await.unwrap_err();
     assert!(refused.to_string().contains("no such stream"), "{refused}");
 }
 
@@ -67,7 +69,7 @@ async fn a_refusal_has_the_guests_words() {
 async fn a_guest_that_answers_without_end_is_not_listened_to() {
     let (channel, _tasks) =
         pair(|mut stream| Box::pin(async move { while stream.write_all(&[b'x'; 1000]).await.is_ok() {} }));
-    let refused = channel.open(&Purpose::Agent).await.unwrap_err();
+    let refused = channel.open(&Purpose::Agent, PATIENCE).await.unwrap_err();
     assert!(refused.to_string().contains("too long"), "{refused}");
 }
 
@@ -82,5 +84,17 @@ async fn garbage_ends_the_channel() {
     let mut tasks = JoinSet::new();
     tasks.spawn(garbage(theirs));
     timeout(Duration::from_secs(5), driver).await.expect("the driver goes on with garbage");
-    assert!(matches!(channel.open(&Purpose::Agent).await, Err(ChannelError::Ended)));
+    assert!(matches!(channel.open(&Purpose::Agent, PATIENCE).await, Err(ChannelError::Ended)));
+}
+
+#[tokio::test]
+async fn a_guest_that_takes_no_stream_is_given_up() {
+    let (channel, _tasks) = pair(|stream| {
+        Box::pin(async move {
+            let _held = stream;
+            std::future::pending::<()>().await;
+        })
+    });
+    let silent = channel.open(&Purpose::Agent, Duration::from_millis(100)).await;
+    assert!(matches!(silent, Err(ChannelError::Silent { .. })));
 }

@@ -6,3 +6,4 @@
 pub mod mount;
 pub mod netlink;
 pub mod process;
+pub mod tap;

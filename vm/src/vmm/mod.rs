@@ -42,7 +42,7 @@ pub struct Launch {
     pub channel: OwnedFd,
     /// The monitor's connection to virtiofsd.
     pub share: Option<OwnedFd>,
-    pub nic: Option<Nic>,
+    pub nics: Vec<Nic>,
 }
 
 /// A network card of the guest, in front of a tap.

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::{Value, json};
 
 use super::unnamed::Unnamed;
-use super::{IMAGES, Work, failed};
+use super::{IMAGES, Taken, Work, failed};
 use crate::container::{Container, ContainerError, ContainerState};
 
 pub(super) const CHANGES: &str = "rootfs-diff.tar";
@@ -60,7 +60,7 @@ pub(super) fn write(
     container: &Container,
     bundle: &Path,
     handler: &str,
-    gone: &[String],
+    taken: &Taken,
 ) -> Result<(), ContainerError> {
     let location = &work.location;
     let mut scratch = Unnamed::beside(location)?;
@@ -70,7 +70,7 @@ pub(super) fn write(
         let texts = [
             ("config.dump", config(container, handler)),
             ("status.dump", status(container)),
-            ("deleted.files", json!(gone)),
+            ("deleted.files", json!(taken.gone)),
         ];
         for (name, value) in texts {
             let text = value.to_string().into_bytes();
@@ -80,7 +80,7 @@ pub(super) fn write(
         append_images(&mut tar, work)?;
         append_file(&mut tar, CHANGES, &work.folder.0.join(CHANGES))?;
         if let Some(log) = container.made().log_path.as_deref().filter(|log| log.exists()) {
-            append_file(&mut tar, "container.log", log)?;
+            append_beginning(&mut tar, "container.log", log, taken.log)?;
         }
         tar.into_inner().and_then(|mut out| out.flush()).map_err(failed("write", location))?;
     }
@@ -127,15 +127,26 @@ fn append<W: Write>(tar: &mut tar::Builder<W>, name: &str, size: u64, data: impl
     tar.append_data(&mut header(size), name, data)
 }
 
-/// Appends a regular file as long as it is now: a log goes on growing.
+/// Appends a regular file as long as it is now.
 fn append_file<W: Write>(tar: &mut tar::Builder<W>, name: &str, path: &Path) -> Result<(), ContainerError> {
+    append_beginning(tar, name, path, u64::MAX)
+}
+
+/// Appends no more than the first `most` bytes of a regular file: a log goes on growing.
+fn append_beginning<W: Write>(
+    tar: &mut tar::Builder<W>,
+    name: &str,
+    path: &Path,
+    most: u64,
+) -> Result<(), ContainerError> {
     let opened = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
     let file = opened.map_err(failed("open", path))?;
     let data = file.metadata().map_err(failed("stat", path))?;
     if !data.is_file() {
         return Ok(());
     }
-    append(tar, name, data.len(), file.chain(io::repeat(0)).take(data.len())).map_err(failed("archive", path))
+    let size = data.len().min(most);
+    append(tar, name, size, file.chain(io::repeat(0)).take(size)).map_err(failed("archive", path))
 }
 
 fn config(container: &Container, handler: &str) -> Value {

@@ -16,11 +16,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Container, ContainerError, Containers, Shared};
+use crate::operation::Stage;
 use crate::runtime::{RuntimeError, Shim, ShimKind};
 
 /// When the caller does not say.
 const DEFAULT: Duration = Duration::from_secs(600);
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
+/// What ending criu and letting the container run on may take beyond the limit.
+const OVER: Duration = Duration::from_secs(10);
 /// The folder of criu's images, here and in the archive.
 pub(super) const IMAGES: &str = "checkpoint";
 pub(super) const PROGRAM: &str = "criu";
@@ -31,6 +34,14 @@ struct Work {
     folder: Folder,
     location: PathBuf,
     deadline: Instant,
+}
+
+/// What is known of the moment in which the container was held, besides what lies in the folder.
+struct Taken {
+    /// What it removed from its image.
+    gone: Vec<String>,
+    /// How long its log was: what it says once it runs on, a restored one will say again.
+    log: u64,
 }
 
 struct Folder(PathBuf);
@@ -58,7 +69,8 @@ impl Folder {
 }
 
 impl Containers {
-    /// Writes a checkpoint of a running container to `location`. A caller that goes away does not end it half-way.
+    /// Writes a checkpoint of a running container to `location`, or joins the one that is being written there. A caller
+    /// that goes away does not end it half-way.
     ///
     /// # Errors
     /// When the container does not run, the node or its runtime handler cannot checkpoint, or `timeout` is over.
@@ -70,11 +82,13 @@ impl Containers {
     ) -> Shared<()> {
         let (containers, target) = (Arc::clone(self), Arc::clone(container));
         let limit = timeout.unwrap_or(DEFAULT).min(LONGEST);
-        let work = async move { containers.write_checkpoint(&target, location, limit).await };
-        match self.ports.tracker.spawn(work).await {
-            Ok(result) => result.map_err(Arc::new),
-            Err(error) => Err(Arc::new(error.into())),
-        }
+        let key = (container.id().as_str(), location.display().to_string());
+        let begin = |stage: Stage| async move {
+            stage.within("writing the images and the archive", limit + OVER);
+            containers.write_checkpoint(&target, location, limit).await.map_err(Arc::new)
+        };
+        let joined = self.checkpoints.join(key, begin).await;
+        joined.map_err(|lost| Arc::new(lost.into()))?
     }
 
     async fn write_checkpoint(
@@ -95,12 +109,12 @@ impl Containers {
         let still = self.hold_still(container, &shim, &work).await;
         failpoint!("checkpoint.resumed", infallible);
         let done = match still {
-            Ok(gone) => {
+            Ok(taken) => {
                 let handler = self.handler(container)?.name.clone();
                 let bundle = self.ports.places.container(container.id());
                 let (work, container) = (Arc::clone(&work), Arc::clone(container));
                 tokio::task::spawn_blocking(move || {
-                    archive::write(&work, &container, &bundle, &handler, &gone)
+                    archive::write(&work, &container, &bundle, &handler, &taken)
                 })
                 .await?
             }
@@ -131,13 +145,13 @@ impl Containers {
         Ok(shim)
     }
 
-    /// Does what the container must not run during. Answers what it removed from its image.
+    /// Does what the container must not run during.
     async fn hold_still(
         &self,
         container: &Container,
         shim: &Shim,
         work: &Arc<Work>,
-    ) -> Result<Vec<String>, ContainerError> {
+    ) -> Result<Taken, ContainerError> {
         shim.pause().await.map_err(|error| refused(container, error))?;
         failpoint!("checkpoint.paused", infallible);
         let taken = self.take(container, shim, work).await;
@@ -157,17 +171,21 @@ impl Containers {
         container: &Container,
         shim: &Shim,
         work: &Arc<Work>,
-    ) -> Result<Vec<String>, ContainerError> {
+    ) -> Result<Taken, ContainerError> {
         let left = work.deadline.saturating_duration_since(Instant::now());
         shim.checkpoint(&work.folder.images(), left).await.map_err(|error| refused(container, error))?;
         failpoint!("checkpoint.dumped");
         let (snapshots, id) = (Arc::clone(&self.ports.snapshots), container.id().clone());
         let (layers, work) = (container.made().layers.clone(), Arc::clone(work));
+        let log = container.made().log_path.clone();
         tokio::task::spawn_blocking(move || {
             let path = work.folder.0.join(archive::CHANGES);
             let file = fs::File::create(&path).map_err(failed("create", &path))?;
             let out = archive::Until::new(std::io::BufWriter::with_capacity(256 << 10, file), work.deadline);
-            Ok(snapshots.diff(&id, &layers, out)?)
+            let gone = snapshots.diff(&id, &layers, out)?;
+            // By now the shim has written what was on its way.
+            let log = log.and_then(|log| fs::metadata(log).ok()).map_or(0, |data| data.len());
+            Ok(Taken { gone, log })
         })
         .await?
     }

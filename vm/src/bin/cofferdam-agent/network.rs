@@ -1,23 +1,59 @@
 //! The pod's network in the guest: cards are found by their addresses, named, and get what the pod's interface has.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use cofferdam_proto::agent::{Interface, Route};
+use cofferdam_vm::agent::NETNS;
 use cofferdam_vm::sys::netlink::{Message, Netlink, Prefix, family, octets};
+use rustix::mount::mount_bind;
+
+use crate::sys;
 
 const CARDS: &str = "/sys/class/net";
+/// In every namespace.
+const LOOPBACK: i32 = 1;
 
-/// Loopback, then all interfaces, then the routes in their order.
+/// Makes the pod's network namespace, apart from the agent's, and moves the cards there. Loopback, then all interfaces,
+/// then the routes in their order.
 pub fn set_up(interfaces: &[Interface], routes: &[Route]) -> io::Result<()> {
-    let mut netlink = Netlink::open()?;
-    netlink.request(link(index("lo")?, None, 0))?;
+    let mut first = Netlink::open()?;
+    let mut cards = Vec::new();
     for interface in interfaces {
-        let index = index(&card(&interface.mac)?)?;
-        netlink.request(link(index, Some(&interface.name), interface.mtu))?;
+        cards.push((index(&card(&interface.mac)?)?, interface));
+    }
+    // The thread is in that namespace for good, so it ends with this.
+    std::thread::scope(|scope| {
+        let work = || {
+            let namespace = make_namespace()?;
+            for (index, _) in &cards {
+                first.request(move_card(*index, namespace.as_fd()))?;
+            }
+            configure(&cards, routes)
+        };
+        let thread = std::thread::Builder::new().name("network".into()).spawn_scoped(scope, work)?;
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("the network's thread died")))
+    })
+}
+
+/// A new namespace for this thread, kept by a mount.
+fn make_namespace() -> io::Result<OwnedFd> {
+    const OWN: &str = "/proc/thread-self/ns/net";
+    sys::new_network()?;
+    File::create(NETNS)?;
+    mount_bind(OWN, NETNS)?;
+    Ok(File::open(OWN)?.into())
+}
+
+fn configure(cards: &[(i32, &Interface)], routes: &[Route]) -> io::Result<()> {
+    let mut netlink = Netlink::open()?;
+    netlink.request(link(LOOPBACK, None, 0))?;
+    for (index, interface) in cards {
+        netlink.request(link(*index, Some(&interface.name), interface.mtu))?;
         for address in &interface.addresses {
-            netlink.request(add_address(index, address.parse()?))?;
+            netlink.request(add_address(*index, address.parse()?))?;
         }
     }
     for route in routes {
@@ -25,7 +61,9 @@ pub fn set_up(interfaces: &[Interface], routes: &[Route]) -> io::Result<()> {
             "" => None,
             text => Some(text.parse::<IpAddr>().map_err(io::Error::other)?),
         };
-        netlink.request(add_route(index(&route.interface)?, route.destination.parse()?, gateway))?;
+        let card = cards.iter().find(|(_, interface)| interface.name == route.interface);
+        let (index, _) = card.ok_or_else(|| io::Error::other(format!("no interface {}", route.interface)))?;
+        netlink.request(add_route(*index, route.destination.parse()?, gateway))?;
     }
     Ok(())
 }
@@ -45,6 +83,13 @@ fn index(name: &str) -> io::Result<i32> {
     let text = fs::read_to_string(format!("{CARDS}/{name}/ifindex"))
         .map_err(|error| io::Error::new(error.kind(), format!("interface {name}: {error}")))?;
     text.trim().parse().map_err(io::Error::other)
+}
+
+fn move_card(index: i32, namespace: BorrowedFd<'_>) -> Message {
+    let fixed = [&[0; 4][..], &index.to_ne_bytes(), &[0; 8]].concat();
+    Message::new(libc::RTM_NEWLINK, 0)
+        .raw(&fixed)
+        .attribute(libc::IFLA_NET_NS_FD, &namespace.as_raw_fd().to_ne_bytes())
 }
 
 /// `struct ifinfomsg`: up, with another name and size.

@@ -20,6 +20,12 @@ pub fn load_module(file: &File) -> io::Result<()> {
     }
 }
 
+/// Gives the calling thread a network namespace of its own. See unshare(2).
+pub fn new_network() -> io::Result<()> {
+    // SAFETY: unshare(2) takes flags alone, and this one changes which network the thread sees and nothing in memory.
+    if unsafe { libc::unshare(libc::CLONE_NEWNET) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Turns the machine off; returns when the kernel refuses. See reboot(2).
 pub fn power_off() {
     // SAFETY: sync(2) takes nothing; reboot(2) takes a number and ends the machine, whose state nobody needs.

@@ -50,9 +50,9 @@ pub fn of(launch: &Launch, qmp: BorrowedFd<'_>) -> Vec<OsString> {
         line.add("-chardev", format!("socket,id=share,fd={}", share.as_raw_fd()));
         line.add("-device", format!("vhost-user-fs-device,chardev=share,tag={TAG}"));
     }
-    if let Some(nic) = &launch.nic {
-        line.add("-netdev", format!("tap,id=pod,fd={}", nic.tap.as_raw_fd()));
-        line.add("-device", format!("virtio-net-device,netdev=pod,mac={}", nic.mac));
+    for (number, nic) in launch.nics.iter().enumerate() {
+        line.add("-netdev", format!("tap,id=nic{number},fd={}", nic.tap.as_raw_fd()));
+        line.add("-device", format!("virtio-net-device,netdev=nic{number},mac={}", nic.mac));
     }
     line.0
 }
@@ -102,7 +102,7 @@ mod tests {
             kernel: "/k".into(),
             image: "/i".into(),
         };
-        let nic = Some(Nic { tap: file(), mac: "02:00:00:00:00:01".into() });
+        let nics = vec![Nic { tap: file(), mac: "02:00:00:00:00:01".into() }];
         Launch {
             parts,
             accelerator: Accelerator::Tcg,
@@ -110,7 +110,7 @@ mod tests {
             cpus: 2,
             channel: file(),
             share: Some(file()),
-            nic,
+            nics,
         }
     }
 
@@ -125,7 +125,7 @@ mod tests {
         for part in ["accel=tcg", "-m 128M", "tag=pod", "mac=02:00:00:00:00:01", "spawn=deny", "-smp 2"] {
             assert!(line.contains(part), "{part}: {line}");
         }
-        (launch.share, launch.nic) = (None, None);
+        (launch.share, launch.nics) = (None, Vec::new());
         let line = text(&launch);
         assert!(!line.contains("vhost-user") && !line.contains("netdev"), "{line}");
     }

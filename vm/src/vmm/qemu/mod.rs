@@ -57,7 +57,7 @@ fn start(launch: Launch, log: Option<OwnedFd>) -> io::Result<Qemu> {
     };
     let mut passed = vec![theirs.as_fd(), launch.channel.as_fd()];
     passed.extend(launch.share.as_ref().map(AsFd::as_fd));
-    passed.extend(launch.nic.as_ref().map(|nic| nic.tap.as_fd()));
+    passed.extend(launch.nics.iter().map(|nic| nic.tap.as_fd()));
     let process = program.spawn(&passed, log, || Ok(()))?;
     ours.set_nonblocking(true)?;
     let qmp = Qmp::new(tokio::net::UnixStream::from_std(ours)?);

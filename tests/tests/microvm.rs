@@ -1,0 +1,181 @@
+//! Pods in virtual machines, through the socket: real QEMU, real virtiofsd, Debian's kernel, under emulation.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use cofferdam_proto::cri;
+use cofferdam_tests::client::build;
+use cofferdam_tests::harness::{Node, Pod, binaries, eventually, log};
+
+/// Under emulation, on a machine that does other things too.
+const PATIENCE: Duration = Duration::from_secs(60);
+const SECONDS: i64 = 60;
+
+/// What `tests/vm/kernel.sh` unpacked.
+fn kernel() -> Option<PathBuf> {
+    let cache = std::env::var_os("COFFERDAM_VM_CACHE").map(PathBuf::from);
+    let cache =
+        cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/cofferdam-vm")))?;
+    let entries = std::fs::read_dir(cache).ok()?.flatten().map(|entry| entry.path());
+    entries.into_iter().find(|path| path.join("ready").exists() && path.join("boot").exists())
+}
+
+/// The image, in a folder that goes with the value; nothing, in words, where something is missing.
+fn image() -> Option<tempfile::TempDir> {
+    let agent = binaries().join("cofferdam-agent");
+    for (there, what) in [
+        (Path::new("/usr/bin/qemu-system-x86_64").exists(), "no QEMU: make setup-vm"),
+        (agent.exists(), "no cofferdam-agent beside the shim: make build"),
+        (kernel().is_some(), "no kernel is unpacked: tests/vm/kernel.sh"),
+    ] {
+        if !there {
+            println!("skipped: {what}");
+            return None;
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let made = Command::new(binaries().join("cofferdam"))
+        .args(["vm", "build-image", "--root"])
+        .arg(kernel()?)
+        .arg("--output")
+        .arg(folder.path())
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    Some(folder)
+}
+
+async fn node(image: &Path) -> Option<Node> {
+    let machines = format!(
+        "kernel = {:?}\nimage = {:?}\nmemory = 192\nemulation = true\nboot_seconds = 50\n",
+        image.join("kernel"),
+        image.join("initramfs")
+    );
+    let handler = "type = \"io.containerd.cofferdam.v1\"\nisolation = \"vm\"\n";
+    Node::builder().config("runtimes.vm", handler).config("runtimes.vm.vm", &machines).start().await
+}
+
+async fn pod_in(node: &Node, name: &str) -> Pod {
+    let config = node.pod(name);
+    let id = node.cri.run_pod(&config, "vm").await.unwrap();
+    Pod { id, config }
+}
+
+/// The monitor of the pod's machine.
+fn monitor(node: &Node, pod: &Pod) -> Option<i32> {
+    let mark = node.dir().to_string_lossy().into_owned();
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    all.filter_map(|entry| entry.file_name().to_string_lossy().parse::<i32>().ok()).find(|pid| {
+        let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let log = std::fs::read_link(format!("/proc/{pid}/fd/2")).unwrap_or_default();
+        let log = log.to_string_lossy();
+        command.starts_with(b"/usr/bin/qemu-system") && log.contains(&mark) && log.contains(&pod.id)
+    })
+}
+
+fn own_release() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap().trim().to_owned()
+}
+
+#[tokio::test]
+async fn a_pod_has_a_kernel_of_its_own_and_everything_else_as_usual() {
+    let Some(image) = image() else { return };
+    let Some(node) = node(image.path()).await else { return };
+    let base = node.base_image().await;
+    let pod = pod_in(&node, "machine").await;
+    let volume = node.dir().join("volume");
+    std::fs::create_dir_all(&volume).unwrap();
+    std::fs::write(volume.join("key"), "one\n").unwrap();
+    let mut config = build::shell("main", &base, "uname -r; cat /data/key; echo apart >&2; exec sleep 1000");
+    config.mounts.push(cri::Mount {
+        container_path: "/data".into(),
+        host_path: volume.to_string_lossy().into_owned(),
+        readonly: true,
+        ..Default::default()
+    });
+    let main = node.run_container(&pod, config).await;
+    let path = Path::new(&pod.config.log_directory).join("main.log");
+    let arrived = async || log::joined(&log::read(&path), "stdout").lines().count() == 2;
+    assert!(eventually(PATIENCE, arrived).await, "{:?}", log::read(&path));
+    let entries = log::read(&path);
+    let output = log::joined(&entries, "stdout");
+    let release = output.lines().next().unwrap();
+    assert!(!release.is_empty() && release != own_release(), "{release:?} is the node's kernel");
+    assert!(output.ends_with("one\n"), "{output:?}");
+    assert_eq!(log::joined(&entries, "stderr"), "apart\n");
+
+    // What is read-only is so on the node's side, what changes there is seen.
+    std::fs::write(volume.join("key"), "two\n").unwrap();
+    let script = "sleep 2; cat /data/key; echo x > /data/key; exit 3";
+    let answer = node.cri.exec_sync(&main, &["sh", "-c", script], SECONDS).await.unwrap();
+    assert_eq!((answer.stdout.as_slice(), answer.exit_code), (&b"two\n"[..], 3), "{answer:?}");
+    assert_eq!(std::fs::read_to_string(volume.join("key")).unwrap(), "two\n");
+
+    // Its network is the pod's: the address that CNI gave, and the way to the node.
+    let address = node.cri.pod_status(&pod.id).await.unwrap().network.unwrap().ip;
+    let answer = node.cri.exec_sync(&main, &["ip", "addr", "show", "eth0"], SECONDS).await.unwrap();
+    assert!(String::from_utf8_lossy(&answer.stdout).contains(&address), "{answer:?}");
+
+    // A second container shares the pod's processes' namespace with nobody, its IPC with the first; it ends by itself.
+    let (ended, entries) = node.run_to_end(&pod, build::shell("second", &base, "echo bye; exit 4")).await;
+    assert_eq!((ended.exit_code, log::joined(&entries, "stdout").as_str()), (4, "bye\n"));
+
+    node.cri.stop(&main, 0).await.unwrap();
+    assert_eq!(node.cri.status(&main).await.unwrap().exit_code, 137);
+    node.destroy(&pod).await;
+    assert_eq!(monitor(&node, &pod), None);
+    node.assert_clean().await;
+}
+
+#[tokio::test]
+async fn a_machine_outlives_the_daemon_and_its_own_death_is_the_pods() {
+    let Some(image) = image() else { return };
+    let Some(mut node) = node(image.path()).await else { return };
+    let base = node.base_image().await;
+    let pod = pod_in(&node, "crash").await;
+    let main = node.run_container(&pod, build::shell("main", &base, "exec sleep 1000")).await;
+    node.kill9();
+    node.restart().await;
+    let answer = node.cri.exec_sync(&main, &["uname", "-r"], SECONDS).await.unwrap();
+    assert_ne!(String::from_utf8_lossy(&answer.stdout).trim(), own_release());
+
+    let monitor = monitor(&node, &pod).expect("the machine has no monitor");
+    let killed = Command::new("kill").args(["-9", &monitor.to_string()]).status().unwrap();
+    assert!(killed.success());
+    let ended = node.cri.wait_exited(&main, PATIENCE).await.unwrap();
+    assert_eq!(ended.exit_code, 137);
+    let not_ready = cri::PodSandboxState::SandboxNotready as i32;
+    let fallen = async || node.cri.pod_status(&pod.id).await.is_ok_and(|status| status.state == not_ready);
+    assert!(eventually(PATIENCE, fallen).await, "the pod is ready without its machine");
+    node.destroy(&pod).await;
+    node.assert_clean().await;
+}
+
+#[tokio::test]
+async fn what_a_machine_cannot_give_is_refused_in_words() {
+    let Some(image) = image() else { return };
+    let Some(node) = node(image.path()).await else { return };
+    let mut config = node.pod("host-network");
+    let options = cri::NamespaceOption { network: cri::NamespaceMode::Node as i32, ..Default::default() };
+    let linux = config.linux.get_or_insert_default();
+    linux.security_context.get_or_insert_default().namespace_options = Some(options);
+    let refused = node.cri.run_pod(&config, "vm").await.unwrap_err();
+    assert!(refused.message().contains("the node's network"), "{refused:?}");
+    assert!(node.cri.list_pods(None).await.unwrap().is_empty());
+    node.assert_clean().await;
+}
+
+#[tokio::test]
+async fn a_node_without_an_image_says_what_is_missing() {
+    let lines = "type = \"io.containerd.cofferdam.v1\"\nisolation = \"vm\"\n";
+    let nothing = "kernel = \"/no/such/kernel\"\nimage = \"/no/such/image\"\n";
+    let builder = Node::builder().config("runtimes.vm", lines).config("runtimes.vm.vm", nothing);
+    let Some(node) = builder.start().await else { return };
+    let refused = node.cri.run_pod(&node.pod("vm"), "vm").await.unwrap_err();
+    for part in ["/no/such/kernel", "/no/such/image", "build-image"] {
+        assert!(refused.message().contains(part), "{part}: {refused:?}");
+    }
+    assert!(node.cri.list_pods(None).await.unwrap().is_empty());
+    node.assert_clean().await;
+}
