@@ -193,6 +193,15 @@ impl Reconciler {
         if !report.network_done {
             report.settle("network", None, self.ports.network.gc(valid).await.map_err(Into::into));
         }
+        if orphans.iter().any(|orphan| matches!(orphan, Orphan::Shim { .. })) {
+            // Their sockets have died with them.
+            let (ports, started) = (Arc::clone(&self.ports), self.started.0);
+            let dead = tokio::task::spawn_blocking(move || files::dead_sockets(&ports, started)).await;
+            for orphan in dead.unwrap_or_default() {
+                let done = self.take_away(orphan.clone()).await;
+                report.settle(orphan.kind(), Some(orphan.name()), done);
+            }
+        }
         failpoint!("server.networks_swept", infallible);
         if !self.ports.store.is_incomplete() || self.started.1.elapsed() > KEEP_IMAGES {
             for error in self.ports.images.sweep().await {

@@ -7,10 +7,13 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::{Orphan, ReconcileError};
 
+/// How long a killed process may take to be gone.
+const DIES: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
 /// What all shims are called.
 const NAME: &str = "containerd-shim";
 
@@ -63,8 +66,14 @@ pub(super) fn kill(pid: i32, since: u64) -> Result<(), ReconcileError> {
         return Ok(());
     }
     match pidfd_send_signal(&handle, Signal::KILL) {
-        Err(rustix::io::Errno::SRCH) | Ok(()) => Ok(()),
-        Err(error) => Err(failed(error)),
+        Err(rustix::io::Errno::SRCH) => return Ok(()),
+        sent => sent.map_err(failed)?,
+    }
+    // One that the kernel holds in a system call is met again by the next sweep.
+    let mut ended = [PollFd::new(&handle, PollFlags::IN)];
+    match poll(&mut ended, Some(&DIES)) {
+        Ok(0) => Err(failed(rustix::io::Errno::TIMEDOUT)),
+        _ => Ok(()),
     }
 }
 

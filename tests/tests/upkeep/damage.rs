@@ -251,7 +251,12 @@ async fn half_a_bundle_keeps_nobody_from_starting_and_leaves_nothing() {
     // Without its address nobody finds the shim: it is ended with its container.
     std::fs::write(state.join("containers").join(&two).join("shim.json"), "unix:").unwrap();
     node.restart().await;
-    assert_runs_on(&node, &one).await;
+    let status = node.cri.status(&one.id).await.unwrap();
+    assert_eq!(status.state(), ContainerState::ContainerRunning);
+    assert!(node.cri.pod_ready(&one.pod.id).await);
+    // What cannot be known of it is an error that says so.
+    let refused = node.cri.exec_sync(&one.id, &["true"], 10).await.unwrap_err();
+    assert!(refused.message().contains("spec file"), "{refused:?}");
     let status = node.cri.wait_exited(&two, Duration::from_secs(10)).await.unwrap();
     assert_eq!(status.state(), ContainerState::ContainerExited);
     assert_ne!(status.exit_code, 0);

@@ -139,7 +139,7 @@ async fn leftovers_of_every_kind_go_on_the_timer_and_strangers_stay() {
     node.assert_clean().await;
 }
 
-/// Pods come and go beside one that stays, while the sweeps run.
+/// Makes and removes pods for some seconds, beside one that stays.
 async fn keep_busy(node: &Node) {
     let image = node.base_image().await;
     let (still, kept) = pod_with_container(node, "still").await;
@@ -147,8 +147,7 @@ async fn keep_busy(node: &Node) {
     let mut number = 0;
     while std::time::Instant::now() < until {
         let pod = node.run_pod(&node.pod(&format!("busy{number}"))).await;
-        let said = node.output(&pod, build::shell("main", &image, "echo said")).await;
-        assert_eq!(said, "said\n");
+        assert_eq!(node.output(&pod, build::shell("main", &image, "echo said")).await, "said\n");
         node.destroy(&pod).await;
         number += 1;
     }
