@@ -106,9 +106,8 @@ fn restarts(pod: &Value, name: &str) -> u64 {
     container(pod, name)["restartCount"].as_u64().unwrap_or_default()
 }
 
-#[tokio::test]
-async fn a_pod_with_everything_starts_in_order_is_probed_and_ends_in_order() {
-    let Some(berth) = Berth::open(&[]).await else { return };
+/// The pod with everything.
+fn everything(berth: &Berth) -> Value {
     let shared = json!([{"name": "shared", "mountPath": "/shared"}]);
     let note =
         |text: &str| json!({"exec": {"command": ["sh", "-c", format!("echo {text} >> /shared/order")]}});
@@ -154,18 +153,21 @@ async fn a_pod_with_everything_starts_in_order_is_probed_and_ends_in_order() {
             "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"},
         }}),
     );
-    berth.kubelet.place(
-        "full",
-        &json!({
-            "terminationGracePeriodSeconds": 5,
-            "initContainers": [setup, side], "containers": [web, strict],
-            "volumes": [
-                {"name": "data", "emptyDir": {}}, berth.shared_volume(),
-                {"name": "memory", "emptyDir": {"medium": "Memory", "sizeLimit": "8Mi"}},
-                {"name": "picture", "image": {"reference": berth.image}},
-            ],
-        }),
-    );
+    json!({
+        "terminationGracePeriodSeconds": 5,
+        "initContainers": [setup, side], "containers": [web, strict],
+        "volumes": [
+            {"name": "data", "emptyDir": {}}, berth.shared_volume(),
+            {"name": "memory", "emptyDir": {"medium": "Memory", "sizeLimit": "8Mi"}},
+            {"name": "picture", "image": {"reference": berth.image}},
+        ],
+    })
+}
+
+#[tokio::test]
+async fn a_pod_with_everything_starts_in_order_is_probed_and_ends_in_order() {
+    let Some(berth) = Berth::open(&[]).await else { return };
+    berth.kubelet.place("full", &everything(&berth));
     let pod = berth.kubelet.ready("full").await;
     assert_eq!(container(&pod, "setup")["state"]["terminated"]["reason"], "Completed", "{pod}");
     for name in ["side", "web", "strict"] {
