@@ -41,8 +41,9 @@ impl Connection {
     /// Connects to the socket at `path`, however long the path is.
     pub async fn open(path: &Path) -> io::Result<Self> {
         let stream = connect(path).await?;
-        let lost = CancellationToken::new();
+        // Without a holder it counts as lost, whatever becomes of the tasks that read and write it.
         let closing = CancellationToken::new();
+        let lost = closing.child_token();
         let watched = Watched {
             stream,
             closing: Box::pin(closing.clone().cancelled_owned()),

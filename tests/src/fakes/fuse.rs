@@ -131,6 +131,8 @@ fn init(minor: u32) -> [u8; 64] {
     put(0, 7);
     put(4, minor.min(31));
     put(8, 4096);
+    // FUSE_PARALLEL_DIROPS: without it the second question waits for the first one's answer.
+    put(12, 1 << 18);
     // max_write
     put(20, 4096);
     body
