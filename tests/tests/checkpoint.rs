@@ -146,15 +146,17 @@ async fn a_criu_that_hangs_is_ended_at_the_timeout() {
     let location = out.path().join("c.tar");
     let began = std::time::Instant::now();
     let first = checkpoint(&node, &id, &location, 2);
-    let second = async {
+    let later = async |location: &std::path::Path| {
         tokio::time::sleep(Duration::from_millis(500)).await;
-        checkpoint(&node, &id, &location, 2).await
+        checkpoint(&node, &id, location, 2).await
     };
-    let (first, second) = tokio::join!(first, second);
+    let elsewhere = out.path().join("d.tar");
+    let (first, retry, other) = tokio::join!(first, later(&location), later(&elsewhere));
     assert_eq!(first.unwrap_err().code(), Code::DeadlineExceeded);
-    let second = second.unwrap_err();
-    assert_eq!(second.code(), Code::FailedPrecondition, "{second:?}");
-    assert!(second.message().contains("under way"), "{second:?}");
+    assert_eq!(retry.unwrap_err().code(), Code::DeadlineExceeded, "a retry joins");
+    let other = other.unwrap_err();
+    assert_eq!(other.code(), Code::FailedPrecondition, "{other:?}");
+    assert!(other.message().contains("under way"), "{other:?}");
     assert!(began.elapsed() < Duration::from_secs(7), "{:?}", began.elapsed());
     assert_nothing_left(&node, out.path());
     goes_on(&node, &id).await;

@@ -72,7 +72,10 @@ async fn a_retry_joins_the_run_of_its_pod() {
     hold(&node, "ADD", true);
     let config = node.pod("patient");
     let row = hang_up(&node, "RunPodSandbox", node.cri.run_pod(&config, "")).await;
-    assert!(row["key"].as_str().unwrap().contains("patient") && row["deadline"]["secs"] == 60, "{row}");
+    assert!(row["key"].as_str().unwrap().contains("patient"), "{row}");
+    let attaching =
+        async || under_way(&node, "RunPodSandbox").await.iter().any(|row| row["deadline"]["secs"] == 60);
+    assert!(eventually(Duration::from_secs(5), attaching).await, "the plugin's deadline is not the stage's");
     let retry = {
         let (cri, config) = (node.cri.clone(), config.clone());
         tokio::spawn(async move { cri.run_pod(&config, "").await })

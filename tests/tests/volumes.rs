@@ -156,7 +156,6 @@ async fn contradictions_are_refused_and_leave_nothing() {
         (cri::Mount { host_path: "/tmp".into(), ..good() }, Code::InvalidArgument),
         (cri::Mount { propagation, ..good() }, Code::InvalidArgument),
         (cri::Mount { image: Some(build::image("")), ..good() }, Code::InvalidArgument),
-        (cri::Mount { image: None, host_path: "/tmp".into(), ..volume("", "etc") }, Code::InvalidArgument),
         (volume("docker.io/library/absent:1", ""), Code::NotFound),
     ] {
         let status = refused(&node, &pod, with(mount.clone(), &base, "true")).await;

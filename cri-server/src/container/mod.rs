@@ -81,6 +81,12 @@ impl Container {
         })
     }
 
+    /// Its shim, while there is one.
+    #[must_use]
+    pub fn shim(&self) -> Option<Arc<Shim>> {
+        self.shim.load_full()
+    }
+
     #[must_use]
     pub fn id(&self) -> &ContainerId {
         &self.made.id

@@ -156,10 +156,20 @@ impl Containers {
         Ok(())
     }
 
-    pub(super) async fn plugins_started(&self, container: &Container) {
-        if self.ports.nri.is_active() {
-            let pod = self.pod_for_plugins(container).await;
-            self.ports.nri.post_start_container(pod, container.for_plugins(&self.ports).await).await;
+    /// What plugins are told of a container that runs now.
+    pub(super) async fn start_for_plugins(
+        &self,
+        container: &Container,
+    ) -> Option<(nri::PodSandbox, nri::Container)> {
+        if !self.ports.nri.is_active() {
+            return None;
+        }
+        Some((self.pod_for_plugins(container).await, container.for_plugins(&self.ports).await))
+    }
+
+    pub(super) async fn plugins_started(&self, news: Option<(nri::PodSandbox, nri::Container)>) {
+        if let Some((pod, container)) = news {
+            self.ports.nri.post_start_container(pod, container).await;
         }
     }
 

@@ -129,7 +129,9 @@ impl Containers {
             (ContainerState::Running { .. }, Some(shim)) => {
                 if paused.contains(container.id().as_str()) {
                     let (container, shim) = (Arc::clone(&container), Arc::clone(&shim));
-                    self.ports.tracker.spawn(async move { Self::resume_if_paused(&container, &shim).await });
+                    self.ports.tracker.spawn(async move {
+                        Self::resume_if_paused(&container, &shim).await;
+                    });
                 }
                 self.supervise(&container, shim);
                 true

@@ -48,9 +48,11 @@ impl Containers {
                     return Err(error);
                 }
                 failpoint!("container.start.recorded", infallible);
+                // As it is now: it may have ended by the time that a plugin reads it.
+                let news = self.start_for_plugins(container).await;
                 self.supervise(container, shim);
                 stage.set("telling NRI plugins");
-                self.plugins_started(container).await;
+                self.plugins_started(news).await;
                 failpoint!("container.start.plugins_told", infallible);
                 Ok(())
             }

@@ -69,6 +69,9 @@ fn is_dead(path: &Path) -> bool {
     connect(&socket, &address) == Err(Errno::CONNREFUSED)
 }
 
+/// A file system's clock may be that much behind the system's: it ticks a hundred times in a second at the least.
+const TICK: Duration = Duration::from_millis(20);
+
 /// FIFOs of execs and attachments that an earlier daemon served.
 pub(super) fn old_streams(ports: &Ports, started: SystemTime) -> Vec<Orphan> {
     let home = ports.places.state().join("containers");
@@ -77,7 +80,7 @@ pub(super) fn old_streams(ports: &Ports, started: SystemTime) -> Vec<Orphan> {
         for entry in fs::read_dir(home.join(name).join("io")).into_iter().flatten().flatten() {
             let is_old = entry
                 .metadata()
-                .is_ok_and(|file| file.is_dir() && file.modified().is_ok_and(|at| at < started));
+                .is_ok_and(|file| file.is_dir() && file.modified().is_ok_and(|at| at + TICK < started));
             if is_old {
                 found.push(Orphan::Streams { path: entry.path() });
             }

@@ -5,6 +5,7 @@
 //! more is done than the kubelet's own repetition would do.
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -34,7 +35,31 @@ impl Unfinished {
     }
 }
 
+/// How long an exec that nobody serves may take to end, and its shim to answer.
+const EXEC: Duration = Duration::from_secs(2);
+
 impl Reconciler {
+    /// Ends the exec of an earlier daemon whose streams lie in `folder`, and has its shim forget it. For other streams there is
+    /// nothing of that name.
+    pub(super) async fn end_exec(&self, folder: &Path) {
+        let name = |path: Option<&Path>| path?.file_name()?.to_str().map(str::to_owned);
+        let container = name(folder.parent().and_then(Path::parent));
+        let (Some(container), Some(exec)) = (container, name(Some(folder))) else { return };
+        let all = self.containers.all();
+        let shim = all.iter().find(|one| one.id().as_str() == container).and_then(|one| one.shim());
+        let Some(shim) = shim else { return };
+        let killed = shim.kill_within(&exec, libc::SIGKILL.unsigned_abs(), true, EXEC).await;
+        if killed.is_ok() {
+            let _ = tokio::time::timeout(EXEC, shim.wait(&exec)).await;
+        }
+        match shim.delete_within(&exec, EXEC).await {
+            Err(error) if !error.is_not_found() && !error.is_shim_lost() => {
+                tracing::warn!(container, exec, error = %crate::report::chain(&error), "an exec of an earlier daemon stays");
+            }
+            Ok(_) | Err(_) => {}
+        }
+    }
+
     /// Tries again what an operation left.
     pub(super) async fn finish(&self, report: &mut Report) {
         let all = self.unfinished();

@@ -261,6 +261,9 @@ impl Reconciler {
             self.ports.cgroups.remove_around(path);
             return Ok(());
         }
+        if let Orphan::Streams { path } = &orphan {
+            self.end_exec(path).await;
+        }
         let ports = Arc::clone(&self.ports);
         tokio::task::spawn_blocking(move || match orphan {
             Orphan::Shim { pid, started, .. } => processes::kill(pid, started),

@@ -65,6 +65,11 @@ impl Connection {
         self.lost.clone()
     }
 
+    /// Ends it for all its holders: nobody needs the other side any more.
+    pub fn hang_up(&self) {
+        self.lost.cancel();
+    }
+
     /// Whether the other side is gone.
     pub fn is_closed(&self) -> bool {
         self.lost.is_cancelled()

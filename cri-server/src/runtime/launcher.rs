@@ -234,6 +234,23 @@ impl Launcher {
         Ok(())
     }
 
+    /// Removes the socket of a shim of our own that has ended. Others see to theirs.
+    ///
+    /// # Errors
+    /// When it cannot be removed; an absent one is none.
+    pub fn remove_socket(bundle: &Path) -> Result<(), RuntimeError> {
+        let own = Self::recorded(bundle).filter(|endpoint| endpoint.kind == ShimKind::Own);
+        let Some(path) = own.and_then(|endpoint| endpoint.socket_path().map(Path::to_owned)) else {
+            return Ok(());
+        };
+        match std::fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(RuntimeError::File { operation: "remove", path, source })
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
     /// Cleans up after a shim that died: kills what is left of the task, unmounts its root filesystem.
     ///
     /// # Errors

@@ -486,6 +486,11 @@ impl Shim {
         }
     }
 
+    /// Ends the connection for all its holders: the shim has ended or was told to.
+    pub fn hang_up(&self) {
+        self.connection.hang_up();
+    }
+
     /// Has our own shim open its log anew. For others see [`crate::io::LogWriter`].
     ///
     /// # Errors

@@ -170,14 +170,26 @@ pub(super) fn unmount(ports: &Ports, id: &SandboxId) -> Result<(), SandboxError>
     }
 }
 
+/// How often, and after which time, a folder is removed again that somebody still writes to.
+const WRITERS: u32 = 20;
+const WRITING: std::time::Duration = std::time::Duration::from_millis(10);
+
 /// Removes the folder; absent is done.
 pub(super) fn remove(ports: &Ports, sandbox: &Sandbox) -> Result<(), SandboxError> {
     let folder = ports.places.sandbox(sandbox.id());
-    match fs::remove_dir_all(&folder) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(failed("remove", &folder)(error)),
+    for _ in 0..WRITERS {
+        match fs::remove_dir_all(&folder) {
+            // A shim that an earlier daemon started may be noting its number in it just now.
+            Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => {
+                std::thread::sleep(WRITING);
+            }
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(failed("remove", &folder)(error));
+            }
+            Ok(()) | Err(_) => return Ok(()),
+        }
     }
+    Err(failed("remove", &folder)(std::io::ErrorKind::DirectoryNotEmpty.into()))
 }
 
 #[cfg(test)]

@@ -44,6 +44,13 @@ pub async fn end(ports: &Ports, ending: Ending<'_>) -> Result<(), TaskError> {
     failpoint!("task.end.shim_gone");
     ports.cgroups.remove(ending.cgroups_path).await?;
     failpoint!("task.end.cgroups_removed");
+    if !ending.shared {
+        if let Some(shim) = &ending.shim {
+            shim.hang_up();
+        }
+        // One that was killed left it.
+        Launcher::remove_socket(ending.bundle)?;
+    }
     // A repetition finds that nothing is left to do, without asking a shim that is gone.
     Launcher::forget(ending.bundle)?;
     Ok(())

@@ -157,12 +157,9 @@ impl Containers {
         let taken = self.take(container, shim, work).await;
         match shim.resume().await {
             Ok(()) => taken,
-            // It ended meanwhile, or was never held: nothing stands still.
-            Err(_) if !container.is_running() || taken.is_err() => {
-                Self::resume_if_paused(container, shim).await;
-                taken
-            }
-            Err(error) => Err(taken.err().unwrap_or_else(|| error.into())),
+            // It ended meanwhile, was never held, or runs on at the second try: nothing stands still.
+            Err(_) if Self::resume_if_paused(container, shim).await || taken.is_err() => taken,
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -190,13 +187,16 @@ impl Containers {
         .await?
     }
 
-    /// Lets a container run on that a checkpoint held still when the daemon ended.
-    pub(super) async fn resume_if_paused(container: &Container, shim: &Shim) {
+    /// Lets a container run on that a checkpoint held still when the daemon ended. Answers whether it does not stand still
+    /// now, as far as the shim tells.
+    pub(super) async fn resume_if_paused(container: &Container, shim: &Shim) -> bool {
         let paused =
             matches!(shim.state("").await, Ok(task) if task.status == crate::runtime::TaskStatus::Paused);
         if paused && let Err(error) = shim.resume().await {
             tracing::warn!(container = %container.id(), error = %crate::report::chain(&error), "it stays paused");
+            return false;
         }
+        true
     }
 
     /// The containers that a checkpoint of a daemon that ended may hold still.
