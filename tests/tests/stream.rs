@@ -125,7 +125,11 @@ async fn a_terminal_echoes_and_has_the_clients_size() {
             );
             session.send(STDIN, line.as_bytes()).await;
             let said = session.until(STDOUT, "sized-0").await;
-            assert!(said.contains("sized-$?"), "no echo over {protocol:?}: {said:?}");
+            // The shell may draw the line anew while it is typed, in the middle of any word but not of them all.
+            assert!(
+                said.matches("echo").count() + said.matches("stty").count() > 0,
+                "no echo over {protocol:?}: {said:?}"
+            );
         }
         session.send(STDIN, b"sleep 1000\n").await;
         session.until(STDOUT, "sleep 1000").await;
