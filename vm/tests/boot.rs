@@ -168,6 +168,6 @@ async fn a_guest_that_never_answers_is_ended_with_what_it_said() {
     let config = VmConfig { image: bench.config.kernel.clone(), boot_seconds: 8, ..bench.config.clone() };
     let place = |_| Ok(());
     let launched = bench.plan(config).prepare(&place).unwrap().launch(&place).unwrap();
-    let error = launched.greet().await.err().expect("a guest without an agent is greeted");
+    let error = launched.greet().await.expect_err("a guest without an agent is greeted");
     assert!(matches!(error, BootError::Guest { .. }), "{error}");
 }

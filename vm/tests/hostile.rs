@@ -97,7 +97,7 @@ async fn guest(trick: Trick) -> (Channel, JoinSet<()>, Server) {
 async fn an_agent_that_lies_about_itself_is_not_greeted() {
     for trick in [Trick::OtherVersion, Trick::ReleaseThatClearsTheScreen, Trick::ReleaseWithoutEnd] {
         let (channel, _tasks, _server) = guest(trick).await;
-        let error = Agent::greet(&channel, DEADLINE).await.err().expect("it is greeted");
+        let error = Agent::greet(&channel, DEADLINE).await.expect_err("it is greeted");
         assert!(matches!(error, AgentError::Nonsense { .. }), "{error}");
         let words = error.to_string();
         assert!(words.len() < 200 && !words.contains('\u{1b}'), "{words}");
@@ -115,14 +115,14 @@ async fn a_path_that_leads_elsewhere_is_no_answer() {
 #[tokio::test]
 async fn an_agent_that_does_not_answer_is_given_up() {
     let (channel, _tasks, _server) = guest(Trick::NoAnswer).await;
-    let error = Agent::greet(&channel, Duration::from_millis(300)).await.err().expect("it is greeted");
+    let error = Agent::greet(&channel, Duration::from_millis(300)).await.expect_err("it is greeted");
     assert!(matches!(error, AgentError::Silent { .. } | AgentError::Call { .. }), "{error}");
 }
 
 #[tokio::test]
 async fn garbage_in_place_of_messages_is_an_error() {
     let (channel, _tasks, _server) = guest(Trick::GarbageAfterTheGreeting).await;
-    let error = Agent::greet(&channel, DEADLINE).await.err().expect("it is greeted");
+    let error = Agent::greet(&channel, DEADLINE).await.expect_err("it is greeted");
     assert!(matches!(error, AgentError::Silent { .. } | AgentError::Call { .. }), "{error}");
 }
 

@@ -221,9 +221,8 @@ impl Run {
             }
             Ok::<_, CgroupError>(())
         };
-        match tokio::task::spawn_blocking(killing).await {
-            Ok(Err(error)) => tracing::warn!(error = %crate::report::chain(&error), "an exec that must end"),
-            Ok(Ok(())) | Err(_) => {}
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(killing).await {
+            tracing::warn!(error = %crate::report::chain(&error), "an exec that must end");
         }
     }
 

@@ -236,7 +236,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_damaged_file_is_set_aside_and_told() -> Result<(), Box<dyn std::error::Error>> {
-        let damage: [(&str, fn(&mut Vec<u8>)); 4] = [
+        type Harm = fn(&mut Vec<u8>);
+        let damage: [(&str, Harm); 4] = [
             ("garbage", |bytes| *bytes = b"this is no database at all, only text of some length".to_vec()),
             ("cut in half", |bytes| bytes.truncate(bytes.len() / 2)),
             ("head overwritten", |bytes| bytes[..512].fill(0xa5)),

@@ -70,7 +70,7 @@ impl Stage {
             output_ends: settled,
             starts_fail: case.mode == Mode::Error || case.with.is_some(),
         };
-        Life::new(&self.node, &self.image, (&self.archive, IMPORTED), tolerance, case.nth % 2 == 0)
+        Life::new(&self.node, &self.image, (&self.archive, IMPORTED), tolerance, case.nth.is_multiple_of(2))
     }
 }
 

@@ -57,7 +57,8 @@ async fn assert_runs_on(node: &Node, running: &Running) {
 
 #[tokio::test]
 async fn pods_are_found_again_whatever_became_of_the_store() {
-    let damage: [(&str, fn(&Path)); 4] = [
+    type Harm = fn(&Path);
+    let damage: [(&str, Harm); 4] = [
         ("deleted", |store| std::fs::remove_file(store).unwrap()),
         ("emptied", |store| std::fs::write(store, b"").unwrap()),
         ("cut", |store| {

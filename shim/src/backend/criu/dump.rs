@@ -18,7 +18,7 @@ const LOG: &str = "dump.log";
 pub fn dump(order: &CheckpointOrder) -> Result<(), Failure> {
     let words = arguments(order)?;
     let streams = standard_streams(order.init_pid)?;
-    Run { words, limit: order.limit, log: &order.images.join(LOG) }.to_the_end()?;
+    Run { words, limit: order.limit, log: &order.images.join(LOG) }.until_done()?;
     let text = serde_json::to_vec(&streams).map_err(failed("describe the standard streams"))?;
     fs::write(order.images.join(DESCRIPTORS), text).map_err(failed("write descriptors.json"))
 }

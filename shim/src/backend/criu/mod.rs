@@ -48,7 +48,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn to_the_end(self) -> Result<(), Failure> {
+    fn until_done(self) -> Result<(), Failure> {
         let mut command = Command::new(PROGRAM);
         crate::sys::die_together(&mut command);
         command.args(&self.words).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());

@@ -67,7 +67,7 @@ pub fn restore(order: &RestoreOrder, reporter: Reporter) -> Result<Restored, Fai
         let file = File::open(format!("/proc/{}/ns/{name}", order.model)).map_err(failed(&entering))?;
         setns(&file, flag).map_err(failed(&entering))?;
     }
-    Run { words, limit: order.limit, log: &stage.work().join(LOG) }.to_the_end()?;
+    Run { words, limit: order.limit, log: &stage.work().join(LOG) }.until_done()?;
     drop(inherited);
     let pid =
         fs::read_to_string(stage.work().join(PID)).map_err(failed("read the restored process's number"))?;
