@@ -13,7 +13,7 @@ use crate::config::{Config, DEFAULT_PATH, Overrides};
 use crate::runtime::HandlerTable;
 
 /// What each key is for. Tables are named, handlers share the words of `runtimes.*`.
-const WORDS: [(&str, &str); 51] = [
+const WORDS: [(&str, &str); 58] = [
     ("root", "Data that survives a reboot: images, layers, records, logs of `cofferdam run`."),
     ("state", "Data that does not: bundles, sockets, network namespaces."),
     ("socket", "Where the CRI is served; at most 107 bytes."),
@@ -78,6 +78,16 @@ const WORDS: [(&str, &str); 51] = [
     (
         "nri.default_validator.tolerate_missing_plugins_annotation",
         "The annotation by which a pod does without them.",
+    ),
+    ("shim", "How long shims may take."),
+    ("shim.start_seconds", "Seconds until a shim that was started serves."),
+    ("shim.task_seconds", "Seconds for what makes or starts a task."),
+    ("maintenance", "Sweeps of what belongs to nobody, and looks at what is stored."),
+    ("maintenance.sweep_seconds", "Seconds between sweeps; 0 sweeps at the daemon's start only."),
+    ("maintenance.verify_seconds", "Seconds between looks at all blobs and layers; 0: never."),
+    (
+        "maintenance.verify_bytes_per_second",
+        "Bytes that such a look reads in a second at the most; 0: as fast as it can.",
     ),
     (
         "metrics",

@@ -9,12 +9,13 @@ use prometheus_client::metrics::histogram::Histogram;
 const BUCKETS: [f64; 16] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
 /// The methods that there are, sorted: a caller may name what it likes.
-const METHODS: [&str; 43] = [
+const METHODS: [&str; 45] = [
     "Attach",
     "CheckpointContainer",
     "ContainerStats",
     "ContainerStatus",
     "CreateContainer",
+    "DiskUsage",
     "Exec",
     "ExecSync",
     "ExportImages",
@@ -32,6 +33,7 @@ const METHODS: [&str; 43] = [
     "PodSandboxStats",
     "PodSandboxStatus",
     "PortForward",
+    "Prune",
     "PullImage",
     "RemoveContainer",
     "RemoveImage",

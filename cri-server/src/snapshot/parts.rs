@@ -154,6 +154,8 @@ mod tests {
             header.set_mode(0o600);
             header.set_size(if *kind == tar::EntryType::Regular { data.len() as u64 } else { 0 });
             header.set_link_name("/etc/passwd").unwrap();
+            header.set_device_major(1).unwrap();
+            header.set_device_minor(3).unwrap();
             // As it stands: the library refuses names that lead out.
             header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
             header.set_cksum();
