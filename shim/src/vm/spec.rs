@@ -221,7 +221,7 @@ mod tests {
         linux.set_namespaces(Some(namespaces));
         let words = text(&translate(joined, "c1", Role::Container { pause: 42 }).unwrap().spec);
         assert!(
-            words.contains("/proc/42/ns/ipc") && !words.contains("777") && !words.contains("network"),
+            words.contains("/proc/42/ns/ipc") && !words.contains("777") && !words.contains("/host/net"),
             "{words}"
         );
     }
