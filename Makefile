@@ -68,12 +68,14 @@ demo: setup build ## a pod runs, on throwaway folders; leaves nothing behind
 
 test: setup setup-vm build failpoints unit e2e ## all tests
 
+# What runs in a guest is tested as it is built: statically, in the target folder of its own, so that what cargo builds for
+# these tests never takes the place of what `make build` made.
 unit: ## the tests of the crates; needs `make build`
-	$(AS_ROOT) COFFERDAM_GUEST_DIR=$(CURDIR)/target/release COFFERDAM_VM_CACHE=$(VM_CACHE) \
-	cargo test --release --locked -p cofferdam -p cofferdam-netplugin -p cofferdam-vm -p cofferdam-proto
+	$(AS_ROOT) cargo test --release --locked -p cofferdam -p cofferdam-netplugin -p cofferdam-proto
 	LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=/usr/lib/$(ARCH)-linux-gnu \
 	RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" \
-	$(AS_ROOT) cargo test --profile shim --locked -p cofferdam-shim --target $(TARGET)
+	COFFERDAM_GUEST_DIR=$(CURDIR)/target/release COFFERDAM_VM_CACHE=$(VM_CACHE) \
+	$(AS_ROOT) cargo test --profile shim --locked -p cofferdam-shim -p cofferdam-vm --target $(TARGET)
 
 # The tests of the shape and the licences belong to lint and need neither root nor a build of the daemon.
 E2E := $(patsubst tests/tests/%.rs,--test %,$(filter-out %/arch.rs %/licences.rs,$(wildcard tests/tests/*.rs)))

@@ -1,5 +1,5 @@
 //! Real guests, under emulation: they need QEMU, virtiofsd, Debian's kernel package unpacked (`tests/vm/run.sh` does that)
-//! and the guest's two programs built statically (`make guest`).
+//! and the guest's two programs built statically (`make shim`).
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -42,7 +42,7 @@ fn ingredients() -> Result<Ingredients, String> {
     };
     for program in [&from.agent, &from.runtime] {
         if !program.exists() {
-            return Err(format!("{} is not there: make guest", program.display()));
+            return Err(format!("{} is not there: make shim", program.display()));
         }
     }
     Ok(from)
