@@ -27,8 +27,15 @@ pub struct VmConfig {
     pub kernel: PathBuf,
     /// The guest's initramfs, made by `cofferdam vm build-image`.
     pub image: PathBuf,
-    /// Of each machine, in MiB.
+    /// Of a machine whose pod has no limit of memory, in MiB.
     pub memory: u32,
+    /// No machine has less, in MiB.
+    pub min_memory: u32,
+    /// Of a machine's memory, what the guest's own system takes: it comes on top of a pod's limit. In MiB.
+    pub guest_memory: u32,
+    /// What the monitor and virtiofsd may take beside the machine's memory, in MiB.
+    pub monitor_memory: u32,
+    /// Of a machine whose pod has no limit of processor time.
     pub cpus: u32,
     /// Whether machines may run under emulation where KVM cannot be used: slow, and meant for tests.
     pub emulation: bool,
@@ -45,6 +52,9 @@ impl Default for VmConfig {
             kernel: "/usr/lib/cofferdam/vm/kernel".into(),
             image: "/usr/lib/cofferdam/vm/initramfs".into(),
             memory: 256,
+            min_memory: 128,
+            guest_memory: 96,
+            monitor_memory: 160,
             cpus: 1,
             emulation: false,
             boot_seconds: 30,
@@ -75,8 +85,10 @@ impl VmConfig {
     /// Finds the files, or says all that is wrong.
     pub fn parts(&self) -> Result<Parts, ConfigError> {
         let mut wrong = Vec::new();
-        if self.memory < LEAST_MEMORY {
-            wrong.push(format!("memory = {} MiB is less than {LEAST_MEMORY}", self.memory));
+        for (key, value) in [("memory", self.memory), ("min_memory", self.min_memory)] {
+            if value < LEAST_MEMORY {
+                wrong.push(format!("{key} = {value} MiB is less than {LEAST_MEMORY}"));
+            }
         }
         if self.cpus == 0 || self.cpus > 255 {
             wrong.push(format!("cpus = {} is not between 1 and 255", self.cpus));

@@ -6,11 +6,13 @@
 //! - [`channel`]: many streams over the one byte stream between host and guest; both ends use it
 //! - [`agent`]: the client of the agent in the guest
 //! - [`vmm`]: monitors behind one trait; `vmm/qemu` is the one there is
+//! - [`size`]: how large a machine is
 //! - [`net`]: the pod's network, for the guest
 //! - [`share`]: the folder that a pod's guest sees of the host
 //! - [`machine`]: a pod's machine, from its boot to its end
 //! - [`boot`]: how a machine gets there, in phases
 //! - [`probe`]: whether KVM can be used, by really booting
+//! - [`measure`]: what a machine costs the node
 //! - [`image`]: the guest's initramfs
 //!
 //! Invariant: the guest is not trusted. What it sends is bounded and checked where it is read, and no text of its ever
@@ -25,6 +27,8 @@ pub mod channel;
 pub mod agent;
 pub mod vmm;
 
+pub mod size;
+
 pub mod net;
 
 pub mod share;
@@ -34,6 +38,8 @@ pub mod machine;
 pub mod boot;
 
 pub mod probe;
+
+pub mod measure;
 
 pub mod image;
 

@@ -42,17 +42,34 @@ struct Finding {
     obstacle: Option<String>,
 }
 
+/// How machines run on a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Means {
+    pub accelerator: Accelerator,
+    /// Why it is not KVM.
+    pub obstacle: Option<String>,
+}
+
 /// How machines of this configuration are to run on this node. `folder` keeps the finding.
 ///
 /// # Errors
 /// When they cannot run.
 pub async fn accelerator(config: &VmConfig, folder: &Path) -> Result<Accelerator, ProbeError> {
+    look(config, folder).await.map(|means| means.accelerator)
+}
+
+/// The same, with what stands in KVM's way.
+///
+/// # Errors
+/// When they cannot run.
+pub async fn look(config: &VmConfig, folder: &Path) -> Result<Means, ProbeError> {
     let parts = config.parts()?;
     let obstacle = match File::options().read(true).write(true).open("/dev/kvm") {
         Err(error) => Some(format!("/dev/kvm: {error}")),
         Ok(_) => finding(config, &parts, folder).await?.obstacle,
     };
-    choose(obstacle, config.emulation)
+    let accelerator = choose(obstacle.clone(), config.emulation)?;
+    Ok(Means { accelerator, obstacle })
 }
 
 fn choose(obstacle: Option<String>, emulation: bool) -> Result<Accelerator, ProbeError> {

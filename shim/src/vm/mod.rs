@@ -14,9 +14,11 @@ mod guest;
 mod place;
 mod pod;
 mod service;
+mod sizes;
 mod spec;
 mod streams;
 mod task;
+mod usage;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -10,14 +10,16 @@ use std::time::Duration;
 use cofferdam_vm::share::{Item, Share};
 use cofferdam_vm::sys::mount::Source;
 use containerd_shim_protos::api::{self, CreateTaskRequest, ExecProcessRequest};
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxResources, Spec};
 use protobuf::MessageField;
+use protobuf::well_known_types::any::Any;
 use tokio::time::timeout;
 
 use super::guest::Name;
 use super::pod::Pod;
 use super::spec::{self, Role};
 use super::streams::{self, Carriers};
+use super::usage::Usage;
 use super::{VmError, events};
 use crate::bundle::Bundle;
 use crate::error::ShimError;
@@ -43,8 +45,9 @@ pub struct VmTask {
     /// Of the first process, in the guest.
     pub guest_pid: u32,
     pod: Arc<Pod>,
-    publisher: Arc<Publisher>,
+    pub(super) publisher: Arc<Publisher>,
     max_line: usize,
+    pub(super) usage: Mutex<Usage>,
     execs: Mutex<HashMap<String, Arc<Process>>>,
 }
 
@@ -75,6 +78,7 @@ impl VmTask {
             pod,
             publisher,
             max_line,
+            usage: Mutex::default(),
             execs: Mutex::default(),
         });
         task.watch("", Arc::clone(&task.init), carriers);
@@ -191,6 +195,9 @@ impl VmTask {
                 }
             };
             let exit = Exit { pid: task.pod.pid(), status, at: log::now() };
+            if exec.is_empty() || status == KILLED {
+                task.count_at_end().await;
+            }
             process.mark_stopped(exit);
             if exec.is_empty()
                 && let Err(error) = task.bundle.write_json("exit.json", &exit)
@@ -247,6 +254,27 @@ impl VmTask {
         self.pod.guest.resume(&self.id).await?;
         self.init.transit("resume", Lifecycle::resumed)?;
         Ok(())
+    }
+
+    /// Changes its limits: a container's in the guest, those of the pod itself as far as its machine can have others.
+    pub async fn update(&self, json: &[u8], annotations: &HashMap<String, String>) -> Result<(), ShimError> {
+        let mut limits: LinuxResources =
+            serde_json::from_slice(json).map_err(|e| ShimError::Invalid(format!("resources: {e}")))?;
+        if self.id == self.pod.id {
+            return self.pod.resize(&limits, annotations).await;
+        }
+        let asked = limits.memory().as_ref().and_then(oci_spec::runtime::LinuxMemory::limit).unwrap_or(0);
+        if u64::try_from(asked).is_ok_and(|bytes| bytes > self.pod.size.bytes()) {
+            return Err(ShimError::Limit(format!(
+                "the pod's machine has {} MiB and cannot grow: {asked} bytes are more",
+                self.pod.size.memory
+            )));
+        }
+        spec::guests(&mut limits);
+        let value =
+            serde_json::to_vec(&limits).map_err(|error| ShimError::Invalid(format!("resources: {error}")))?;
+        let type_url = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources".to_owned();
+        Ok(self.pod.guest.update(&self.id, Any { type_url, value, ..Any::default() }).await?)
     }
 
     pub fn pod(&self) -> &Arc<Pod> {
@@ -324,7 +352,8 @@ async fn make(
     let id = &request.id;
     let spec: Spec =
         bundle.read_json("config.json").map_err(ShimError::path("read", bundle.join("config.json")))?;
-    let mut translated = spec::translate(spec, id, role)?;
+    let shm = pod.shm.as_deref();
+    let mut translated = spec::translate(spec, id, role, shm)?;
     for what in &translated.without {
         bundle.warn(&format!("in a virtual machine the container does without {what}"));
     }
@@ -388,14 +417,14 @@ fn rootfs_item(request: &CreateTaskRequest) -> Result<Option<Item>, ShimError> {
 }
 
 /// The guest's kernel has none of the node's security modules.
-fn guest_process(process: &str) -> Result<protobuf::well_known_types::any::Any, ShimError> {
+fn guest_process(process: &str) -> Result<Any, ShimError> {
     let wrong = |error: serde_json::Error| ShimError::Invalid(format!("the exec's process: {error}"));
     let mut process: oci_spec::runtime::Process = serde_json::from_str(process).map_err(wrong)?;
     process.set_apparmor_profile(None);
     process.set_selinux_label(None);
     let value = serde_json::to_vec(&process).map_err(wrong)?;
     let type_url = "types.containerd.io/opencontainers/runtime-spec/1/Process".to_owned();
-    Ok(protobuf::well_known_types::any::Any { type_url, value, ..Default::default() })
+    Ok(Any { type_url, value, ..Default::default() })
 }
 
 /// First in the guest, which would keep them busy, then on the node.
