@@ -1,8 +1,7 @@
 //! Watches a running container, and records its exit as soon as it is known.
 //!
-//! Invariant: whether the kernel's OOM killer struck is read from the cgroup, or asked of the shim where the node has none, before
-//! the exit is seen by anyone, and
-//! the shim is let go only after the exit is on disk.
+//! Invariant: whether the kernel's OOM killer struck is read from the cgroup, or asked of the shim where the node has none,
+//! before the exit is seen by anyone, and the shim is let go only after the exit is on disk.
 
 use cofferdam_failpoints::failpoint;
 use std::sync::Arc;

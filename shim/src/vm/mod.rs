@@ -18,6 +18,7 @@ mod sizes;
 mod spec;
 mod streams;
 mod task;
+mod update;
 mod usage;
 
 use std::collections::HashMap;

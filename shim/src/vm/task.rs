@@ -10,7 +10,7 @@ use std::time::Duration;
 use cofferdam_vm::share::{Item, Share};
 use cofferdam_vm::sys::mount::Source;
 use containerd_shim_protos::api::{self, CreateTaskRequest, ExecProcessRequest};
-use oci_spec::runtime::{LinuxResources, Spec};
+use oci_spec::runtime::Spec;
 use protobuf::MessageField;
 use protobuf::well_known_types::any::Any;
 use tokio::time::timeout;
@@ -254,27 +254,6 @@ impl VmTask {
         self.pod.guest.resume(&self.id).await?;
         self.init.transit("resume", Lifecycle::resumed)?;
         Ok(())
-    }
-
-    /// Changes its limits: a container's in the guest, those of the pod itself as far as its machine can have others.
-    pub async fn update(&self, json: &[u8], annotations: &HashMap<String, String>) -> Result<(), ShimError> {
-        let mut limits: LinuxResources =
-            serde_json::from_slice(json).map_err(|e| ShimError::Invalid(format!("resources: {e}")))?;
-        if self.id == self.pod.id {
-            return self.pod.resize(&limits, annotations).await;
-        }
-        let asked = limits.memory().as_ref().and_then(oci_spec::runtime::LinuxMemory::limit).unwrap_or(0);
-        if u64::try_from(asked).is_ok_and(|bytes| bytes > self.pod.size.bytes()) {
-            return Err(ShimError::Limit(format!(
-                "the pod's machine has {} MiB and cannot grow: {asked} bytes are more",
-                self.pod.size.memory
-            )));
-        }
-        spec::guests(&mut limits);
-        let value =
-            serde_json::to_vec(&limits).map_err(|error| ShimError::Invalid(format!("resources: {error}")))?;
-        let type_url = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources".to_owned();
-        Ok(self.pod.guest.update(&self.id, Any { type_url, value, ..Any::default() }).await?)
     }
 
     pub fn pod(&self) -> &Arc<Pod> {
