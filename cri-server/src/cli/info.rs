@@ -169,7 +169,7 @@ fn handler(handler: &Value) -> String {
     let overhead = handler["overheadMiB"].as_u64();
     let overhead = overhead.map(|mib| format!(", overhead of a pod {mib}Mi")).unwrap_or_default();
     let shim = shim.unwrap_or_else(|| word(&handler["shim"]));
-    format!("{}: {shim}{isolation}{means}{overhead}", word(&handler["name"]))
+    format!("{}: {shim}{isolation}{overhead}{means}", word(&handler["name"]))
 }
 
 fn finding(finding: &Value) -> String {
