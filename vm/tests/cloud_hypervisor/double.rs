@@ -5,7 +5,7 @@
 //! makes it misbehave.
 
 use std::fs;
-use std::io::{IoSliceMut, Read, Write};
+use std::io::{self, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -28,7 +28,8 @@ enum State {
 
 struct Double {
     machine: Option<(State, Value)>,
-    cards: Vec<OwnedFd>,
+    /// Cards, disks, and connections to virtiofsd.
+    open: Vec<OwnedFd>,
     guest: Option<std::thread::JoinHandle<()>>,
     trick: Option<String>,
 }
@@ -54,7 +55,7 @@ pub fn main(arguments: &[String]) {
     report(&json!({ "started": confinement() }));
     let listener = listener(number);
     let (stream, _) = listener.accept().unwrap();
-    let mut double = Double { machine: None, cards: Vec::new(), guest: None, trick: None };
+    let mut double = Double { machine: None, open: Vec::new(), guest: None, trick: None };
     let mut rest = Vec::new();
     while let Some(request) = read(&stream, &mut rest) {
         let (status, body) = double.take(&request);
@@ -188,17 +189,21 @@ impl Double {
                 (204, None)
             }
             "vm.resize" => self.resize(&body),
-            "vm.add-disk" => self.add("disks", body, |disk| fs::File::open(disk["path"].as_str().unwrap()).map(drop)),
-            "vm.add-fs" => self.add("fs", body, |fs| UnixStream::connect(fs["socket"].as_str().unwrap()).map(drop)),
+            "vm.add-disk" => {
+                self.add("disks", body, |disk| Some(fs::File::open(text(&disk["path"])).map(OwnedFd::from)))
+            }
+            "vm.add-fs" => {
+                self.add("fs", body, |fs| Some(UnixStream::connect(text(&fs["socket"])).map(OwnedFd::from)))
+            }
             "vm.add-net" => {
                 for passed in &request.passed {
-                    self.cards.push(passed.as_fd().try_clone_to_owned().unwrap());
+                    self.open.push(passed.as_fd().try_clone_to_owned().unwrap());
                 }
                 let wants = body["num_queues"].as_u64().unwrap_or(2) / 2;
                 if wants != request.passed.len() as u64 {
                     return refusal(400, "the number of queues does not fit the number of descriptors");
                 }
-                self.add("net", body, |_| Ok(()))
+                self.add("net", body, |_| None)
             }
             _ => (204, None),
         }
@@ -225,15 +230,19 @@ impl Double {
     }
 
     /// Before the boot a device becomes part of the configuration; after it, the machine has it at once.
-    fn add(&mut self, list: &str, body: Value, open: impl Fn(&Value) -> std::io::Result<()>) -> Answer {
+    fn add(&mut self, list: &str, body: Value, open: impl Fn(&Value) -> Option<io::Result<OwnedFd>>) -> Answer {
         let (state, config) = self.machine.as_mut().unwrap();
         let id = body["id"].as_str().map(str::to_owned);
         let taken = |one: &Value| id.is_some() && one["id"].as_str() == id.as_deref();
         if config[list].as_array().is_some_and(|all| all.iter().any(taken)) {
             return refusal(409, "Identifier is not unique");
         }
-        if *state != State::Created && let Err(error) = open(&body) {
-            return refusal(500, &format!("Cannot open: {error}"));
+        if *state != State::Created {
+            match open(&body) {
+                Some(Ok(opened)) => self.open.push(opened),
+                Some(Err(error)) => return refusal(500, &format!("Cannot open: {error}")),
+                None => {}
+            }
         }
         if config[list].is_null() {
             config[list] = json!([]);
@@ -255,7 +264,6 @@ impl Double {
         if *state != State::Created {
             return refusal(500, "VM is already created");
         }
-        let text = |value: &Value| PathBuf::from(value.as_str().unwrap_or_default());
         for path in [&config["payload"]["kernel"], &config["payload"]["initramfs"]] {
             if let Err(error) = fs::File::open(text(path)) {
                 return refusal(500, &format!("Cannot open {path}: {error}"));
@@ -265,8 +273,9 @@ impl Double {
             return refusal(400, "Using vhost-user requires shared memory or huge pages");
         }
         for share in config["fs"].as_array().into_iter().flatten() {
-            if let Err(error) = UnixStream::connect(text(&share["socket"])) {
-                return refusal(500, &format!("Cannot connect to {}: {error}", share["socket"]));
+            match UnixStream::connect(text(&share["socket"])) {
+                Ok(connected) => self.open.push(connected.into()),
+                Err(error) => return refusal(500, &format!("Cannot connect to {}: {error}", share["socket"])),
             }
         }
         let socket = text(&config["vsock"]["socket"]);
@@ -284,6 +293,10 @@ impl Double {
         *state = State::Running;
         (204, None)
     }
+}
+
+fn text(value: &Value) -> PathBuf {
+    value.as_str().unwrap_or_default().into()
 }
 
 fn trick(socket: &Path) -> Option<String> {
