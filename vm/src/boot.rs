@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::task::JoinSet;
 use tokio_util::compat::TokioAsyncReadCompatExt;
@@ -22,6 +23,8 @@ use crate::vmm::qemu::Qemu;
 use crate::vmm::{Accelerator, Launch, Monitor, MonitorError, Nic};
 
 const MONITOR_LOG: &str = "monitor.log";
+/// When what of the boot was done, in nanoseconds since the epoch: for people and benchmarks.
+const TIMES: &str = "boot.json";
 const LAST_WORDS: usize = 500;
 
 #[derive(Debug, thiserror::Error)]
@@ -74,8 +77,9 @@ pub struct Prepared {
 #[derive(Debug)]
 pub struct Launched {
     config: VmConfig,
-    /// What the monitor prints.
-    log: PathBuf,
+    folder: PathBuf,
+    /// When the monitor was started.
+    started: SystemTime,
     accelerator: Accelerator,
     processes: Processes,
     channel: Channel,
@@ -88,6 +92,7 @@ pub struct Greeted {
     launched: Launched,
     agent: Agent,
     guest: Guest,
+    answered: SystemTime,
 }
 
 impl Plan {
@@ -128,6 +133,7 @@ impl Prepared {
         let (memory, cpus) = (config.memory, config.cpus);
         let launch =
             Launch { parts, accelerator, memory, cpus, channel: theirs.into(), share: Some(share_end), nics };
+        let started = SystemTime::now();
         let monitor = Qemu::start(launch, Some(log))?;
         place(monitor.pid())
             .map_err(|source| BootError::Io { operation: "put the monitor into the pod's cgroup", source })?;
@@ -135,7 +141,7 @@ impl Prepared {
         let mut driver = JoinSet::new();
         driver.spawn(driving);
         let processes = Processes { monitor: Box::new(monitor), share };
-        Ok(Launched { config, log: folder.join(MONITOR_LOG), accelerator, processes, channel, driver })
+        Ok(Launched { config, folder, started, accelerator, processes, channel, driver })
     }
 }
 
@@ -151,14 +157,15 @@ impl Launched {
             () = self.processes.monitor.exited() => Err(crate::channel::ChannelError::Ended.into()),
         };
         match greeted {
-            Ok((agent, guest)) => Ok(Greeted { launched: self, agent, guest }),
+            Ok((agent, guest)) => Ok(Greeted { launched: self, agent, guest, answered: SystemTime::now() }),
             Err(error) => Err(self.fail(error).await),
         }
     }
 
     async fn fail(self, source: AgentError) -> BootError {
         let console = self.processes.monitor.console().await;
-        BootError::Guest { accelerator: self.accelerator, source, monitor: last_words(&self.log), console }
+        let monitor = last_words(&self.folder.join(MONITOR_LOG));
+        BootError::Guest { accelerator: self.accelerator, source, monitor, console }
     }
 }
 
@@ -169,14 +176,27 @@ impl Greeted {
     /// When the agent refuses; everything is ended then.
     pub async fn set_up(self, setup: &GuestSetup) -> Result<Machine, BootError> {
         match self.agent.set_up(setup).await {
-            Ok(()) => Ok(self.into_machine()),
+            Ok(()) => {
+                self.note_times();
+                Ok(self.into_machine())
+            }
             Err(error) => Err(self.launched.fail(error).await),
         }
     }
 
+    fn note_times(&self) {
+        let since = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+        let [started, answered] = [self.launched.started, self.answered].map(since);
+        let set_up = since(SystemTime::now());
+        let text =
+            format!("{{\"monitor_started\":{started},\"agent_answered\":{answered},\"set_up\":{set_up}}}\n");
+        // Nothing depends on it.
+        drop(std::fs::write(self.launched.folder.join(TIMES), text));
+    }
+
     /// The machine without a pod.
     pub fn into_machine(self) -> Machine {
-        let Greeted { launched, agent, guest } = self;
+        let Greeted { launched, agent, guest, .. } = self;
         let Launched { accelerator, processes, channel, driver, .. } = launched;
         Machine::new(processes, channel, agent, guest, accelerator, driver)
     }

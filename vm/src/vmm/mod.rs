@@ -2,6 +2,7 @@
 //!
 //! Invariant: a monitor is one confined process, held by a pidfd; dropping the value ends it.
 
+pub mod console;
 pub mod qemu;
 
 use std::fmt;
@@ -94,7 +95,7 @@ pub trait Monitor: fmt::Debug + Send + Sync {
     /// Gives the guest one more disk, read-only.
     async fn add_disk(&self, name: &str, image: OwnedFd) -> Result<(), MonitorError>;
     async fn add_nic(&self, nic: Nic) -> Result<(), MonitorError>;
-    /// The end of what the guest's kernel has printed. Not trusted, not long.
+    /// The end of what the guest's kernel has printed, also when the monitor has ended. Not trusted, not long.
     async fn console(&self) -> String;
     /// Ends the machine at once, as pulling the plug does.
     fn kill(&self);

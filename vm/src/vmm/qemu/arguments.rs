@@ -7,14 +7,11 @@ use std::path::Path;
 use crate::share::TAG;
 use crate::vmm::{Accelerator, Launch};
 
-/// The console's ring: what a guest prints beyond it is lost, and costs nothing.
-pub const CONSOLE: &str = "console";
-pub const CONSOLE_SIZE: u32 = 16 << 10;
 /// The agent's port as the guest sees it.
 pub const PORT: &str = "cofferdam.agent";
 
-/// All of it; `qmp` is the monitor's end of the control connection.
-pub fn of(launch: &Launch, qmp: BorrowedFd<'_>) -> Vec<OsString> {
+/// All of it; `qmp` is the monitor's end of the control connection, `console` where the guest's console goes.
+pub fn of(launch: &Launch, qmp: BorrowedFd<'_>, console: BorrowedFd<'_>) -> Vec<OsString> {
     let mut line = Line::default();
     let accelerator = match launch.accelerator {
         Accelerator::Kvm => "kvm",
@@ -39,8 +36,8 @@ pub fn of(launch: &Launch, qmp: BorrowedFd<'_>) -> Vec<OsString> {
     line.add("-append", kernel_line(launch.accelerator, host_khz()));
     line.add("-chardev", format!("socket,id=qmp,fd={}", qmp.as_raw_fd()));
     line.add("-mon", "chardev=qmp,mode=control");
-    line.add("-chardev", format!("ringbuf,id={CONSOLE},size={CONSOLE_SIZE}"));
-    line.add("-serial", format!("chardev:{CONSOLE}"));
+    line.add("-chardev", format!("socket,id=console,fd={}", console.as_raw_fd()));
+    line.add("-serial", "chardev:console");
     line.add("-device", "virtio-rng-device");
     line.add("-device", "virtio-balloon-device");
     line.add("-device", "virtio-serial-device");
@@ -118,7 +115,7 @@ mod tests {
     fn devices_follow_what_is_launched() {
         let mut launch = launch();
         let text = |launch: &Launch| {
-            let words = of(launch, launch.channel.as_fd());
+            let words = of(launch, launch.channel.as_fd(), launch.channel.as_fd());
             words.iter().map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
         };
         let line = text(&launch);

@@ -9,24 +9,22 @@ mod qmp;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::json;
 
+use super::console::Console;
 use super::{Capabilities, Launch, Monitor, MonitorError, Nic};
 use crate::sys::process::{Child, Program};
 use qmp::Qmp;
 
 const NAME: &str = "QEMU's microvm";
-/// Much of the console's end, and little enough for an error's text.
-const CONSOLE_EXCERPT: usize = 2000;
-const CONSOLE_PATIENCE: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 pub struct Qemu {
     process: Child,
     qmp: Qmp,
+    console: Console,
 }
 
 impl Qemu {
@@ -46,22 +44,27 @@ impl Qemu {
 }
 
 fn start(launch: Launch, log: Option<OwnedFd>) -> io::Result<Qemu> {
-    let (ours, theirs) = UnixStream::pair()?;
-    let theirs = OwnedFd::from(theirs);
+    let (ours, theirs) = pair()?;
+    let (console, printed) = pair()?;
     let program = Program {
         path: launch.parts.monitor.clone(),
-        arguments: arguments::of(&launch, theirs.as_fd()),
+        arguments: arguments::of(&launch, theirs.as_fd(), printed.as_fd()),
         no_network: true,
         own_mounts: true,
         no_capabilities: true,
     };
-    let mut passed = vec![theirs.as_fd(), launch.channel.as_fd()];
+    let mut passed = vec![theirs.as_fd(), printed.as_fd(), launch.channel.as_fd()];
     passed.extend(launch.share.as_ref().map(AsFd::as_fd));
     passed.extend(launch.nics.iter().map(|nic| nic.tap.as_fd()));
     let process = program.spawn(&passed, log, || Ok(()))?;
+    Ok(Qemu { process, qmp: Qmp::new(ours), console: Console::follow(console) })
+}
+
+/// A connection: our end, and the monitor's.
+fn pair() -> io::Result<(tokio::net::UnixStream, OwnedFd)> {
+    let (ours, theirs) = UnixStream::pair()?;
     ours.set_nonblocking(true)?;
-    let qmp = Qmp::new(tokio::net::UnixStream::from_std(ours)?);
-    Ok(Qemu { process, qmp })
+    Ok((tokio::net::UnixStream::from_std(ours)?, theirs.into()))
 }
 
 #[async_trait]
@@ -107,26 +110,10 @@ impl Monitor for Qemu {
     }
 
     async fn console(&self) -> String {
-        let read = self.qmp.execute(
-            "read the console",
-            "ringbuf-read",
-            json!({ "device": arguments::CONSOLE, "size": arguments::CONSOLE_SIZE }),
-        );
-        let text = match tokio::time::timeout(CONSOLE_PATIENCE, read).await {
-            Ok(Ok(value)) => value.as_str().unwrap_or_default().to_owned(),
-            Ok(Err(_)) | Err(_) => String::new(),
-        };
-        excerpt(&text)
+        if self.process.is_alive() { self.console.excerpt() } else { self.console.last_excerpt().await }
     }
 
     fn kill(&self) {
         self.process.kill();
     }
-}
-
-/// The end of it, without what a terminal would obey.
-fn excerpt(text: &str) -> String {
-    let plain: Vec<char> =
-        text.trim().chars().map(|c| if c.is_control() && c != '\n' { ' ' } else { c }).collect();
-    plain[plain.len().saturating_sub(CONSOLE_EXCERPT)..].iter().collect()
 }
