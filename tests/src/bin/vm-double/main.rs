@@ -89,8 +89,8 @@ async fn flood(to: &mut (impl AsyncWriteExt + Unpin), part: impl Fn(u32) -> Vec<
 
 async fn serve(wire: UnixStream, trick: String) -> io::Result<()> {
     let guest = Arc::new(Guest { trick, ..Guest::default() });
-    let (agents, _agent) = server(cofferdam_proto::agent::create_agent(Arc::clone(&guest))).await?;
-    let (tasks, _task) = server(create_task(Arc::clone(&guest))).await?;
+    let (agents, _agent) = server(cofferdam_proto::agent::create_agent(guest.clone())).await?;
+    let (tasks, _task) = server(create_task(guest.clone())).await?;
     let mut streams = JoinSet::new();
     let host = channel::guest(wire.compat(), |stream| {
         let (guest, agents, tasks) = (Arc::clone(&guest), agents.clone(), tasks.clone());
