@@ -159,7 +159,8 @@ async fn machines_run_on_while_the_daemon_is_down_and_what_ended_meanwhile_is_to
     std::fs::write(volume.join("go"), "").unwrap();
     let exit = node.dir().join("state/containers").join(&ending).join("exit.json");
     assert!(eventually(PATIENCE, async || exit.exists()).await, "it does not end");
-    let ticks = || log::joined(&log::read(&victim.log(&node)), "stdout").lines().count();
+    let path = victim.log(&node);
+    let ticks = || log::joined(&log::read(&path), "stdout").lines().count();
     let before = ticks();
     assert!(eventually(PATIENCE, async || ticks() >= before + 2).await, "the log stands still");
     // A machine that dies meanwhile is found dead.

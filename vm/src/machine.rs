@@ -8,24 +8,42 @@
 //! Invariant: it is one whole: when the monitor, virtiofsd or the channel ends, all of it is ended, and everyone who
 //! waits is told why. Dropping the machine ends it too.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::agent::{Agent, Guest, plain};
+use crate::agent::{Agent, AgentError, Guest, plain};
 use crate::channel::Channel;
 use crate::share::Share;
-use crate::vmm::{Accelerator, Monitor};
+use crate::vmm::{Accelerator, Monitor, MonitorError};
+use crate::wire::WireKind;
 
 /// How long the guest may take to turn itself off.
 const POWER_OFF: Duration = Duration::from_secs(3);
+/// How long the monitor may then take.
+const MONITOR_STOP: Duration = Duration::from_secs(1);
 /// A killed process is gone sooner than this, or something is wrong with the node.
 const DEATH: Duration = Duration::from_secs(5);
 /// How much of what the guest printed last is told with its end.
 const LAST_WORDS: usize = 300;
+
+/// How long a guest may take to find a device that was added.
+const DEVICE: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(20);
+
+#[derive(Debug, thiserror::Error)]
+pub enum AddDiskError {
+    #[error(transparent)]
+    Monitor(#[from] MonitorError),
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    #[error("the guest does not find the disk {name} that was added")]
+    NotFound { name: String },
+}
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Lifecycle {
@@ -84,6 +102,7 @@ pub struct Machine {
     agent: Agent,
     guest: Guest,
     accelerator: Accelerator,
+    wire: WireKind,
     state: watch::Sender<Lifecycle>,
     /// Drives the channel, and watches the processes.
     _tasks: JoinSet<()>,
@@ -103,6 +122,7 @@ impl Machine {
         agent: Agent,
         guest: Guest,
         accelerator: Accelerator,
+        wire: WireKind,
         mut driver: JoinSet<()>,
     ) -> Self {
         let processes = Arc::new(processes);
@@ -122,7 +142,7 @@ impl Machine {
             let what = with_last_words(what, &watched.monitor.console().await);
             told.send_modify(|state| *state = state.ended(&what));
         });
-        Machine { processes, channel, agent, guest, accelerator, state, _tasks: tasks }
+        Machine { processes, channel, agent, guest, accelerator, wire, state, _tasks: tasks }
     }
 
     pub fn agent(&self) -> &Agent {
@@ -137,6 +157,11 @@ impl Machine {
         self.accelerator
     }
 
+    /// Over what its agent is reached.
+    pub fn wire(&self) -> WireKind {
+        self.wire
+    }
+
     pub fn channel(&self) -> &Channel {
         &self.channel
     }
@@ -147,6 +172,23 @@ impl Machine {
 
     pub fn monitor(&self) -> &dyn Monitor {
         &*self.processes.monitor
+    }
+
+    /// Gives the guest a disk, and returns once its kernel has it: the device's name in the guest.
+    ///
+    /// # Errors
+    /// When the monitor refuses, or the guest does not find it.
+    pub async fn add_disk(&self, name: &str, image: OwnedFd) -> Result<String, AddDiskError> {
+        self.monitor().add_disk(name, image).await?;
+        let begin = Instant::now();
+        while begin.elapsed() < DEVICE {
+            let hardware = self.agent.hardware().await?;
+            if let Some(disk) = hardware.disks.into_iter().find(|disk| disk.serial == name) {
+                return Ok(disk.device);
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        Err(AddDiskError::NotFound { name: name.to_owned() })
     }
 
     pub fn has_ended(&self) -> bool {
@@ -172,7 +214,7 @@ impl Machine {
         self.processes.kill();
     }
 
-    /// Ends it: asks the guest first, then pulls the plug. Ended is done.
+    /// Ends it: asks the guest first, then the monitor, then pulls the plug. Ended is done.
     pub async fn stop(&self) {
         self.state.send_modify(|state| *state = state.stopping());
         if !self.has_ended() {
@@ -180,6 +222,13 @@ impl Machine {
                 tokio::join!(self.agent.power_off(POWER_OFF), self.processes.monitor.exited());
             };
             if timeout(POWER_OFF, asked).await.is_err() {
+                let ended = async {
+                    // One that does not do it is killed, as is one that is not listened to.
+                    if self.processes.monitor.stop().await.is_ok() {
+                        self.processes.monitor.exited().await;
+                    }
+                };
+                drop(timeout(MONITOR_STOP, ended).await);
                 self.processes.kill();
             }
         }

@@ -6,6 +6,7 @@
 use cofferdam_failpoints::failpoint;
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -23,6 +24,8 @@ use crate::task::{self, End, Left};
 const AT_ONCE: usize = 8;
 /// How long the daemon's start waits for a shim that should tell how far a container is.
 const TELLS: Duration = Duration::from_millis(500);
+/// How long one may take that holds up nothing but its own container.
+const TELLS_AT_LAST: Duration = Duration::from_secs(10);
 
 impl Containers {
     /// Loads the records, and finds containers whose records are lost; the sandboxes' must be there. Running containers are
@@ -151,6 +154,9 @@ impl Containers {
                 _,
             ) => false,
         };
+        // A start that comes as soon as the daemon serves must not take it as it is.
+        let is_half_made = !settled && container.state() == ContainerState::Created;
+        container.is_half_made.store(is_half_made, Ordering::Release);
         failpoint!("container.recover.done", infallible);
         (!settled).then_some(container)
     }
@@ -205,16 +211,23 @@ impl Containers {
         self.end_task(container).await
     }
 
-    /// Its shim is gone or does not tell: whatever was begun goes and is made anew, for a start that may come
-    /// meanwhile.
+    /// Finds out in good time how far its task is, for a start that may come meanwhile.
     async fn settle_created(self: &Arc<Self>, container: &Arc<Container>) -> super::Shared<()> {
-        let (containers, target) = (Arc::clone(self), Arc::clone(container));
-        let begin = |stage| async move {
-            containers.end_task(&target).await.map_err(Arc::new)?;
-            containers.prepare(&target, &stage).await.map_err(Arc::new)
-        };
-        let joined = self.preparations.join(container.id().as_str(), begin).await;
-        joined.map_err(|lost| Arc::new(lost.into()))?.map(drop)
+        self.prepared(container).await.map(drop)
+    }
+
+    /// Its shim is gone, or did not tell at once: one that tells now is believed, and otherwise whatever was begun goes.
+    pub(super) async fn find_half_made(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+    ) -> Result<(), ContainerError> {
+        if let Some(shim) = container.shim.load_full() {
+            let told = shim.state_within("", TELLS_AT_LAST).await;
+            if self.recover_created(container, shim, told).await {
+                return Ok(());
+            }
+        }
+        self.end_task(container).await
     }
 
     /// The exit that a dead shim wrote down, as its own command tells it.

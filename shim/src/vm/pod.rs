@@ -84,7 +84,7 @@ async fn boot_in(
     let plan = Plan { config: options.vm.clone(), accelerator, folder: bundle.join(FOLDER), nics };
     let hostname = spec.hostname().clone().unwrap_or_default();
     let setup = GuestSetup { hostname, interfaces, routes, shm_size: SHM_SIZE };
-    let greeted = plan.prepare(&put)?.launch(&put)?.greet().await?;
+    let greeted = plan.prepare(&put)?.launch(&put).await?.greet().await?;
     Ok(greeted.set_up(&setup).await?)
 }
 
