@@ -252,6 +252,29 @@ async fn a_pod_is_resized(node: &Node, pod: &Pod, main: &str) {
     update_pod(node, pod, POD_LIMIT).await.unwrap();
 }
 
+/// What a machine is promised is there for it. One that takes more all the same, as its monitor may, is the pod's end, and the
+/// pod's containers are told to have ended for want of memory.
+#[tokio::test]
+async fn a_machine_that_outgrows_its_bounds_ends_with_that_reason() {
+    let Some(image) = microvm::image() else { return };
+    let Some(node) = microvm::builder(image.path()).start().await else { return };
+    let base = node.base_image().await;
+    let pod = microvm::pod_in(&node, "outgrown").await;
+    let main = node.run_container(&pod, build::shell("main", &base, "exec sleep 1000")).await;
+    let (cgroup, limit) = memory_cgroup(microvm::monitor(&node, &pod).unwrap());
+    let usage = if limit == "memory.max" { "memory.current" } else { "memory.usage_in_bytes" };
+    let used: i64 = std::fs::read_to_string(cgroup.join(usage)).unwrap().trim().parse().unwrap();
+    std::fs::write(cgroup.join(limit), (used + 8 * MIB).to_string()).unwrap();
+    // The guest has room for it, the node's bound has not. No answer comes of this.
+    let fill = ["dd", "if=/dev/zero", "of=/dev/shm/fill", "bs=1M", "count=60"];
+    node.cri.exec_sync(&main, &fill, SECONDS).await.unwrap_or_default();
+    let ended = node.cri.wait_exited(&main, PATIENCE).await.unwrap();
+    assert_eq!((ended.exit_code, ended.reason.as_str()), (137, "OOMKilled"), "{ended:?}");
+    assert!(ended.message.contains("want of memory"), "{ended:?}");
+    node.destroy(&pod).await;
+    node.assert_clean().await;
+}
+
 #[tokio::test]
 async fn a_node_that_cannot_run_machines_says_so() {
     let handler = "type = \"io.containerd.cofferdam.v1\"\nisolation = \"vm\"\n";

@@ -47,7 +47,7 @@ pub async fn cost(config: &VmConfig, folder: &Path, probes: &Path) -> Result<Cos
     let accelerator = probe::accelerator(config, probes).await?;
     let plan = Plan { config: config.clone(), accelerator, folder: folder.to_owned(), nics: Vec::new() };
     let place = |_| Ok(());
-    let machine = plan.prepare(&place)?.launch(&place)?.greet().await?.into_machine();
+    let machine = plan.prepare(&place)?.launch(&place).await?.greet().await?.into_machine();
     tokio::time::sleep(REST).await;
     let read = look(&machine, accelerator);
     machine.stop().await;

@@ -158,7 +158,10 @@ fn layout(value: &Value) -> String {
 fn handler(handler: &Value) -> String {
     let isolation = match handler["isolation"].as_str() {
         None | Some("") => String::new(),
-        Some(isolation) => format!(", isolation {isolation}"),
+        Some(isolation) => {
+            let said = handler["said"].as_str().unwrap_or("nothing of it has started on this node yet");
+            format!(", isolation {isolation}: {said}")
+        }
     };
     let shim = handler["error"].as_str().map(|error| format!("unusable: {error}"));
     let means = match (handler["kvm"].as_bool(), handler["obstacle"].as_str()) {
@@ -220,7 +223,9 @@ mod tests {
             "obstacle": "/dev/kvm: gone", "overheadMiB": 256});
         let told = handler(&emulated);
         assert!(
-            told.contains("EMULATION") && told.contains("/dev/kvm: gone") && told.ends_with("256Mi"),
+            told.contains("EMULATION")
+                && told.contains("/dev/kvm: gone")
+                && told.contains(", overhead of a pod 256Mi, by"),
             "{told}"
         );
         let unusable = json!({"name": "vm", "shim": "/s", "isolation": "vm", "error": "no KVM"});

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::{Container, ContainerError, ContainerState, Containers, Exit, ExitCause};
 use crate::ports::now;
-use crate::runtime::Shim;
+use crate::runtime::{Launcher, Shim};
 use crate::stats::told;
 use crate::task::{self, End};
 
@@ -55,7 +55,7 @@ impl Containers {
             }
         };
         let oom_killed = self.oom_killed(container, end).await;
-        let exit = Self::exit_of(end, oom_killed);
+        let exit = self.exit_of(container, end, oom_killed);
         failpoint!("container.exit.seen", infallible);
         let exited = |s: &ContainerState| Ok::<_, ContainerError>(s.exited(exit.clone()));
         while let Err(error) = container.change(&self.ports, exited).await {
@@ -95,31 +95,25 @@ impl Containers {
         answer.as_ref().and_then(told).is_some_and(|told| told.oom_killed())
     }
 
-    pub(super) fn exit_of(end: End, oom_killed: bool) -> Exit {
+    pub(super) fn exit_of(&self, container: &Container, end: End, oom_killed: bool) -> Exit {
         let (exit, message) = match end {
-            End::Told(exit) => (Some(exit), ""),
-            End::ShimDead(left) => (left.exit, "the container's shim died"),
+            End::Told(exit) => {
+                let why = Launcher::why(&self.ports.places.container(container.id()));
+                (Some(exit), why.unwrap_or_default())
+            }
+            End::ShimDead(left) => (left.exit, "the container's shim died".to_owned()),
             End::ShimSilent(left) => {
-                (left.exit, "the container's shim did not answer any more and was ended")
+                let message = "the container's shim did not answer any more and was ended";
+                (left.exit, message.to_owned())
             }
         };
         let finished_at = exit.and_then(|e| e.exited_at).map_or_else(now, nanoseconds);
         match exit {
             Some(exit) => {
                 let code = i32::try_from(exit.status).unwrap_or(UNKNOWN_CODE);
-                Exit {
-                    code,
-                    finished_at,
-                    cause: ExitCause::of(code, oom_killed),
-                    message: message.to_owned(),
-                }
+                Exit { code, finished_at, cause: ExitCause::of(code, oom_killed), message }
             }
-            None => Exit {
-                code: UNKNOWN_CODE,
-                finished_at,
-                cause: ExitCause::Unknown,
-                message: message.to_owned(),
-            },
+            None => Exit { code: UNKNOWN_CODE, finished_at, cause: ExitCause::Unknown, message },
         }
     }
 }

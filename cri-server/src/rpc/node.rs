@@ -11,7 +11,7 @@ use crate::cgroup::Driver;
 use crate::image::{LayerStage, PullUnderWay};
 use crate::node::{Severity, UserNamespaces, preflight};
 use crate::report::chain;
-use crate::runtime::{Handler, means};
+use crate::runtime::{Handler, means, said};
 
 /// The version of the CRI that is served.
 const CRI_VERSION: &str = "v1";
@@ -137,6 +137,7 @@ async fn handler(daemon: &Daemon, handler: &Handler) -> serde_json::Value {
     match means(handler, daemon.ports.places.state()).await {
         None => {}
         Some(Ok(found)) => {
+            told["said"] = said(daemon.ports.places.state(), handler).into();
             told["kvm"] = found.kvm.into();
             told["overheadMiB"] = found.overhead_mib.into();
             if let Some(obstacle) = found.obstacle {

@@ -25,9 +25,13 @@ pub struct Place<'a> {
 }
 
 impl<'a> Place<'a> {
-    /// The cgroup that the pod's specification names, in every hierarchy; made with the first process.
+    /// The cgroup that the pod's specification names, in every hierarchy; where systemd keeps it, it is
+    /// made with the first process.
     pub fn new(path: &Path, systemd: bool, limits: LinuxResources, bundle: &'a Bundle) -> io::Result<Self> {
         let cgroups = CgroupPaths::intended(path)?;
+        if !systemd {
+            make(&cgroups)?;
+        }
         Ok(Place { path: path.to_owned(), cgroups, systemd, limits, bundle, begun: Mutex::new(false) })
     }
 
@@ -43,8 +47,8 @@ impl<'a> Place<'a> {
         }
         if self.systemd {
             systemd::begin_with(&self.path, pid.unsigned_abs()).map_err(io::Error::other)?;
+            make(&self.cgroups)?;
         }
-        make(&self.cgroups)?;
         enter(&self.cgroups, pid)?;
         if let (true, Some(folder)) = (self.cgroups.is_v2(), &self.cgroups.unified) {
             // On v2 a cgroup has the controllers that everything above it passes on.

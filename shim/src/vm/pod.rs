@@ -1,5 +1,6 @@
 //! A pod's machine with all that belongs to it on the node.
 
+use cofferdam_failpoints::failpoint;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -60,7 +61,8 @@ impl Pod {
         let size = Size::of(&options.vm, &ask, Node::here(), accelerator);
         let bounds = sizes::limits(&ask, &size, overhead);
         let place = Place::new(&path, options.systemd_cgroup, bounds, bundle)
-            .map_err(ShimError::path("find the pod's cgroup", path))?;
+            .map_err(ShimError::path("make the pod's cgroup", path))?;
+        failpoint!("shim.vm.cgroup_made", infallible);
         let shm = spec::shm_of(spec);
         let config = VmConfig { memory: size.memory, cpus: size.cpus, ..options.vm.clone() };
         let plan = Plan { config, accelerator, folder: bundle.join(FOLDER), nics: Vec::new() };
@@ -117,6 +119,7 @@ impl Pod {
 
     pub async fn end(&self, bundle: &Bundle) {
         self.machine.stop().await;
+        failpoint!("shim.vm.stopped", infallible);
         remove_cgroups(&self.cgroups, bundle).await;
     }
 }
@@ -131,8 +134,16 @@ async fn boot_in(place: &Place<'_>, plan: Plan, spec: &Spec, shm: Option<&Path>)
     let hostname = spec.hostname().clone().unwrap_or_default();
     let shm_size = shm.and_then(size_of).unwrap_or(SHM_SIZE);
     let setup = GuestSetup { hostname, interfaces, routes, shm_size };
-    let greeted = Plan { nics, ..plan }.prepare(&put)?.launch(&put)?.greet().await?;
-    Ok(greeted.set_up(&setup).await?)
+    failpoint!("shim.vm.network_attached");
+    let prepared = Plan { nics, ..plan }.prepare(&put)?;
+    failpoint!("shim.vm.share_started");
+    let launched = prepared.launch(&put).await?;
+    failpoint!("shim.vm.monitor_started");
+    let greeted = launched.greet().await?;
+    failpoint!("shim.vm.greeted");
+    let machine = greeted.set_up(&setup).await?;
+    failpoint!("shim.vm.set_up");
+    Ok(machine)
 }
 
 /// Of a file system.

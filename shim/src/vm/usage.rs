@@ -25,6 +25,8 @@ const MOST_PIDS: u64 = 1 << 22;
 const NO_LIMIT: u64 = 1 << 62;
 /// How long a guest may take to tell the last numbers of a container that has ended.
 const LAST_NUMBERS: Duration = Duration::from_secs(3);
+const KILLED_ON_THE_NODE: &str =
+    "the pod's virtual machine has ended: the node's kernel killed it for want of memory in the pod's cgroup";
 /// A guest's clock may be so much ahead.
 const AHEAD: Duration = Duration::from_secs(1);
 
@@ -154,10 +156,13 @@ impl VmTask {
 
     /// What is to be known before an exit is told: whether it was for want of memory.
     pub async fn count_at_end(&self) {
+        if self.id == self.pod().id {
+            return;
+        }
         if self.pod().machine.has_ended() {
             if oom::kills(self.pod().cgroups()).is_some_and(|kills| kills > 0) {
-                self.bundle
-                    .warn("the node's kernel killed the machine for want of memory in the pod's cgroup");
+                self.bundle.warn(KILLED_ON_THE_NODE);
+                self.bundle.tell_why(KILLED_ON_THE_NODE);
                 self.usage().killed_with_the_machine();
                 self.tell_oom();
             }

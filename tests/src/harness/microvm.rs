@@ -54,8 +54,13 @@ pub fn image() -> Option<tempfile::TempDir> {
 
 /// A node with the handler `vm`, whose machines boot from `image`. A test adds what it needs besides.
 pub fn builder(image: &Path) -> NodeBuilder {
+    builder_with(image, "boot_seconds = 50\n")
+}
+
+/// The same with other lines for the machines, among them `boot_seconds`.
+pub fn builder_with(image: &Path, lines: &str) -> NodeBuilder {
     let machines = format!(
-        "kernel = {:?}\nimage = {:?}\nmemory = 192\nemulation = true\nboot_seconds = 50\n",
+        "kernel = {:?}\nimage = {:?}\nmemory = 192\nemulation = true\n{lines}",
         image.join("kernel"),
         image.join("initramfs")
     );
