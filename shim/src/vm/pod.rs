@@ -90,7 +90,7 @@ async fn boot_in(
     failpoint!("shim.vm.network_attached");
     let prepared = plan.prepare(&put)?;
     failpoint!("shim.vm.share_started");
-    let launched = prepared.launch(&put)?;
+    let launched = prepared.launch(&put).await?;
     failpoint!("shim.vm.monitor_started");
     let greeted = launched.greet().await?;
     failpoint!("shim.vm.greeted");
