@@ -29,7 +29,8 @@ pub const MODULES: &str = "COFFERDAM_MODULES";
 /// The container code in the guest.
 pub const RUNTIME: &str = "/bin/containerd-shim-cofferdam-v1";
 
-const LIGHT: Duration = Duration::from_secs(10);
+/// What is little work; a node that is busy with many guests takes its time all the same.
+const LIGHT: Duration = Duration::from_secs(30);
 const LONGEST_RELEASE: usize = 64;
 /// More than any machine of ours has of one kind.
 const MOST_DEVICES: usize = 64;
@@ -66,7 +67,13 @@ fn is_plain(name: &str) -> bool {
 /// A guest's words, bounded and without what a terminal would obey.
 #[must_use]
 pub fn plain(words: &str) -> String {
-    words.chars().take(LONGEST_WORDS).map(|c| if c.is_control() { ' ' } else { c }).collect()
+    let obeyed = |c: char| c.is_control() || turns_text(c);
+    words.chars().take(LONGEST_WORDS).map(|c| if obeyed(c) { ' ' } else { c }).collect()
+}
+
+/// What makes a terminal show the words around it in another order.
+fn turns_text(c: char) -> bool {
+    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// What booted, in its own words.
@@ -165,7 +172,9 @@ impl Agent {
         Ok((Agent { client }, Guest { kernel_release: release }))
     }
 
-    pub async fn set_up(&self, setup: &GuestSetup) -> Result<(), AgentError> {
+    /// # Errors
+    /// When the guest refuses, or does not answer in time.
+    pub async fn set_up(&self, setup: &GuestSetup, deadline: Duration) -> Result<(), AgentError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
         let interface = |one: &Interface| proto::Interface {
             mac: one.mac.clone(),
@@ -188,7 +197,7 @@ impl Agent {
             shm_size: setup.shm_size,
             ..Default::default()
         };
-        let answer = self.client.set_up(light(), &request).await;
+        let answer = self.client.set_up(context::with_duration(deadline), &request).await;
         answer.map(drop).map_err(|error| AgentError::of_call("set up the pod", &error))
     }
 
