@@ -31,7 +31,11 @@ impl MonitorKind {
     /// The kind by its name, or by the file name of its program.
     fn of(monitor: &Path) -> Self {
         let name = monitor.file_name().unwrap_or_default().to_string_lossy();
-        if name.starts_with(Self::CLOUD_HYPERVISOR) { MonitorKind::CloudHypervisor } else { MonitorKind::Qemu }
+        if name.starts_with(Self::CLOUD_HYPERVISOR) {
+            MonitorKind::CloudHypervisor
+        } else {
+            MonitorKind::Qemu
+        }
     }
 }
 
@@ -159,7 +163,8 @@ impl VmConfig {
             }
         }
         let named_only = [MonitorKind::QEMU, MonitorKind::CLOUD_HYPERVISOR].map(Path::new);
-        let named = if named_only.contains(&self.monitor.as_path()) { Path::new("") } else { self.monitor.as_path() };
+        let named =
+            if named_only.contains(&self.monitor.as_path()) { Path::new("") } else { self.monitor.as_path() };
         let (programs, package) = match kind {
             MonitorKind::Qemu => (MONITORS, "Debian: qemu-system-x86"),
             MonitorKind::CloudHypervisor => (CLOUD_HYPERVISORS, "its releases are static programs"),

@@ -29,7 +29,9 @@ pub enum ProbeError {
         "microVMs need KVM, which this node does not give: {0} (emulation = true allows them without, slowly)"
     )]
     NotAvailable(String),
-    #[error("Cloud Hypervisor needs KVM, which this node does not give: {0} (QEMU can do without, with emulation = true)")]
+    #[error(
+        "Cloud Hypervisor needs KVM, which this node does not give: {0} (QEMU can do without, with emulation = true)"
+    )]
     NoEmulation(String),
     #[error("keep what the probe found in {}: {source}", path.display())]
     Keep { path: PathBuf, source: io::Error },
@@ -57,7 +59,11 @@ pub async fn accelerator(config: &VmConfig, folder: &Path) -> Result<Accelerator
     choose(obstacle, config.emulation, config.monitor_kind())
 }
 
-fn choose(obstacle: Option<String>, emulation: bool, monitor: MonitorKind) -> Result<Accelerator, ProbeError> {
+fn choose(
+    obstacle: Option<String>,
+    emulation: bool,
+    monitor: MonitorKind,
+) -> Result<Accelerator, ProbeError> {
     match (obstacle, monitor) {
         (None, _) => Ok(Accelerator::Kvm),
         (Some(_), MonitorKind::Qemu) if emulation => Ok(Accelerator::Tcg),

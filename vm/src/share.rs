@@ -55,7 +55,11 @@ impl Share {
     ///
     /// # Errors
     /// When virtiofsd cannot be started.
-    pub fn start(program: &Path, root: &Path, log: Option<OwnedFd>) -> Result<(Self, ShareSocket), ShareError> {
+    pub fn start(
+        program: &Path,
+        root: &Path,
+        log: Option<OwnedFd>,
+    ) -> Result<(Self, ShareSocket), ShareError> {
         let failed = |source| ShareError::Start { program: program.to_owned(), source };
         let (folders, shown) = mount::tmpfs_pair().map_err(failed)?;
         let (virtiofsd, socket) = start(program, root, shown, log).map_err(failed)?;
@@ -115,7 +119,12 @@ impl Share {
 }
 
 /// The mount that hides what else lies in the folder is made by the child itself, in its own namespace.
-fn start(program: &Path, root: &Path, shown: OwnedFd, log: Option<OwnedFd>) -> io::Result<(Child, ShareSocket)> {
+fn start(
+    program: &Path,
+    root: &Path,
+    shown: OwnedFd,
+    log: Option<OwnedFd>,
+) -> io::Result<(Child, ShareSocket)> {
     std::fs::create_dir_all(root)?;
     let path = root.with_extension("socket");
     let listener = socket::listen(&path)?;

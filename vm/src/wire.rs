@@ -84,7 +84,9 @@ impl MonitorEnd {
     pub fn kernel_words(&self) -> Option<String> {
         match self {
             MonitorEnd::Serial(_) => None,
-            MonitorEnd::Vsock { port, .. } | MonitorEnd::Hybrid { port } => Some(format!("{VARIABLE}={VSOCK}{port}")),
+            MonitorEnd::Vsock { port, .. } | MonitorEnd::Hybrid { port } => {
+                Some(format!("{VARIABLE}={VSOCK}{port}"))
+            }
         }
     }
 }
@@ -119,7 +121,11 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
 ///
 /// # Errors
 /// When what the configuration asks for is not there.
-pub fn make(wanted: ChannelKind, monitor: MonitorKind, folder: &Path) -> Result<(HostEnd, MonitorEnd), WireError> {
+pub fn make(
+    wanted: ChannelKind,
+    monitor: MonitorKind,
+    folder: &Path,
+) -> Result<(HostEnd, MonitorEnd), WireError> {
     match (monitor, wanted) {
         (MonitorKind::CloudHypervisor, _) => hybrid(folder).map_err(WireError::Make),
         (MonitorKind::Qemu, ChannelKind::VirtioSerial) => serial().map_err(WireError::Make),
@@ -171,8 +177,12 @@ impl HostEnd {
     pub async fn connect(self) -> Result<Box<dyn Wire>, WireError> {
         let connected: io::Result<Box<dyn Wire>> = match self {
             HostEnd::Serial(stream) => Ok(Box::new(stream)),
-            HostEnd::Hybrid(hybrid) => hybrid.listener.accept().await.map(|(stream, _)| Box::new(stream) as _),
-            HostEnd::Vsock { listener, cid } => accept(&listener, cid).await.map(|stream| Box::new(stream) as _),
+            HostEnd::Hybrid(hybrid) => {
+                hybrid.listener.accept().await.map(|(stream, _)| Box::new(stream) as _)
+            }
+            HostEnd::Vsock { listener, cid } => {
+                accept(&listener, cid).await.map(|stream| Box::new(stream) as _)
+            }
         };
         connected.map_err(WireError::Wait)
     }
@@ -213,7 +223,11 @@ impl VsockWire {
 }
 
 impl AsyncRead for VsockWire {
-    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         loop {
             let mut ready = ready!(self.0.poll_read_ready(context))?;
             let room = buffer.initialize_unfilled();

@@ -30,6 +30,8 @@ const LONGEST_OUTPUT: usize = 64 * 1024;
 const OUTPUT_GRACE: Duration = Duration::from_millis(250);
 /// Where [`Launcher::start`] keeps the shim's address in the bundle.
 const ENDPOINT_FILE: &str = "shim.json";
+/// The folder of the shims' sockets, in the state folder.
+pub(super) const SOCKETS: &str = "s";
 /// The longest folder in which shims that name sockets by a SHA-256 stay within a socket's address.
 const LONGEST_SOCKET_DIR: usize = 107 - 1 - 64 - 1;
 /// Where a shim of ours says why a task ended, if that was not its own doing.
@@ -316,7 +318,7 @@ impl Launcher {
     /// The folder for the sockets of shims, private to the daemon's user. With a state folder whose path is too long
     /// for it, shims choose their own.
     fn socket_dir(&self, kind: ShimKind) -> Result<Option<String>, RuntimeError> {
-        let path = self.state.join("s");
+        let path = self.state.join(SOCKETS);
         let text = path.to_string_lossy();
         // Ours gives its sockets short names, and looks at the length itself.
         if kind != ShimKind::Own && text.len() > LONGEST_SOCKET_DIR {

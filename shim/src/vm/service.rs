@@ -21,6 +21,7 @@ use ttrpc::r#async::TtrpcContext;
 
 use super::VmError;
 use super::pod::Pod;
+use super::saying;
 use super::spec::{Role, translate};
 use super::task::VmTask;
 use crate::bundle::Bundle;
@@ -88,7 +89,10 @@ impl Service {
         }
         // What a machine cannot give is refused before one boots.
         translate(spec.clone(), &request.id, Role::Pause)?;
-        let booted = Arc::new(Pod::boot(&request.id, &bundle, &spec, &options, &self.probes).await?);
+        let booted = Pod::boot(&request.id, &bundle, &spec, &options, &self.probes).await;
+        let outcome = booted.as_ref().map(|pod| &pod.machine);
+        saying::leave(&self.probes, request.options.as_ref(), outcome);
+        let booted = Arc::new(booted?);
         match VmTask::create(request, Arc::clone(&booted), Role::Pause, publisher, max_line).await {
             Ok(task) => {
                 *pod = Some((booted, task.guest_pid));

@@ -2,6 +2,7 @@
 //!
 //! Invariant: as for every task, an exit is told once, after all output, also when the machine dies under it.
 
+use cofferdam_failpoints::failpoint;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -115,6 +116,7 @@ impl VmTask {
                 return Err(process.refuse("start", process.state().name()));
             };
             self.pod.guest.start(self.name("")).await?;
+            failpoint!("shim.vm.container_started", infallible);
             drop(process.transit("start", |state| state.started(pid)));
         } else {
             let Lifecycle::Added = process.state() else {
@@ -315,7 +317,9 @@ impl VmTask {
         {
             self.bundle.warn(&format!("delete: {error}"));
         }
+        failpoint!("shim.vm.container_deleted", infallible);
         take_away(&self.pod, &self.id, &self.bundle).await;
+        failpoint!("shim.vm.files_hidden", infallible);
         events::deleted(&self.publisher, &self.id, "", exit);
         Ok(exit)
     }
@@ -356,9 +360,11 @@ async fn make(
     let has_rootfs = rootfs.is_some();
     translated.items.extend(rootfs);
     pod.machine.share().show(id, &translated.items).map_err(VmError::from)?;
+    failpoint!("shim.vm.files_shown");
     let config = serde_json::to_vec(&translated.spec)
         .map_err(|error| ShimError::Invalid(format!("the specification: {error}")))?;
     let guest_bundle = pod.machine.agent().put_bundle(id, config).await.map_err(VmError::from)?;
+    failpoint!("shim.vm.bundle_put");
     let stdio = Stdio {
         stdin: request.stdin.clone(),
         stdout: request.stdout.clone(),
@@ -380,7 +386,9 @@ async fn make(
             ..Default::default()
         });
     }
+    failpoint!("shim.vm.streams_joined");
     let guest_pid = pod.guest.create(&inside).await?;
+    failpoint!("shim.vm.container_made", infallible);
     let init = Arc::new(Process::new(format!("task {id}"), stdio, Lifecycle::Created { pid: pod.pid() }));
     init.streams.run(opened, bundle).await?;
     Ok((guest_pid, init, carriers))

@@ -107,7 +107,10 @@ const MACHINE: &[Field] = &[
     may("console", Kind::Object(OUTPUT)),
     may("vsock", Kind::Object(&[must("cid", Kind::Integer(3)), must("socket", Kind::Text)])),
     may("landlock_enable", Kind::Flag),
-    may("landlock_rules", Kind::List(&[must("path", Kind::Text), must("access", Kind::OneOf(&["r", "w", "rw"]))])),
+    may(
+        "landlock_rules",
+        Kind::List(&[must("path", Kind::Text), must("access", Kind::OneOf(&["r", "w", "rw"]))]),
+    ),
 ];
 
 const RESIZE: &[Field] = &[

@@ -83,7 +83,10 @@ fn listener(number: i32) -> UnixListener {
 fn confinement() -> Value {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let field = |name: &str| {
-        status.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim_matches([':', '\t', ' ']).to_owned())
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix(name))
+            .map(|value| value.trim_matches([':', '\t', ' ']).to_owned())
     };
     let cards = fs::read_to_string("/proc/self/net/dev").unwrap().lines().count() - 2;
     json!({ "capabilities": field("CapEff"), "privileges": field("NoNewPrivs"), "cards": cards })
@@ -132,7 +135,9 @@ fn answer(mut stream: &UnixStream, status: u16, body: Option<&Value>, trick: Opt
         (Some("garbage"), _) => "\u{1b}[2J no HTTP\r\n\r\n".to_owned(),
         (Some("endless"), _) => format!("{head}Content-Length: 99999999\r\n\r\n"),
         (_, 0) => format!("{head}\r\n"),
-        (_, length) => format!("{head}Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{text}"),
+        (_, length) => {
+            format!("{head}Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{text}")
+        }
     };
     // Whoever asked may be gone.
     drop(stream.write_all(whole.as_bytes()));
@@ -172,7 +177,9 @@ impl Double {
 
     fn obey(&mut self, name: &str, body: Value, request: &Request) -> Answer {
         match name {
-            "vmm.ping" => (200, Some(json!({ "version": "double", "pid": std::process::id(), "features": ["kvm"] }))),
+            "vmm.ping" => {
+                (200, Some(json!({ "version": "double", "pid": std::process::id(), "features": ["kvm"] })))
+            }
             "vm.info" => {
                 let (state, config) = self.machine.as_ref().unwrap();
                 (200, Some(json!({ "state": format!("{state:?}"), "config": config })))
@@ -230,7 +237,12 @@ impl Double {
     }
 
     /// Before the boot a device becomes part of the configuration; after it, the machine has it at once.
-    fn add(&mut self, list: &str, body: Value, open: impl Fn(&Value) -> Option<io::Result<OwnedFd>>) -> Answer {
+    fn add(
+        &mut self,
+        list: &str,
+        body: Value,
+        open: impl Fn(&Value) -> Option<io::Result<OwnedFd>>,
+    ) -> Answer {
         let (state, config) = self.machine.as_mut().unwrap();
         let id = body["id"].as_str().map(str::to_owned);
         let taken = |one: &Value| id.is_some() && one["id"].as_str() == id.as_deref();
@@ -275,7 +287,9 @@ impl Double {
         for share in config["fs"].as_array().into_iter().flatten() {
             match UnixStream::connect(text(&share["socket"])) {
                 Ok(connected) => self.open.push(connected.into()),
-                Err(error) => return refusal(500, &format!("Cannot connect to {}: {error}", share["socket"])),
+                Err(error) => {
+                    return refusal(500, &format!("Cannot connect to {}: {error}", share["socket"]));
+                }
             }
         }
         let socket = text(&config["vsock"]["socket"]);

@@ -24,7 +24,11 @@ struct Agent;
 #[async_trait]
 impl proto::Agent for Agent {
     async fn hello(&self, _: &TtrpcContext, _: proto::HelloRequest) -> ttrpc::Result<proto::HelloResponse> {
-        Ok(proto::HelloResponse { version: VERSION, kernel_release: RELEASE.to_owned(), ..Default::default() })
+        Ok(proto::HelloResponse {
+            version: VERSION,
+            kernel_release: RELEASE.to_owned(),
+            ..Default::default()
+        })
     }
 
     async fn set_up(&self, _: &TtrpcContext, _: proto::SetUpRequest) -> ttrpc::Result<proto::SetUpResponse> {
@@ -50,7 +54,8 @@ async fn serve(stream: UnixStream) {
     let listener = Listener::new(futures::stream::unfold(waiting, |mut waiting| async {
         waiting.recv().await.map(|stream| (Ok::<Stream, std::io::Error>(stream), waiting))
     }));
-    let mut server = Server::new().add_listener(listener).register_service(proto::create_agent(Arc::new(Agent)));
+    let mut server =
+        Server::new().add_listener(listener).register_service(proto::create_agent(Arc::new(Agent)));
     server.start().await.unwrap();
     let mut streams = JoinSet::new();
     channel::guest(wire.compat(), |mut stream| {

@@ -101,8 +101,14 @@ async fn a_machine_is_made_as_the_contract_says() {
     let machine = bench.start(vec![card(1), card(2)]).await.unwrap();
     assert_eq!(machine.guest().kernel_release, guest::RELEASE);
     assert_eq!(machine.wire(), WireKind::HybridVsock);
-    let expected =
-        [("vmm.ping", 200), ("vm.create", 204), ("vm.add-net", 204), ("vm.add-net", 204), ("vm.boot", 204), ("vm.info", 200)];
+    let expected = [
+        ("vmm.ping", 200),
+        ("vm.create", 204),
+        ("vm.add-net", 204),
+        ("vm.add-net", 204),
+        ("vm.boot", 204),
+        ("vm.info", 200),
+    ];
     assert_eq!(bench.requests(), expected.map(|(name, status)| (name.to_owned(), status)));
     let started = &bench.told()[0]["started"];
     assert_eq!((&started["privileges"], &started["cards"]), (&"1".into(), &1.into()), "{started}");
@@ -112,7 +118,9 @@ async fn a_machine_is_made_as_the_contract_says() {
     let line = create["payload"]["cmdline"].as_str().unwrap();
     assert!(line.contains("COFFERDAM_MODULES=pci,vsock COFFERDAM_CHANNEL=vsock:1024"), "{line}");
     assert_eq!(create["landlock_enable"] == Value::Bool(true), cofferdam_vm::sys::landlock::is_available());
-    assert!(bench.told().iter().filter(|told| told["request"] == "vm.add-net").all(|told| told["passed"] == 1));
+    assert!(
+        bench.told().iter().filter(|told| told["request"] == "vm.add-net").all(|told| told["passed"] == 1)
+    );
     assert!(machine.monitor().console().await.contains("kernel begins"));
     // No name is left by which somebody else could come.
     for name in ["api.socket", "vsock_1024", "share.socket", "console"] {
@@ -258,7 +266,9 @@ fn main() {
     let filters: Vec<&String> = arguments.iter().filter(|word| !word.starts_with('-')).collect();
     let can = rustix::process::geteuid().is_root() && Path::new("/dev/net/tun").exists();
     let mut passed = 0;
-    for (name, test) in all.iter().filter(|(name, _)| filters.is_empty() || filters.iter().any(|f| name.contains(*f))) {
+    for (name, test) in
+        all.iter().filter(|(name, _)| filters.is_empty() || filters.iter().any(|f| name.contains(*f)))
+    {
         if !can && !name.starts_with("the_contract") {
             println!("test {name} ... ok\nskipped: mount namespaces and taps need root");
             continue;

@@ -32,8 +32,8 @@ pub fn load_modules() -> io::Result<()> {
         if !is_wanted(group) {
             continue;
         }
-        let file =
-            File::open(format!("{MODULES_FOLDER}/{name}")).map_err(named(format_args!("open module {name}")))?;
+        let file = File::open(format!("{MODULES_FOLDER}/{name}"))
+            .map_err(named(format_args!("open module {name}")))?;
         sys::load_module(&file).map_err(named(format_args!("load module {name}")))?;
     }
     Ok(())

@@ -102,7 +102,8 @@ impl Api {
 }
 
 fn request(method: &str, endpoint: &str, body: Option<&Value>) -> Vec<u8> {
-    let head = format!("{method} {ROOT}{endpoint} HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\n");
+    let head =
+        format!("{method} {ROOT}{endpoint} HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\n");
     match body.map(Value::to_string) {
         None => format!("{head}\r\n"),
         Some(text) => {
@@ -198,7 +199,8 @@ mod tests {
         let answer = format!("HTTP/1.1 404 \r\nContent-Length: {}\r\n\r\n{body}", body.len());
         let words = against(&answer).await.unwrap_err().to_string();
         assert!(words.contains("Error from API: VM is not created (status 404)"), "{words}");
-        let words = against("HTTP/1.1 500 \r\nContent-Length: 4\r\n\r\n\u{1b}[2J").await.unwrap_err().to_string();
+        let words =
+            against("HTTP/1.1 500 \r\nContent-Length: 4\r\n\r\n\u{1b}[2J").await.unwrap_err().to_string();
         assert!(words.contains("status 500") && !words.contains('\u{1b}'), "{words}");
     }
 

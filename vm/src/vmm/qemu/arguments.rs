@@ -222,7 +222,8 @@ mod tests {
     fn devices_follow_what_is_launched() {
         let mut launch = launch(MachineType::Microvm);
         let line = text(&launch, true);
-        for part in ["accel=tcg", "-m 128M", "tag=pod", "mac=02:00:00:00:00:01", "spawn=deny", "-smp 2", PORT] {
+        for part in ["accel=tcg", "-m 128M", "tag=pod", "mac=02:00:00:00:00:01", "spawn=deny", "-smp 2", PORT]
+        {
             assert!(line.contains(part), "{part}: {line}");
         }
         assert!(!line.contains("pci"), "{line}");
@@ -249,7 +250,9 @@ mod tests {
         let mut launch = launch(MachineType::Microvm);
         launch.channel = MonitorEnd::Vsock { device: file(), cid: 77, port: 4242 };
         let line = text(&launch, true);
-        for part in ["vhost-vsock-device,guest-cid=77,vhostfd=", "COFFERDAM_CHANNEL=vsock:4242", "MODULES=vsock"] {
+        for part in
+            ["vhost-vsock-device,guest-cid=77,vhostfd=", "COFFERDAM_CHANNEL=vsock:4242", "MODULES=vsock"]
+        {
             assert!(line.contains(part), "{part}: {line}");
         }
         assert!(!line.contains("virtserialport"), "{line}");

@@ -91,7 +91,8 @@ pub async fn disk(qmp: &Qmp, ports: &Ports, name: &str, image: OwnedFd) -> Resul
         return Err(refused);
     }
     let undo = [Undo { command: "blockdev-del", arguments: json!({ "node-name": node }) }, close];
-    let device = json!({ "driver": "virtio-blk-pci", "id": format!("dev-{node}"), "drive": node, "serial": name });
+    let device =
+        json!({ "driver": "virtio-blk-pci", "id": format!("dev-{node}"), "drive": node, "serial": name });
     plug(qmp, operation, port, device, &undo).await
 }
 
@@ -134,6 +135,7 @@ pub async fn share(qmp: &Qmp, ports: &Ports, tag: &str, socket: ShareSocket) -> 
         return Err(refused);
     }
     let undo = [Undo { command: "chardev-remove", arguments: json!({ "id": id }) }];
-    let device = json!({ "driver": "vhost-user-fs-pci", "id": format!("dev-{id}"), "chardev": id, "tag": tag });
+    let device =
+        json!({ "driver": "vhost-user-fs-pci", "id": format!("dev-{id}"), "chardev": id, "tag": tag });
     plug(qmp, operation, port, device, &undo).await
 }
