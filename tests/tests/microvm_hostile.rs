@@ -63,8 +63,8 @@ async fn a_machine_that_misbehaves_from_the_beginning_makes_no_pod() {
         (["runtimes.closes", "runtimes.closes.vm"], "closes", "does not come up"),
         (["runtimes.liar", "runtimes.liar.vm"], "liar", "it answers nonsense"),
         (["runtimes.refuses", "runtimes.refuses.vm"], "refuses", "guest"),
-        (["runtimes.tgarbage", "runtimes.tgarbage.vm"], "taskgarbage", "guest"),
-        (["runtimes.thuge", "runtimes.thuge.vm"], "taskhuge", "guest"),
+        (["runtimes.tgarbage", "runtimes.tgarbage.vm"], "taskgarbage", ""),
+        (["runtimes.thuge", "runtimes.thuge.vm"], "taskhuge", ""),
         (["runtimes.tforeign", "runtimes.tforeign.vm"], "taskforeign", ""),
     ];
     for (section, trick, _) in tricks {

@@ -36,6 +36,8 @@ const NEVER_RAN: u32 = 128;
 const DEATH: Duration = Duration::from_secs(10);
 /// The same before the whole machine is ended for it. Less, and less than the daemon's patience.
 const OUTLIVED: Duration = Duration::from_secs(8);
+/// How long the end of a machine may take to be known after its connections broke.
+const CAUSE: Duration = Duration::from_secs(2);
 /// No exit status is higher.
 const HIGHEST_STATUS: u32 = 255;
 
@@ -203,16 +205,18 @@ impl VmTask {
     /// Waits for a process's end, or for the machine's, and answers the exit status.
     async fn end_of(&self, exec: &str) -> u32 {
         let machine = &self.pod.machine;
-        tokio::select! {
+        let wrong = tokio::select! {
             ended = self.pod.guest.wait(self.name(exec)) => match ended {
                 Ok(status) => return status.min(HIGHEST_STATUS),
                 // A guest that does not say how its processes end has lost them, or lies: it is of no use.
-                Err(error) => machine.give_up(format!("it does not tell how a process ends: {error}")),
+                Err(error) => format!("it does not tell how a process ends: {error}"),
             },
-            _ = machine.ended() => {}
-            () = self.outlived(exec) => {
-                machine.give_up(format!("{} was not dead {} s after SIGKILL", self.id, OUTLIVED.as_secs()));
-            }
+            _ = machine.ended() => String::new(),
+            () = self.outlived(exec) => format!("{} was not dead {} s after SIGKILL", self.id, OUTLIVED.as_secs()),
+        };
+        // Its connections break before it is known what of it has ended, which is the better reason.
+        if timeout(CAUSE, machine.ended()).await.is_err() {
+            machine.give_up(wrong);
         }
         let reason = machine.ended().await;
         self.bundle.warn(&format!("the machine has ended under the task: {reason}"));
