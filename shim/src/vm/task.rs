@@ -209,15 +209,17 @@ impl VmTask {
             ended = self.pod.guest.wait(self.name(exec)) => match ended {
                 Ok(status) => return status.min(HIGHEST_STATUS),
                 // A guest that does not say how its processes end has lost them, or lies: it is of no use.
-                Err(error) => format!("it does not tell how a process ends: {error}"),
+                Err(error) => {
+                    // Connections break before it is known what of the machine has ended, which is the better reason.
+                    drop(timeout(CAUSE, machine.ended()).await);
+                    format!("it does not tell how a process ends: {error}")
+                }
             },
             _ = machine.ended() => String::new(),
             () = self.outlived(exec) => format!("{} was not dead {} s after SIGKILL", self.id, OUTLIVED.as_secs()),
         };
-        // Its connections break before it is known what of it has ended, which is the better reason.
-        if timeout(CAUSE, machine.ended()).await.is_err() {
-            machine.give_up(wrong);
-        }
+        // One that has ended keeps its reason.
+        machine.give_up(wrong);
         let reason = machine.ended().await;
         self.bundle.warn(&format!("the machine has ended under the task: {reason}"));
         if exec.is_empty() {
