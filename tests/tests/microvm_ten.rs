@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 
 const MACHINES: usize = 10;
 /// For a machine's boot, on two processors that emulate ten.
-const BOOT_SECONDS: u32 = 240;
+const BOOT_SECONDS: u32 = 600;
 /// For all of them to go away.
 const GONE: Duration = Duration::from_secs(120);
 
