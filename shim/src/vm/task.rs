@@ -208,6 +208,11 @@ impl VmTask {
         let wrong = tokio::select! {
             ended = self.pod.guest.wait(self.name(exec)) => match ended {
                 Ok(status) => return status.min(HIGHEST_STATUS),
+                // One that was deleted in the guest, say: the machine is none the worse for it.
+                Err(error @ VmError::Refused { .. }) if !exec.is_empty() => {
+                    self.bundle.warn(&format!("exec {exec}: how it ends is not known: {error}"));
+                    return KILLED;
+                }
                 // A guest that does not say how its processes end has lost them, or lies: it is of no use.
                 Err(error) => {
                     // Connections break before it is known what of the machine has ended, which is the better reason.
@@ -285,8 +290,10 @@ impl VmTask {
         &self.pod
     }
 
-    pub async fn delete_exec(&self, exec: &str) -> Result<Exit, ShimError> {
+    async fn forget_exec(&self, exec: &str) -> Result<Exit, ShimError> {
         let process = self.process(exec)?;
+        // A start that is under way would find it gone in the guest.
+        let _started = process.starting.lock().await;
         let exit = match process.state() {
             Lifecycle::Stopped(exit) => exit,
             Lifecycle::Added => Exit { pid: 0, status: 0, at: log::now() },
@@ -294,8 +301,14 @@ impl VmTask {
                 return Err(process.refuse("delete", state.name()));
             }
         };
+        process.mark_stopped(exit);
         process.streams.abandon();
         self.execs.lock().unwrap_or_else(PoisonError::into_inner).remove(exec);
+        Ok(exit)
+    }
+
+    pub async fn delete_exec(&self, exec: &str) -> Result<Exit, ShimError> {
+        let exit = self.forget_exec(exec).await?;
         // Of one that never ran the guest knows nothing.
         drop(self.pod.guest.delete(self.name(exec)).await);
         events::deleted(&self.publisher, &self.id, exec, exit);
