@@ -38,6 +38,8 @@ const NEVER_RAN: u32 = 128;
 const DEATH: Duration = Duration::from_secs(10);
 /// The same before the whole machine is ended for it. Less, and less than the daemon's patience.
 const OUTLIVED: Duration = Duration::from_secs(8);
+/// How long the end of a machine may take to be known after its connections broke.
+const CAUSE: Duration = Duration::from_secs(2);
 /// No exit status is higher.
 const HIGHEST_STATUS: u32 = 255;
 
@@ -210,17 +212,26 @@ impl VmTask {
     /// Waits for a process's end, or for the machine's, and answers the exit status.
     async fn end_of(&self, exec: &str) -> u32 {
         let machine = &self.pod.machine;
-        tokio::select! {
+        let wrong = tokio::select! {
             ended = self.pod.guest.wait(self.name(exec)) => match ended {
                 Ok(status) => return status.min(HIGHEST_STATUS),
+                // One that was deleted in the guest, say: the machine is none the worse for it.
+                Err(error @ VmError::Refused { .. }) if !exec.is_empty() => {
+                    self.bundle.warn(&format!("exec {exec}: how it ends is not known: {error}"));
+                    return KILLED;
+                }
                 // A guest that does not say how its processes end has lost them, or lies: it is of no use.
-                Err(error) => machine.give_up(format!("it does not tell how a process ends: {error}")),
+                Err(error) => {
+                    // Connections break before it is known what of the machine has ended, which is the better reason.
+                    drop(timeout(CAUSE, machine.ended()).await);
+                    format!("it does not tell how a process ends: {error}")
+                }
             },
-            _ = machine.ended() => {}
-            () = self.outlived(exec) => {
-                machine.give_up(format!("{} was not dead {} s after SIGKILL", self.id, OUTLIVED.as_secs()));
-            }
-        }
+            _ = machine.ended() => String::new(),
+            () = self.outlived(exec) => format!("{} was not dead {} s after SIGKILL", self.id, OUTLIVED.as_secs()),
+        };
+        // One that has ended keeps its reason.
+        machine.give_up(wrong);
         let reason = machine.ended().await;
         self.bundle.warn(&format!("the machine has ended under the task: {reason}"));
         if exec.is_empty() {
@@ -286,8 +297,10 @@ impl VmTask {
         &self.pod
     }
 
-    pub async fn delete_exec(&self, exec: &str) -> Result<Exit, ShimError> {
+    async fn forget_exec(&self, exec: &str) -> Result<Exit, ShimError> {
         let process = self.process(exec)?;
+        // A start that is under way would find it gone in the guest.
+        let _started = process.starting.lock().await;
         let exit = match process.state() {
             Lifecycle::Stopped(exit) => exit,
             Lifecycle::Added => Exit { pid: 0, status: 0, at: log::now() },
@@ -295,8 +308,14 @@ impl VmTask {
                 return Err(process.refuse("delete", state.name()));
             }
         };
+        process.mark_stopped(exit);
         process.streams.abandon();
         self.execs.lock().unwrap_or_else(PoisonError::into_inner).remove(exec);
+        Ok(exit)
+    }
+
+    pub async fn delete_exec(&self, exec: &str) -> Result<Exit, ShimError> {
+        let exit = self.forget_exec(exec).await?;
         // Of one that never ran the guest knows nothing.
         drop(self.pod.guest.delete(self.name(exec)).await);
         events::deleted(&self.publisher, &self.id, exec, exit);
