@@ -8,7 +8,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::task::JoinSet;
 use tokio_util::compat::TokioAsyncReadCompatExt;
@@ -22,6 +22,8 @@ use crate::vmm::{self, Accelerator, Launch, MonitorError, Nic, Place, ShareSocke
 use crate::wire::{self, HostEnd, WireError, WireKind};
 
 const MONITOR_LOG: &str = "monitor.log";
+/// When what of the boot was done, in nanoseconds since the epoch: for people and benchmarks.
+const TIMES: &str = "boot.json";
 const LAST_WORDS: usize = 500;
 
 #[derive(Debug, thiserror::Error)]
@@ -73,8 +75,9 @@ pub struct Prepared {
 #[derive(Debug)]
 pub struct Launched {
     config: VmConfig,
-    /// What the monitor prints.
-    log: PathBuf,
+    folder: PathBuf,
+    /// When the monitor was started.
+    started: SystemTime,
     accelerator: Accelerator,
     processes: Processes,
     wire: HostEnd,
@@ -90,7 +93,8 @@ pub struct Greeted {
 /// What runs, but for the channel.
 #[derive(Debug)]
 struct Up {
-    log: PathBuf,
+    folder: PathBuf,
+    started: SystemTime,
     accelerator: Accelerator,
     wire: WireKind,
     processes: Processes,
@@ -103,6 +107,7 @@ struct Connected {
     driver: JoinSet<()>,
     agent: Agent,
     guest: Guest,
+    answered: SystemTime,
 }
 
 impl Plan {
@@ -149,9 +154,10 @@ impl Prepared {
             nics,
             folder: folder.clone(),
         };
+        let started = SystemTime::now();
         let monitor = vmm::start(kind, launch, Some(log), place).await?;
         let processes = Processes { monitor, share };
-        Ok(Launched { config, log: folder.join(MONITOR_LOG), accelerator, processes, wire })
+        Ok(Launched { config, folder, started, accelerator, processes, wire })
     }
 }
 
@@ -161,8 +167,8 @@ impl Launched {
     /// # Errors
     /// When it does not answer in time, with the end of the console; everything is ended then.
     pub async fn greet(self) -> Result<Greeted, BootError> {
-        let Launched { config, log, accelerator, processes, wire } = self;
-        let up = Up { log, accelerator, wire: wire.kind(), processes };
+        let Launched { config, folder, started, accelerator, processes, wire } = self;
+        let up = Up { folder, started, accelerator, wire: wire.kind(), processes };
         let greeted = tokio::select! {
             greeted = greet(wire, config.boot_deadline()) => greeted,
             () = up.processes.monitor.exited() => Err(ChannelError::Ended.into()),
@@ -184,13 +190,14 @@ async fn greet(wire: HostEnd, deadline: Duration) -> Result<Connected, AgentErro
     let mut driver = JoinSet::new();
     driver.spawn(driving);
     let (agent, guest) = Agent::greet(&channel, deadline.saturating_sub(begin.elapsed())).await?;
-    Ok(Connected { channel, driver, agent, guest })
+    Ok(Connected { channel, driver, agent, guest, answered: SystemTime::now() })
 }
 
 impl Up {
     async fn fail(self, source: AgentError) -> BootError {
         let console = self.processes.monitor.console().await;
-        BootError::Guest { accelerator: self.accelerator, source, monitor: last_words(&self.log), console }
+        let monitor = last_words(&self.folder.join(MONITOR_LOG));
+        BootError::Guest { accelerator: self.accelerator, source, monitor, console }
     }
 }
 
@@ -201,15 +208,28 @@ impl Greeted {
     /// When the agent refuses; everything is ended then.
     pub async fn set_up(self, setup: &GuestSetup) -> Result<Machine, BootError> {
         match self.connected.agent.set_up(setup).await {
-            Ok(()) => Ok(self.into_machine()),
+            Ok(()) => {
+                self.note_times();
+                Ok(self.into_machine())
+            }
             Err(error) => Err(self.up.fail(error).await),
         }
+    }
+
+    fn note_times(&self) {
+        let since = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+        let [started, answered] = [self.up.started, self.connected.answered].map(since);
+        let set_up = since(SystemTime::now());
+        let text =
+            format!("{{\"monitor_started\":{started},\"agent_answered\":{answered},\"set_up\":{set_up}}}\n");
+        // Nothing depends on it.
+        drop(std::fs::write(self.up.folder.join(TIMES), text));
     }
 
     /// The machine without a pod.
     pub fn into_machine(self) -> Machine {
         let Greeted { up, connected } = self;
-        let Connected { channel, driver, agent, guest } = connected;
+        let Connected { channel, driver, agent, guest, .. } = connected;
         Machine::new(up.processes, channel, agent, guest, up.accelerator, up.wire, driver)
     }
 }

@@ -1,8 +1,9 @@
 //! A pod's machine.
 //!
 //! ```text
-//!  (phases of `boot`) ──▶ Running ──stop()──▶ Stopping ──▶ Ended
-//!                            └── a process of it ends, or the channel ───▲
+//!  (phases of `boot`) ──▶ Running ──stop()──▶ Stopping ──────▶ Ended
+//!                            ├──give_up(why)──▶ GivenUp ──────▶ Ended
+//!                            └── a process of it ends, or the channel ─▲
 //! ```
 //! Invariant: it is one whole: when the monitor, virtiofsd or the channel ends, all of it is ended, and everyone who
 //! waits is told why. Dropping the machine ends it too.
@@ -15,7 +16,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::agent::{Agent, AgentError, Guest};
+use crate::agent::{Agent, AgentError, Guest, plain};
 use crate::channel::Channel;
 use crate::share::Share;
 use crate::vmm::{Accelerator, Monitor, MonitorError};
@@ -27,6 +28,8 @@ const POWER_OFF: Duration = Duration::from_secs(3);
 const MONITOR_STOP: Duration = Duration::from_secs(1);
 /// A killed process is gone sooner than this, or something is wrong with the node.
 const DEATH: Duration = Duration::from_secs(5);
+/// How much of what the guest printed last is told with its end.
+const LAST_WORDS: usize = 300;
 
 /// How long a guest may take to find a device that was added.
 const DEVICE: Duration = Duration::from_secs(10);
@@ -47,6 +50,8 @@ pub enum Lifecycle {
     Running,
     /// Asked to end.
     Stopping,
+    /// Killed by whoever holds it, with the reason.
+    GivenUp(String),
     /// With the reason.
     Ended(String),
 }
@@ -55,7 +60,14 @@ impl Lifecycle {
     fn stopping(&self) -> Self {
         match self {
             Lifecycle::Running | Lifecycle::Stopping => Lifecycle::Stopping,
-            Lifecycle::Ended(reason) => Lifecycle::Ended(reason.clone()),
+            Lifecycle::GivenUp(_) | Lifecycle::Ended(_) => self.clone(),
+        }
+    }
+
+    fn given_up(&self, why: String) -> Self {
+        match self {
+            Lifecycle::Running => Lifecycle::GivenUp(why),
+            Lifecycle::Stopping | Lifecycle::GivenUp(_) | Lifecycle::Ended(_) => self.clone(),
         }
     }
 
@@ -64,7 +76,7 @@ impl Lifecycle {
         match self {
             Lifecycle::Running => Lifecycle::Ended(what.to_owned()),
             Lifecycle::Stopping => Lifecycle::Ended("the machine was stopped".to_owned()),
-            Lifecycle::Ended(reason) => Lifecycle::Ended(reason.clone()),
+            Lifecycle::GivenUp(reason) | Lifecycle::Ended(reason) => Lifecycle::Ended(reason.clone()),
         }
     }
 }
@@ -127,7 +139,8 @@ impl Machine {
             watched.kill();
             let _ = timeout(DEATH, async { tokio::join!(watched.monitor.exited(), watched.share.exited()) })
                 .await;
-            told.send_modify(|state| *state = state.ended(what));
+            let what = with_last_words(what, &watched.monitor.console().await);
+            told.send_modify(|state| *state = state.ended(&what));
         });
         Machine { processes, channel, agent, guest, accelerator, wire, state, _tasks: tasks }
     }
@@ -195,6 +208,12 @@ impl Machine {
         }
     }
 
+    /// Pulls the plug on a guest that is of no use any more. Who waits for the end is told `why`.
+    pub fn give_up(&self, why: impl Into<String>) {
+        self.state.send_modify(|state| *state = state.given_up(why.into()));
+        self.processes.kill();
+    }
+
     /// Ends it: asks the guest first, then the monitor, then pulls the plug. Ended is done.
     pub async fn stop(&self) {
         self.state.send_modify(|state| *state = state.stopping());
@@ -217,9 +236,25 @@ impl Machine {
     }
 }
 
+/// A panic, or what the agent had to say, is the end of what the guest printed.
+fn with_last_words(what: &str, console: &str) -> String {
+    let words = plain(console.trim());
+    let skipped = words.chars().count().saturating_sub(LAST_WORDS);
+    let last: String = words.chars().skip(skipped).collect();
+    if last.is_empty() { what.to_owned() } else { format!("{what}; the guest printed last: {last:?}") }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_guest_printed_last_is_told_and_does_no_harm() {
+        let told = with_last_words("it ended", &format!("{}\n\u{1b}[2J panic\n", "x".repeat(5000)));
+        assert!(told.len() < 500 && told.ends_with("[2J panic\""), "{told}");
+        assert!(!told.contains(['\u{1b}', '\n']));
+        assert_eq!(with_last_words("it ended", " \n"), "it ended");
+    }
 
     #[test]
     fn the_first_end_counts_and_a_stop_is_no_crash() {
@@ -229,5 +264,8 @@ mod tests {
         assert_eq!(crashed.stopping(), crashed);
         let stopped = Lifecycle::Running.stopping().ended("its monitor ended");
         assert_eq!(stopped, Lifecycle::Ended("the machine was stopped".into()));
+        let given_up = Lifecycle::Running.given_up("it hangs".into());
+        assert_eq!(given_up.stopping().ended("its monitor ended"), Lifecycle::Ended("it hangs".into()));
+        assert_eq!(Lifecycle::Stopping.given_up("it hangs".into()), Lifecycle::Stopping);
     }
 }

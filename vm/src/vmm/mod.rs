@@ -194,7 +194,7 @@ pub trait Monitor: fmt::Debug + Send + Sync {
     async fn add_nic(&self, nic: Nic) -> Result<(), MonitorError>;
     /// Has the monitor end itself in order, whatever its guest does; [`Monitor::exited`] tells when it has.
     async fn stop(&self) -> Result<(), MonitorError>;
-    /// The end of what the guest's kernel has printed. Not trusted, not long.
+    /// The end of what the guest's kernel has printed, also when the monitor has ended. Not trusted, not long.
     async fn console(&self) -> String;
     /// Ends the machine at once, as pulling the plug does.
     fn kill(&self);

@@ -9,9 +9,6 @@ use crate::config::MachineType;
 use crate::vmm::{Accelerator, Launch, guest_words};
 use crate::wire::MonitorEnd;
 
-/// The console's ring: what a guest prints beyond it is lost, and costs nothing.
-pub const CONSOLE: &str = "console";
-pub const CONSOLE_SIZE: u32 = 16 << 10;
 /// The agent's port as the guest sees it.
 pub const PORT: &str = "cofferdam.agent";
 
@@ -23,6 +20,8 @@ pub const PORTS: usize = 8;
 pub struct Connections<'a> {
     /// Its end of the control connection.
     pub qmp: BorrowedFd<'a>,
+    /// Where the guest's console goes.
+    pub console: BorrowedFd<'a>,
     /// To virtiofsd.
     pub share: Option<BorrowedFd<'a>>,
 }
@@ -54,8 +53,8 @@ pub fn of(launch: &Launch, connections: Connections<'_>) -> Vec<OsString> {
     line.add("-append", kernel_line(launch, host_khz()));
     line.add("-chardev", format!("socket,id=qmp,fd={}", connections.qmp.as_raw_fd()));
     line.add("-mon", "chardev=qmp,mode=control");
-    line.add("-chardev", format!("ringbuf,id={CONSOLE},size={CONSOLE_SIZE}"));
-    line.add("-serial", format!("chardev:{CONSOLE}"));
+    line.add("-chardev", format!("socket,id=console,fd={}", connections.console.as_raw_fd()));
+    line.add("-serial", "chardev:console");
     line.device("virtio-rng", "");
     line.device("virtio-balloon", "");
     channel(&mut line, &launch.channel);
@@ -214,7 +213,7 @@ mod tests {
 
     fn text(launch: &Launch, share: bool) -> String {
         let open = file();
-        let connections = Connections { qmp: open.as_fd(), share: share.then(|| open.as_fd()) };
+        let connections = Connections { qmp: open.as_fd(), console: open.as_fd(), share: share.then(|| open.as_fd()) };
         let words = of(launch, connections);
         words.iter().map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
     }

@@ -4,13 +4,13 @@
 //! the process that started it. All its connections are socket pairs made beforehand: nothing of it has a name.
 
 mod arguments;
+mod console;
 mod hotplug;
 mod qmp;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::json;
@@ -19,15 +19,16 @@ use super::{Capabilities, Launch, Monitor, MonitorError, Nic, Place, ShareSocket
 use crate::config::MachineType;
 use crate::sys::process::{Child, Program};
 use arguments::Connections;
+use console::Console;
 use hotplug::Ports;
 use qmp::Qmp;
 
-const CONSOLE_PATIENCE: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 pub struct Qemu {
     process: Child,
     qmp: Qmp,
+    console: Console,
     machine: MachineType,
     /// None on a machine to which nothing can be added.
     ports: Option<Ports>,
@@ -52,10 +53,11 @@ impl Qemu {
 }
 
 fn start(launch: Launch, log: Option<OwnedFd>) -> io::Result<Qemu> {
-    let (ours, theirs) = UnixStream::pair()?;
-    let theirs = OwnedFd::from(theirs);
+    let (ours, theirs) = pair()?;
+    let (console, printed) = pair()?;
     let share = launch.share.as_ref().map(ShareSocket::connect).transpose()?.map(OwnedFd::from);
-    let connections = Connections { qmp: theirs.as_fd(), share: share.as_ref().map(AsFd::as_fd) };
+    let connections =
+        Connections { qmp: theirs.as_fd(), console: printed.as_fd(), share: share.as_ref().map(AsFd::as_fd) };
     let program = Program {
         path: launch.parts.monitor.clone(),
         arguments: arguments::of(&launch, connections),
@@ -64,13 +66,19 @@ fn start(launch: Launch, log: Option<OwnedFd>) -> io::Result<Qemu> {
         no_capabilities: true,
     };
     let mut passed = arguments::passed(&launch);
-    passed.push(connections.qmp);
+    passed.extend([connections.qmp, connections.console]);
     passed.extend(connections.share);
     let process = program.spawn(&passed, log, || Ok(()))?;
-    ours.set_nonblocking(true)?;
-    let qmp = Qmp::new(tokio::net::UnixStream::from_std(ours)?);
     let ports = arguments::has_ports(launch.machine).then(|| Ports::new(arguments::PORTS));
-    Ok(Qemu { process, qmp, machine: launch.machine, ports })
+    let (qmp, console) = (Qmp::new(ours), Console::follow(console));
+    Ok(Qemu { process, qmp, console, machine: launch.machine, ports })
+}
+
+/// A connection: our end, and the monitor's.
+fn pair() -> io::Result<(tokio::net::UnixStream, OwnedFd)> {
+    let (ours, theirs) = UnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    Ok((tokio::net::UnixStream::from_std(ours)?, theirs.into()))
 }
 
 #[async_trait]
@@ -127,15 +135,7 @@ impl Monitor for Qemu {
     }
 
     async fn console(&self) -> String {
-        let read = self.qmp.execute(
-            "read the console",
-            "ringbuf-read",
-            json!({ "device": arguments::CONSOLE, "size": arguments::CONSOLE_SIZE }),
-        );
-        let text = match tokio::time::timeout(CONSOLE_PATIENCE, read).await {
-            Ok(Ok(value)) => value.as_str().unwrap_or_default().to_owned(),
-            Ok(Err(_)) | Err(_) => String::new(),
-        };
+        let text = if self.process.is_alive() { self.console.text() } else { self.console.last_text().await };
         excerpt(&text)
     }
 
