@@ -245,9 +245,9 @@ impl Machine {
 
 /// A panic, or what the agent had to say, is the end of what the guest printed.
 fn with_last_words(what: &str, console: &str) -> String {
-    let words = plain(console.trim());
+    let words = console.trim();
     let skipped = words.chars().count().saturating_sub(LAST_WORDS);
-    let last: String = words.chars().skip(skipped).collect();
+    let last = plain(&words.chars().skip(skipped).collect::<String>());
     if last.is_empty() { what.to_owned() } else { format!("{what}; the guest printed last: {last:?}") }
 }
 

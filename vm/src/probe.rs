@@ -94,7 +94,7 @@ async fn finding(config: &VmConfig, parts: &Parts, folder: &Path) -> Result<Find
     let path = folder.join("kvm-probe.json");
     let keep = |source| ProbeError::Keep { path: path.clone(), source };
     fs::create_dir_all(folder).map_err(keep)?;
-    let of = subject(parts);
+    let of = subject(config, parts);
     let lock = File::options().create(true).append(true).open(folder.join("kvm-probe.lock")).map_err(keep)?;
     while let Err(errno) = flock(&lock, FlockOperation::NonBlockingLockExclusive) {
         if errno != rustix::io::Errno::WOULDBLOCK {
@@ -132,8 +132,8 @@ async fn boot(config: &VmConfig, folder: &Path) -> Result<(), BootError> {
     outcome
 }
 
-/// What a finding is true for: this boot of the node, and these files.
-fn subject(parts: &Parts) -> String {
+/// What a finding is true for: this boot of the node, this kind of machine, and these files.
+fn subject(config: &VmConfig, parts: &Parts) -> String {
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let file = |path: &Path| {
         let about =
@@ -142,7 +142,7 @@ fn subject(parts: &Parts) -> String {
     };
     let files = [Some(&parts.monitor), parts.firmware.as_ref(), Some(&parts.kernel), Some(&parts.image)];
     let files: Vec<String> = files.into_iter().flatten().map(|path| file(path)).collect();
-    format!("{} {}", boot.trim(), files.join(" "))
+    format!("{} {:?} {:?} {}", boot.trim(), config.machine, config.channel, files.join(" "))
 }
 
 #[cfg(test)]
