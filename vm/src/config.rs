@@ -5,11 +5,14 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::architecture::Architecture;
+
 /// No guest of ours boots with less.
 const LEAST_MEMORY: u32 = 96;
 
 /// Where each program or file is looked for when the configuration does not say.
-const MONITORS: [&str; 2] = ["/usr/bin/qemu-system-x86_64", "/usr/local/bin/qemu-system-x86_64"];
+const MONITORS_X86_64: [&str; 2] = ["/usr/bin/qemu-system-x86_64", "/usr/local/bin/qemu-system-x86_64"];
+const MONITORS_AARCH64: [&str; 2] = ["/usr/bin/qemu-system-aarch64", "/usr/local/bin/qemu-system-aarch64"];
 const SHARERS: [&str; 4] =
     ["/usr/libexec/virtiofsd", "/usr/local/bin/virtiofsd", "/usr/bin/virtiofsd", "/usr/lib/qemu/virtiofsd"];
 const FIRMWARES: [&str; 2] = ["/usr/share/qemu/qboot.rom", "/usr/share/qemu/bios-microvm.bin"];
@@ -21,9 +24,10 @@ pub struct VmConfig {
     pub monitor: PathBuf,
     /// The program that serves a folder to the guest (virtio-fs); looked for when empty.
     pub virtiofsd: PathBuf,
-    /// The monitor's firmware; looked for when empty.
+    /// The monitor's firmware; looked for when empty. Guests on arm64 need none.
     pub firmware: PathBuf,
-    /// The guest's kernel: `vmlinux` with a PVH entry (boots fastest), or `bzImage`.
+    /// The guest's kernel: `vmlinux` with a PVH entry (boots fastest) or `bzImage`, on arm64 `Image`. The machine is one
+    /// for the kernel.
     pub kernel: PathBuf,
     /// The guest's initramfs, made by `cofferdam vm build-image`.
     pub image: PathBuf,
@@ -60,9 +64,11 @@ pub struct ConfigError(pub Vec<String>);
 /// The files that a machine is started from; all were there when it was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parts {
+    /// Of the kernel, so of the machine.
+    pub architecture: Architecture,
     pub monitor: PathBuf,
     pub virtiofsd: PathBuf,
-    pub firmware: PathBuf,
+    pub firmware: Option<PathBuf>,
     pub kernel: PathBuf,
     pub image: PathBuf,
 }
@@ -97,15 +103,23 @@ impl VmConfig {
                 PathBuf::new()
             })
         };
+        let architecture = Architecture::of_kernel_file(&self.kernel);
+        let (monitors, package, needs_firmware) = match architecture {
+            Architecture::X86_64 => (&MONITORS_X86_64, "Debian: qemu-system-x86", true),
+            Architecture::Aarch64 => (&MONITORS_AARCH64, "Debian: qemu-system-arm", false),
+        };
+        let firmware = needs_firmware || !self.firmware.as_os_str().is_empty();
         let parts = Parts {
-            monitor: find("monitor", &self.monitor, &MONITORS, "Debian: qemu-system-x86"),
+            architecture,
+            monitor: find("monitor", &self.monitor, monitors, package),
             virtiofsd: find(
                 "virtiofsd",
                 &self.virtiofsd,
                 &SHARERS,
                 "Debian: virtiofsd, or qemu-system-common up to 12",
             ),
-            firmware: find("firmware", &self.firmware, &FIRMWARES, "Debian: qemu-system-data"),
+            firmware: firmware
+                .then(|| find("firmware", &self.firmware, &FIRMWARES, "Debian: qemu-system-data")),
             kernel: find("kernel", &self.kernel, &[], "cofferdam vm build-image"),
             image: find("guest image", &self.image, &[], "cofferdam vm build-image"),
         };
@@ -130,6 +144,31 @@ mod tests {
         for part in ["memory = 1", "cpus = 0", "/no/kernel", "/no/image", "build-image"] {
             assert!(words.contains(part), "{part}: {words}");
         }
+    }
+
+    #[test]
+    fn the_machine_is_one_for_the_kernel() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, content: &[u8]| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, content).unwrap();
+            path
+        };
+        let mut arm = [0; 64];
+        arm[0x38..0x3c].copy_from_slice(b"ARM\x64");
+        let config = VmConfig {
+            monitor: file("qemu", b""),
+            virtiofsd: file("virtiofsd", b""),
+            kernel: file("kernel", &arm),
+            image: file("initramfs", b""),
+            ..VmConfig::default()
+        };
+        let parts = config.parts().unwrap();
+        assert_eq!((parts.architecture, parts.firmware), (Architecture::Aarch64, None));
+        let nowhere = VmConfig { monitor: PathBuf::new(), image: "/no/image".into(), ..config };
+        let words = nowhere.parts().unwrap_err().to_string();
+        let told = words.contains("qemu-system-arm");
+        assert!(told || MONITORS_AARCH64.iter().any(|path| Path::new(path).is_file()), "{words}");
     }
 
     #[test]

@@ -13,6 +13,7 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
+use crate::architecture::Architecture;
 use crate::boot::{BootError, Plan};
 use crate::config::{ConfigError, Parts, VmConfig};
 use crate::vmm::Accelerator;
@@ -48,11 +49,24 @@ struct Finding {
 /// When they cannot run.
 pub async fn accelerator(config: &VmConfig, folder: &Path) -> Result<Accelerator, ProbeError> {
     let parts = config.parts()?;
-    let obstacle = match File::options().read(true).write(true).open("/dev/kvm") {
-        Err(error) => Some(format!("/dev/kvm: {error}")),
-        Ok(_) => finding(config, &parts, folder).await?.obstacle,
+    let obstacle = match foreign(&parts) {
+        Some(words) => Some(words),
+        None => obstacle(config, &parts, folder).await?,
     };
     choose(obstacle, config.emulation)
+}
+
+/// No processor executes what is made for another.
+fn foreign(parts: &Parts) -> Option<String> {
+    let (native, guest) = (Architecture::NATIVE, parts.architecture);
+    (guest != native).then(|| format!("the guest's kernel is made for {guest}, this node is {native}"))
+}
+
+async fn obstacle(config: &VmConfig, parts: &Parts, folder: &Path) -> Result<Option<String>, ProbeError> {
+    match File::options().read(true).write(true).open("/dev/kvm") {
+        Err(error) => Ok(Some(format!("/dev/kvm: {error}"))),
+        Ok(_) => Ok(finding(config, parts, folder).await?.obstacle),
+    }
 }
 
 fn choose(obstacle: Option<String>, emulation: bool) -> Result<Accelerator, ProbeError> {
@@ -114,7 +128,8 @@ fn subject(parts: &Parts) -> String {
             fs::metadata(path).map(|m| format!("{}:{}:{}", m.ino(), m.size(), m.mtime())).unwrap_or_default();
         format!("{}:{about}", path.display())
     };
-    let files = [&parts.monitor, &parts.firmware, &parts.kernel, &parts.image].map(|path| file(path));
+    let files = [&parts.monitor, &parts.kernel, &parts.image].into_iter().chain(&parts.firmware);
+    let files: Vec<String> = files.map(|path| file(path)).collect();
     format!("{} {}", boot.trim(), files.join(" "))
 }
 

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
 
+use crate::architecture::Architecture;
 use crate::share::TAG;
 use crate::vmm::{Accelerator, Launch};
 
@@ -16,13 +17,12 @@ pub const PORT: &str = "cofferdam.agent";
 /// All of it; `qmp` is the monitor's end of the control connection.
 pub fn of(launch: &Launch, qmp: BorrowedFd<'_>) -> Vec<OsString> {
     let mut line = Line::default();
-    let accelerator = match launch.accelerator {
-        Accelerator::Kvm => "kvm",
-        Accelerator::Tcg => "tcg",
-    };
-    line.add("-M", format!("microvm,accel={accelerator},memory-backend=mem,rtc=on,isa-serial=on"));
-    line.path("-bios", &launch.parts.firmware);
-    line.add("-cpu", if launch.accelerator == Accelerator::Kvm { "host" } else { "max" });
+    let architecture = launch.parts.architecture;
+    line.add("-M", machine(architecture, launch.accelerator));
+    if let Some(firmware) = &launch.parts.firmware {
+        line.path("-bios", firmware);
+    }
+    line.add("-cpu", processor(architecture, launch.accelerator));
     line.add("-smp", launch.cpus.to_string());
     line.add("-m", format!("{}M", launch.memory));
     // Shared, so that virtiofsd reaches what the guest wants it to read and write.
@@ -36,7 +36,7 @@ pub fn of(launch: &Launch, qmp: BorrowedFd<'_>) -> Vec<OsString> {
     line.add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
     line.path("-kernel", &launch.parts.kernel);
     line.path("-initrd", &launch.parts.image);
-    line.add("-append", kernel_line(launch.accelerator, host_khz()));
+    line.add("-append", kernel_line(architecture, launch.accelerator, host_khz()));
     line.add("-chardev", format!("socket,id=qmp,fd={}", qmp.as_raw_fd()));
     line.add("-mon", "chardev=qmp,mode=control");
     line.add("-chardev", format!("ringbuf,id={CONSOLE},size={CONSOLE_SIZE}"));
@@ -70,9 +70,36 @@ impl Line {
     }
 }
 
-fn kernel_line(accelerator: Accelerator, khz: Option<u64>) -> String {
-    let mut line = "console=ttyS0 quiet panic=-1 rdinit=/init".to_owned();
-    if let (Accelerator::Tcg, Some(khz)) = (accelerator, khz) {
+/// Both kinds find their devices on virtio-mmio.
+fn machine(architecture: Architecture, accelerator: Accelerator) -> String {
+    let (machine, more) = match architecture {
+        Architecture::X86_64 => ("microvm", "rtc=on,isa-serial=on"),
+        // The newest interrupt controller that the accelerator has: the oldest serves no more than 8 processors.
+        Architecture::Aarch64 => ("virt", "gic-version=max"),
+    };
+    let accelerator = match accelerator {
+        Accelerator::Kvm => "kvm",
+        Accelerator::Tcg => "tcg",
+    };
+    format!("{machine},accel={accelerator},memory-backend=mem,{more}")
+}
+
+fn processor(architecture: Architecture, accelerator: Accelerator) -> &'static str {
+    match (accelerator, architecture) {
+        (Accelerator::Kvm, _) => "host",
+        (Accelerator::Tcg, Architecture::X86_64) => "max",
+        // The pointer authentication of newer ones costs an emulator much.
+        (Accelerator::Tcg, Architecture::Aarch64) => "cortex-a72",
+    }
+}
+
+fn kernel_line(architecture: Architecture, accelerator: Accelerator, khz: Option<u64>) -> String {
+    let console = match architecture {
+        Architecture::X86_64 => "ttyS0",
+        Architecture::Aarch64 => "ttyAMA0",
+    };
+    let mut line = format!("console={console} quiet panic=-1 rdinit=/init");
+    if let (Architecture::X86_64, Accelerator::Tcg, Some(khz)) = (architecture, accelerator, khz) {
         // Measuring it fails at random on a busy host.
         line.push_str(&format!(" tsc_early_khz={khz}"));
     }
@@ -96,9 +123,10 @@ mod tests {
     fn launch() -> Launch {
         let file = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
         let parts = Parts {
+            architecture: Architecture::X86_64,
             monitor: "/q".into(),
             virtiofsd: "/v".into(),
-            firmware: "/f".into(),
+            firmware: Some("/f".into()),
             kernel: "/k".into(),
             image: "/i".into(),
         };
@@ -114,13 +142,28 @@ mod tests {
         }
     }
 
+    fn text(launch: &Launch) -> String {
+        let words = of(launch, launch.channel.as_fd());
+        words.iter().map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn a_machine_for_arm64_is_virt() {
+        let mut launch = launch();
+        assert!(text(&launch).contains("-M microvm,") && text(&launch).contains("-bios /f"));
+        (launch.parts.architecture, launch.parts.firmware) = (Architecture::Aarch64, None);
+        let line = text(&launch);
+        for part in ["-M virt,accel=tcg", "-cpu cortex-a72", "console=ttyAMA0"] {
+            assert!(line.contains(part), "{part}: {line}");
+        }
+        assert!(!line.contains("-bios") && !line.contains("tsc") && !line.contains("isa"), "{line}");
+        launch.accelerator = Accelerator::Kvm;
+        assert!(text(&launch).contains("-cpu host"));
+    }
+
     #[test]
     fn devices_follow_what_is_launched() {
         let mut launch = launch();
-        let text = |launch: &Launch| {
-            let words = of(launch, launch.channel.as_fd());
-            words.iter().map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
-        };
         let line = text(&launch);
         for part in ["accel=tcg", "-m 128M", "tag=pod", "mac=02:00:00:00:00:01", "spawn=deny", "-smp 2"] {
             assert!(line.contains(part), "{part}: {line}");
@@ -132,7 +175,8 @@ mod tests {
 
     #[test]
     fn only_emulated_clocks_are_told_their_frequency() {
-        assert!(kernel_line(Accelerator::Tcg, Some(2_000_000)).ends_with("tsc_early_khz=2000000"));
-        assert!(!kernel_line(Accelerator::Kvm, Some(2_000_000)).contains("tsc"));
+        let line = |accelerator| kernel_line(Architecture::X86_64, accelerator, Some(2_000_000));
+        assert!(line(Accelerator::Tcg).ends_with("tsc_early_khz=2000000"));
+        assert!(!line(Accelerator::Kvm).contains("tsc"));
     }
 }

@@ -1,4 +1,4 @@
-//! QEMU: its `microvm` machine on x86_64, spoken to over QMP.
+//! QEMU: its machine `microvm` on x86_64 and `virt` on arm64, spoken to over QMP.
 //!
 //! The process has no network (its tap comes as a descriptor), no capability, QEMU's own seccomp filter, and dies with
 //! the process that started it. All its connections are socket pairs made beforehand: nothing of it has a name.
@@ -18,7 +18,7 @@ use super::{Capabilities, Launch, Monitor, MonitorError, Nic};
 use crate::sys::process::{Child, Program};
 use qmp::Qmp;
 
-const NAME: &str = "QEMU's microvm";
+const NAME: &str = "QEMU";
 /// Much of the console's end, and little enough for an error's text.
 const CONSOLE_EXCERPT: usize = 2000;
 const CONSOLE_PATIENCE: Duration = Duration::from_secs(2);
