@@ -37,7 +37,7 @@ dir=$(mktemp -d /tmp/cf-arm64-image.XXXXXX)
 trap 'rm -rf "$dir"' EXIT
 mkdir -p "$dir/root"/{bin,etc,tmp,proc,sys,dev}
 cp "$(find "$tree$kernel" -path '*bin/busybox' -type f)" "$dir/root/bin/busybox"
-for applet in sh cat ls uname sleep echo id ip ps grep; do ln -s busybox "$dir/root/bin/$applet"; done
+for applet in sh cat ls uname sleep echo id ip ps grep httpd; do ln -s busybox "$dir/root/bin/$applet"; done
 tar -C "$dir/root" --owner=0 --group=0 -cf "$dir/layer.tar" .
 # A node pulls images for its own processor, so this one says it is for that.
 case $(uname -m) in aarch64) own=arm64 ;; *) own=amd64 ;; esac

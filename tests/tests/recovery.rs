@@ -267,6 +267,33 @@ async fn a_container_whose_shim_and_daemon_died_is_ended_by_the_next_daemon() {
     node.assert_clean().await;
 }
 
+/// The new daemon does not hear from the shim at once, and a start must not meet the clean-up of what is not known.
+#[tokio::test]
+async fn a_start_that_comes_before_a_slow_shim_told_its_state_succeeds() {
+    let Some(mut node) = Node::builder().start().await else { return };
+    let image = node.base_image().await;
+    let pod = node.run_pod(&node.pod("slow")).await;
+    let config = build::container("main", &image, &["sleep", "1000"]);
+    let id = node.cri.create(&pod.id, &pod.config, config).await.unwrap();
+    let prepared = eventually(Duration::from_secs(10), async || !cgroup_processes(&id).is_empty());
+    assert!(prepared.await, "the created container has no process");
+    let shim = shim_of(&id).unwrap();
+    node.kill9();
+    kill(shim, Signal::SIGSTOP).unwrap();
+    node.restart().await;
+    let wake = async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        kill(shim, Signal::SIGCONT).unwrap();
+    };
+    let (started, ()) = tokio::join!(node.cri.start(&id), wake);
+    started.unwrap();
+    let status = node.cri.status(&id).await.unwrap();
+    assert_eq!(status.state(), ContainerState::ContainerRunning);
+    assert_eq!(node.cri.exec_sync(&id, &["echo", "here"], 10).await.unwrap().stdout, b"here\n");
+    node.destroy(&pod).await;
+    node.assert_clean().await;
+}
+
 /// Processes in cgroups that bear the container's name.
 fn cgroup_processes(id: &str) -> Vec<i32> {
     let entries = std::fs::read_dir("/proc").unwrap().flatten();

@@ -28,6 +28,15 @@ impl Architecture {
     pub const NATIVE: Architecture =
         if cfg!(target_arch = "aarch64") { Architecture::Aarch64 } else { Architecture::X86_64 };
 
+    /// The guest's name for its first serial line.
+    #[must_use]
+    pub fn console(self) -> &'static str {
+        match self {
+            Architecture::X86_64 => "ttyS0",
+            Architecture::Aarch64 => "ttyAMA0",
+        }
+    }
+
     /// Of a program or a `vmlinux`.
     #[must_use]
     pub fn of_program(bytes: &[u8]) -> Option<Architecture> {

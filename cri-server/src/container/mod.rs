@@ -21,7 +21,7 @@ mod supervise;
 mod update;
 
 use cofferdam_failpoints::failpoint;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -62,6 +62,9 @@ pub struct Container {
     /// Held while a checkpoint is made.
     checkpoint: Mutex<()>,
     shim: ArcSwapOption<Shim>,
+    /// An earlier daemon began its task, and how far that went is not known: it is found out, or all of it ended, before
+    /// anything is done with it.
+    is_half_made: AtomicBool,
     /// Where the cgroup is, if an NRI plugin moved it while the container was created.
     moved_cgroup: OnceLock<String>,
 }
@@ -77,6 +80,7 @@ impl Container {
             spec: Mutex::new(()),
             checkpoint: Mutex::new(()),
             shim: ArcSwapOption::empty(),
+            is_half_made: AtomicBool::new(false),
             moved_cgroup: OnceLock::new(),
         })
     }

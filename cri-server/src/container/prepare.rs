@@ -7,6 +7,7 @@
 use cofferdam_failpoints::failpoint;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::{Container, ContainerError, ContainerState, Containers, Shared};
@@ -24,7 +25,9 @@ const ENDING: Duration = Duration::from_secs(5);
 impl Containers {
     /// The container's shim with its task made: the one there is, or the one under way, or a new one.
     pub(super) async fn prepared(self: &Arc<Self>, container: &Arc<Container>) -> Shared<Arc<Shim>> {
-        if let Some(shim) = container.shim.load_full() {
+        if let Some(shim) = container.shim.load_full()
+            && !container.is_half_made.load(Ordering::Acquire)
+        {
             return Ok(shim);
         }
         let (containers, target) = (Arc::clone(self), Arc::clone(container));
@@ -50,11 +53,16 @@ impl Containers {
         deadlines.launch + deadlines.heavy
     }
 
-    pub(super) async fn prepare(
+    async fn prepare(
         self: &Arc<Self>,
         container: &Arc<Container>,
         stage: &Stage,
     ) -> Result<Arc<Shim>, ContainerError> {
+        if container.is_half_made.load(Ordering::Acquire) {
+            stage.within("finding what an earlier daemon began", self.making());
+            self.find_half_made(container).await?;
+            container.is_half_made.store(false, Ordering::Release);
+        }
         // Another preparation may have ended between the caller's look and this one's begin.
         if let Some(shim) = container.shim.load_full() {
             return Ok(shim);

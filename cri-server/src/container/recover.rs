@@ -6,6 +6,7 @@
 use cofferdam_failpoints::failpoint;
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -23,6 +24,8 @@ use crate::task::{self, End, Left};
 const AT_ONCE: usize = 8;
 /// How long the daemon's start waits for a shim that should tell how far a container is.
 const TELLS: Duration = Duration::from_millis(500);
+/// How long one may take that holds up nothing but its own container.
+const TELLS_AT_LAST: Duration = Duration::from_secs(10);
 
 impl Containers {
     /// Loads the records, and finds containers whose records are lost; the sandboxes' must be there. Running containers are
@@ -48,9 +51,9 @@ impl Containers {
         });
         let unsettled: Vec<_> = join_all(recoveries).await.into_iter().flatten().collect();
         let stopping = self.ports.stopping.clone();
-        let jobs = unsettled.into_iter().map(|container| {
+        let jobs = unsettled.into_iter().map(|(container, why)| {
             let containers = Arc::clone(self);
-            async move { containers.settle(container).await }
+            async move { containers.settle(container, why).await }
         });
         let settling = futures::stream::iter(jobs.collect::<Vec<_>>()).buffer_unordered(AT_ONCE);
         self.ports.tracker.spawn(async move {
@@ -108,12 +111,13 @@ impl Containers {
         found
     }
 
-    /// Answers the container when something is left to do about it.
+    /// Answers the container when something is left to do about it, and what became of its shim.
     async fn recover_one(
         self: &Arc<Self>,
         container: Arc<Container>,
         paused: Arc<HashSet<String>>,
-    ) -> Option<Arc<Container>> {
+    ) -> Option<(Arc<Container>, String)> {
+        let mut why = "the container's shim died while the daemon was away".to_owned();
         let bundle = self.ports.places.container(container.id());
         if self.ports.past.rebooted {
             // Whatever it says of a shim is of before.
@@ -121,8 +125,16 @@ impl Containers {
                 tracing::warn!(container = %container.id(), error = %crate::report::chain(&error), "bundle");
             }
         } else if let Some(endpoint) = Launcher::recorded(&bundle) {
-            let shim = self.ports.launcher.connect(container.id().as_str(), &endpoint, &bundle).await;
-            container.shim.store(shim.ok().map(Arc::new));
+            match self.ports.launcher.connect(container.id().as_str(), &endpoint, &bundle).await {
+                Ok(shim) => container.shim.store(Some(Arc::new(shim))),
+                Err(error) if Launcher::process(&bundle, container.id().as_str()).is_some() => {
+                    why = format!(
+                        "the container's shim could not be reached after a restart of the daemon, and was ended with it: {}",
+                        crate::report::chain(&error)
+                    );
+                }
+                Err(_) => {}
+            }
         }
         failpoint!("container.recover.connected", infallible);
         let settled = match (container.state(), container.shim.load_full()) {
@@ -151,8 +163,11 @@ impl Containers {
                 _,
             ) => false,
         };
+        // A start that comes as soon as the daemon serves must not take it as it is.
+        let is_half_made = !settled && container.state() == ContainerState::Created;
+        container.is_half_made.store(is_half_made, Ordering::Release);
         failpoint!("container.recover.done", infallible);
-        (!settled).then_some(container)
+        (!settled).then_some((container, why))
     }
 
     /// Between the task's start and its record the daemon may have died: the shim knows.
@@ -178,9 +193,9 @@ impl Containers {
         }
     }
 
-    async fn settle(self: &Arc<Self>, container: Arc<Container>) {
+    async fn settle(self: &Arc<Self>, container: Arc<Container>, why: String) {
         let done = match container.state() {
-            ContainerState::Running { .. } => self.settle_running(&container).await.map_err(Arc::new),
+            ContainerState::Running { .. } => self.settle_running(&container, why).await.map_err(Arc::new),
             ContainerState::Created => self.settle_created(&container).await,
             ContainerState::Creating => self.unmake(&container).await,
             ContainerState::Removing { .. } => self.remove(&container).await,
@@ -191,11 +206,15 @@ impl Containers {
         }
     }
 
-    /// Its shim is gone: what it wrote down is the exit.
-    async fn settle_running(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), ContainerError> {
+    /// Its shim is gone, or out of reach: what it wrote down is the exit.
+    async fn settle_running(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        why: String,
+    ) -> Result<(), ContainerError> {
         let exit = match self.exit_left(container).await {
-            Some(end) => self.exit_of(container, end),
-            None => lost_exit("the container's shim died while the daemon was away"),
+            Some(end) => Exit { message: why, ..self.exit_of(container, end) },
+            None => lost_exit(&why),
         };
         let exited = |s: &ContainerState| Ok::<_, ContainerError>(s.exited(exit.clone()));
         while let Err(error) = container.change(&self.ports, exited).await {
@@ -205,16 +224,23 @@ impl Containers {
         self.end_task(container).await
     }
 
-    /// Its shim is gone or does not tell: whatever was begun goes and is made anew, for a start that may come
-    /// meanwhile.
+    /// Finds out in good time how far its task is, for a start that may come meanwhile.
     async fn settle_created(self: &Arc<Self>, container: &Arc<Container>) -> super::Shared<()> {
-        let (containers, target) = (Arc::clone(self), Arc::clone(container));
-        let begin = |stage| async move {
-            containers.end_task(&target).await.map_err(Arc::new)?;
-            containers.prepare(&target, &stage).await.map_err(Arc::new)
-        };
-        let joined = self.preparations.join(container.id().as_str(), begin).await;
-        joined.map_err(|lost| Arc::new(lost.into()))?.map(drop)
+        self.prepared(container).await.map(drop)
+    }
+
+    /// Its shim is gone, or did not tell at once: one that tells now is believed, and otherwise whatever was begun goes.
+    pub(super) async fn find_half_made(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+    ) -> Result<(), ContainerError> {
+        if let Some(shim) = container.shim.load_full() {
+            let told = shim.state_within("", TELLS_AT_LAST).await;
+            if self.recover_created(container, shim, told).await {
+                return Ok(());
+            }
+        }
+        self.end_task(container).await
     }
 
     /// The exit that a dead shim wrote down, as its own command tells it.

@@ -57,6 +57,11 @@ impl Containers {
                 Ok(())
             }
             Err(error) => {
+                // That it runs since an earlier daemon started it may have been found out meanwhile.
+                let state = container.state();
+                if matches!(state, ContainerState::Running { .. }) {
+                    state.started(0, 0)?;
+                }
                 stage.set("ending what was made");
                 let message = crate::report::chain(&*error);
                 self.never_ran(container, &message).await?;
@@ -74,6 +79,7 @@ impl Containers {
             return Err(Arc::new(ContainerError::Spoiled));
         }
         let shim = self.prepared(container).await?;
+        container.state().started(0, 0).map_err(|e| Arc::new(e.into()))?;
         failpoint!("container.start.prepared", infallible);
         stage.set("asking NRI plugins");
         self.plugins_start(container).await.map_err(Arc::new)?;

@@ -13,6 +13,7 @@ mod events;
 mod guest;
 mod place;
 mod pod;
+mod saying;
 mod service;
 mod spec;
 mod streams;
