@@ -1,6 +1,7 @@
 //! The microVM backend: pods that need stronger isolation run in a small virtual machine of their own.
 //!
 //! The crate knows neither the CRI nor shims. Modules use only those above them:
+//! - [`architecture`]: the processors that guests are made for
 //! - [`config`]: what an operator says about the machines
 //! - `sys`: the kernel's interfaces: processes held by pidfd, mounts, network namespaces
 //! - [`wire`]: the byte stream between host and guest: virtio-serial or vsock
@@ -19,6 +20,8 @@
 //! Invariant: the guest is not trusted. What it sends is bounded and checked where it is read, and no text of its ever
 //! becomes a path on the host.
 #![deny(unsafe_code)]
+
+pub mod architecture;
 
 pub mod config;
 pub mod sys;
