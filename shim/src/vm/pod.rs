@@ -10,6 +10,7 @@ use cofferdam_vm::probe;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use super::VmError;
+use super::forward::Connections;
 use super::guest::Guest;
 use super::place;
 use crate::bundle::Bundle;
@@ -27,6 +28,7 @@ pub struct Pod {
     pub id: String,
     pub machine: Machine,
     pub guest: Guest,
+    pub connections: Connections,
     cgroups: CgroupPaths,
 }
 
@@ -49,7 +51,9 @@ impl Pod {
             Err(error) => Err(error),
         };
         match connected {
-            Ok((machine, guest)) => Ok(Pod { id: id.to_owned(), machine, guest, cgroups }),
+            Ok((machine, guest)) => {
+                Ok(Pod { id: id.to_owned(), machine, guest, connections: Connections::default(), cgroups })
+            }
             Err(error) => {
                 remove_cgroups(&cgroups, bundle).await;
                 Err(error.into())

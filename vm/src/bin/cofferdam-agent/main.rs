@@ -5,6 +5,7 @@
 #![deny(unsafe_code)]
 
 mod early;
+mod forward;
 mod network;
 mod port;
 mod reaper;
