@@ -16,7 +16,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use crate::sys::mount::{self, Shown, Source};
+use crate::sys::mount::{self, Shown, Source, Submounts};
 use crate::sys::process::{Child, Program};
 
 /// The tag by which the guest mounts it.
@@ -41,6 +41,7 @@ pub struct Item {
     pub name: String,
     pub source: Source,
     pub read_only: bool,
+    pub below: Submounts,
 }
 
 #[derive(Debug)]
@@ -77,6 +78,7 @@ impl Share {
             .map(|item| Shown {
                 source: item.source.clone(),
                 read_only: item.read_only,
+                below: item.below,
                 target: Path::new(container).join(&item.name),
             })
             .collect();

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use cofferdam_vm::agent::{NETNS, RUNTIME, SHM};
 use cofferdam_vm::share::{Item, Share};
-use cofferdam_vm::sys::mount::Source;
+use cofferdam_vm::sys::mount::{Source, Submounts};
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Mount, Spec};
 
 use crate::error::ShimError;
@@ -98,8 +98,10 @@ fn translate_mounts(spec: &mut Spec, id: &str, role: Role) -> Result<Vec<Item>, 
                 return Err(refused("a bind mount without a source"));
             };
             let name = format!("mounts/{number}");
-            let read_only = options.iter().any(|option| option == "ro");
-            items.push(Item { name: name.clone(), source: Source::Bind(path), read_only });
+            let has = |word: &str| options.iter().any(|option| option == word);
+            let below = Submounts { read_only: has("rro"), follow: has("rslave") };
+            let read_only = has("ro") || has("rro");
+            items.push(Item { name: name.clone(), source: Source::Bind(path), read_only, below });
             Share::guest_path(id, &name)
         };
         mount.set_source(Some(source));

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use cofferdam_vm::share::{Item, Share};
-use cofferdam_vm::sys::mount::Source;
+use cofferdam_vm::sys::mount::{Source, Submounts};
 use containerd_shim_protos::api::{self, CreateTaskRequest, ExecProcessRequest};
 use oci_spec::runtime::Spec;
 use protobuf::MessageField;
@@ -384,7 +384,8 @@ fn rootfs_item(request: &CreateTaskRequest) -> Result<Option<Item>, ShimError> {
             options: mount.options.clone(),
         }
     };
-    Ok(Some(Item { name: ROOTFS.into(), source, read_only: has("ro") }))
+    let below = Submounts::default();
+    Ok(Some(Item { name: ROOTFS.into(), source, read_only: has("ro"), below }))
 }
 
 /// The guest's kernel has none of the node's security modules.
