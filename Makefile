@@ -18,7 +18,7 @@ PEER_PACKAGES := docker-registry busybox-static containernetworking-plugins cont
 VM_CACHE := $(or $(COFFERDAM_VM_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/cofferdam-vm)
 VM_PACKAGES := qemu-system-x86 kmod cpio busybox-static nftables
 
-.PHONY: help build shim failpoints setup setup-build setup-vm vm-test vm-systemd vm-selinux vm-critest demo demo-vm test unit e2e soak power-cut lint ci bench fuzz install clean
+.PHONY: help build shim failpoints setup setup-build setup-vm vm-test vm-systemd vm-selinux vm-critest microvm-ten bench-vm demo demo-vm test unit e2e soak power-cut lint ci bench fuzz install clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | column -t -s "$$(printf '\t')"
@@ -116,6 +116,11 @@ vm-critest: setup-vm build ## critest in that machine, with AppArmor; needs crit
 	COFFERDAM_VM_SECONDS=$${COFFERDAM_VM_SECONDS:-7200} \
 	tests/vm/run.sh --critest $(if $(FOCUS),--focus '$(FOCUS)') $(if $(SKIP),--skip '$(SKIP)') target/release
 
+# Under emulation ten machines take minutes to boot.
+microvm-ten: setup setup-vm build ## ten pods in virtual machines at once
+	$(AS_ROOT) COFFERDAM_BIN_DIR=$(CURDIR)/target/release COFFERDAM_VM_CACHE=$(VM_CACHE) COFFERDAM_TEN_MACHINES=1 \
+	cargo test --release --locked -p cofferdam-tests --test microvm_ten -- --nocapture
+
 lint: ## formatting, clippy with warnings denied, licences
 	cargo fmt --all --check
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
@@ -125,6 +130,9 @@ ci: test lint ## what CI runs
 
 bench: setup build ## pods, containers, calls and memory, next to containerd where it is installed
 	$(SUDO) tests/bench.sh target/release
+
+bench-vm: setup setup-vm build ## pods in virtual machines: boot, memory, files, network
+	$(SUDO) COFFERDAM_VM_CACHE=$(VM_CACHE) tests/bench-vm.sh target/release
 
 # Not part of CI: it needs a nightly compiler and `cargo install cargo-fuzz`. CI replays the corpus and changes to it.
 FUZZ_SECONDS ?= 600

@@ -9,11 +9,13 @@ use crate::content::ContentError;
 use crate::image::ImageError;
 use crate::io::IoError;
 use crate::network::NetworkError;
+use crate::reconcile::ReconcileError;
 use crate::runtime::ExecError;
 use crate::runtime::RuntimeError;
 use crate::sandbox::SandboxError;
 use crate::snapshot::SnapshotError;
 use crate::task::TaskError;
+use crate::volume::VolumeError;
 
 const OPERATION: &str = "pass";
 
@@ -56,6 +58,19 @@ impl From<Injected> for NetworkError {
 impl From<Injected> for ImageError {
     fn from(injected: Injected) -> Self {
         Self::Io { op: OPERATION, path: injected.0.into(), source: injected.into() }
+    }
+}
+
+impl From<Injected> for ReconcileError {
+    fn from(injected: Injected) -> Self {
+        Self::File { operation: OPERATION, path: injected.0.into(), source: injected.into() }
+    }
+}
+
+impl From<Injected> for VolumeError {
+    fn from(injected: Injected) -> Self {
+        let place = String::from("anywhere");
+        Self::File { place, operation: OPERATION, path: injected.0.into(), source: injected.into() }
     }
 }
 

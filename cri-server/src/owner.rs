@@ -8,11 +8,13 @@
 //! <root>/owner    the key: 32 hexadecimal digits, made once
 //! ```
 
+use cofferdam_failpoints::failpoint;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use crate::model::{ContainerId, IdError, SandboxId};
+use crate::notices::Notices;
 
 const KEY_BYTES: usize = 16;
 /// Digits of an id that are random, and those that are the mark.
@@ -38,11 +40,12 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// The owner of `root`; made when there is none yet, or none that can be read.
+    /// The owner of `root`; made when there is none yet, or none that can be read. On a damaged file system one that lasts as
+    /// long as the daemon has to do.
     ///
     /// # Errors
     /// When the key can be neither read nor stored.
-    pub fn open(root: &Path) -> Result<Self, OwnerError> {
+    pub fn open(root: &Path, notices: &Notices) -> Result<Self, OwnerError> {
         let path = root.join("owner");
         let failed = |operation| {
             let path = path.clone();
@@ -57,19 +60,17 @@ impl Owner {
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                 tracing::error!(path = %path.display(), "not an owner's key; a new one is made");
             }
-            Err(error) => return Err(failed("read")(error)),
+            read => drop(
+                notices
+                    .pass_over(|| "the owner's key is lost, a new one is made".to_owned(), read)
+                    .map_err(failed("read"))?,
+            ),
         }
-        let is_new = !path.exists();
+        let is_new = fs::symlink_metadata(&path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
         let mut key = [0; KEY_BYTES];
         File::open("/dev/urandom").and_then(|mut r| r.read_exact(&mut key)).map_err(OwnerError::Random)?;
-        let scratch = path.with_extension("new");
-        let written = File::create(&scratch).and_then(|mut file| {
-            file.write_all(format!("{}\n", encode(&key)).as_bytes())?;
-            file.sync_all()
-        });
-        written.map_err(failed("write"))?;
-        fs::rename(&scratch, &path).map_err(failed("replace"))?;
-        File::open(root).and_then(|folder| folder.sync_all()).map_err(failed("sync the folder of"))?;
+        let stored = notices.pass_over(|| "the owner's new key is not kept".to_owned(), store(&path, &key));
+        stored.map_err(failed("write"))?;
         Ok(Self { key, is_new })
     }
 
@@ -116,6 +117,18 @@ impl Owner {
     }
 }
 
+/// Whole or not at all.
+fn store(path: &Path, key: &[u8]) -> io::Result<()> {
+    let scratch = path.with_extension("new");
+    let mut file = File::create(&scratch)?;
+    file.write_all(format!("{}\n", encode(key)).as_bytes())?;
+    file.sync_all()?;
+    failpoint!("owner.key_written", infallible);
+    fs::rename(&scratch, path)?;
+    failpoint!("owner.key_replaced", infallible);
+    File::open(path.parent().unwrap_or(path))?.sync_all()
+}
+
 fn encode(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
@@ -138,11 +151,14 @@ mod tests {
     #[test]
     fn a_daemon_knows_its_own_ids_and_no_others() {
         let (mine, yours) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let (me, you) = (Owner::open(mine.path()).unwrap(), Owner::open(yours.path()).unwrap());
+        let (me, you) = (
+            Owner::open(mine.path(), &Notices::default()).unwrap(),
+            Owner::open(yours.path(), &Notices::default()).unwrap(),
+        );
         assert!(me.is_new());
         let id = me.container_id().unwrap();
         assert!(me.owns(id.as_str()) && !you.owns(id.as_str()));
-        let again = Owner::open(mine.path()).unwrap();
+        let again = Owner::open(mine.path(), &Notices::default()).unwrap();
         assert!(again.owns(id.as_str()) && !again.is_new());
         for other in ["", "abc", ContainerId::generate().unwrap().as_str(), &id.as_str().to_uppercase()] {
             assert!(!me.owns(other), "{other}");
@@ -154,7 +170,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         for damage in ["", "zz", "é"] {
             fs::write(root.path().join("owner"), damage).unwrap();
-            let owner = Owner::open(root.path()).unwrap();
+            let owner = Owner::open(root.path(), &Notices::default()).unwrap();
             assert!(!owner.is_new());
             assert!(owner.owns(owner.sandbox_id().unwrap().as_str()));
         }

@@ -1,4 +1,5 @@
-//! Errors as one line for a person: each error's text and those of its sources; and whether the node has run out of something.
+//! Errors as one line for a person: each error's text and those of its sources; and whether the node has run out of something,
+//! or its file system is damaged.
 
 use std::error::Error;
 use std::fmt::Write as _;
@@ -10,12 +11,25 @@ use rustix::io::Errno;
 const EXHAUSTED: [Errno; 6] =
     [Errno::NOSPC, Errno::DQUOT, Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN];
 
+/// The kernel's words for: what lies on the disk cannot be read, or is not what a file system holds.
+const DAMAGED: [Errno; 3] = [Errno::IO, Errno::BADMSG, Errno::UCLEAN];
+
 /// Whether an error, or what caused it, is that room, inodes, descriptors, processes or memory have run out.
 #[must_use]
 pub fn exhausted(error: &(dyn Error + 'static)) -> bool {
+    any(error, is_exhausted)
+}
+
+/// Whether an error, or what caused it, is that the file system or its disk is damaged.
+#[must_use]
+pub fn damaged(error: &(dyn Error + 'static)) -> bool {
+    any(error, |error| DAMAGED.iter().any(|errno| Some(errno.raw_os_error()) == error.raw_os_error()))
+}
+
+fn any(error: &(dyn Error + 'static), wanted: impl Fn(&io::Error) -> bool) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
-        if error.downcast_ref::<io::Error>().is_some_and(is_exhausted) {
+        if error.downcast_ref::<io::Error>().is_some_and(&wanted) {
             return true;
         }
         next = error.source();

@@ -11,6 +11,7 @@
 //!   task.json     what a `delete` without a shim needs to clean up
 //!   poststop      the hooks that run after the end have run
 //!   exit.json     how the first process ended
+//!   why           a line on why it ended, where it was not its own doing
 //!   shim.log      warnings, made only when there is one
 //!   oci/          the OCI runtime's own state
 //! ```
@@ -60,6 +61,13 @@ impl Bundle {
 
     pub fn read_json<T: DeserializeOwned>(&self, name: &str) -> io::Result<T> {
         Ok(serde_json::from_slice(&fs::read(self.join(name))?)?)
+    }
+
+    /// Notes why the first process ended, for the daemon to tell. That it ended is known without.
+    pub fn tell_why(&self, reason: &str) {
+        if let Err(error) = self.write("why", reason.as_bytes()) {
+            self.warn(&format!("keep the reason of the end: {error}"));
+        }
     }
 
     /// Notes something an operator may want to know. The log is the last place to complain to, so a failure to write

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use cofferdam_proto::cri::{self, ContainerState};
 use cofferdam_tests::client::build;
 use cofferdam_tests::fakes::fuse::{Fuse, HANG};
-use cofferdam_tests::harness::{Node, eventually};
+use cofferdam_tests::harness::{Node, eventually, leak, shim};
 use tonic::Code;
 
 /// What a stop may take until it says that it cannot, on a busy machine.
@@ -110,6 +110,42 @@ async fn a_volume_that_does_not_answer_holds_up_its_own_container_alone() {
     node.assert_clean().await;
 }
 
+/// The runtime sleeps while it makes a place for a mount, in the container's cgroup already; then daemon and shim die.
+#[tokio::test]
+async fn of_a_creation_that_is_cut_off_in_a_dead_file_system_no_cgroup_is_left() {
+    let Some(mut node) = Node::builder().start().await else { return };
+    let image = node.base_image().await;
+    let fuse = Fuse::mount(&node.dir().join("fuse"));
+    let other = node.dir().join("other");
+    std::fs::create_dir(&other).unwrap();
+    let pod = node.run_pod(&node.pod("cut-off")).await;
+    let mut config = build::container("stuck", &image, &["sleep", "31337"]);
+    config.mounts =
+        vec![shows(&node.dir().join("fuse"), "/mnt"), shows(&other, &format!("/mnt/{HANG}/below"))];
+    let id = node.cri.create(&pod.id, &pod.config, config).await.unwrap();
+    assert!(
+        eventually(Duration::from_secs(10), async || fuse.sleepers() > 0).await,
+        "nothing asks the volume"
+    );
+    let left = || leak::cgroups(&node.mark(), &[]).into_iter().filter(|path| path.ends_with(&id)).count();
+    assert!(left() > 0, "it sleeps outside of the container's cgroup");
+    let shim = shim::of(&id);
+    node.kill9();
+    nix::sys::signal::kill(shim, nix::sys::signal::Signal::SIGKILL).unwrap();
+    node.restart().await;
+    let beside = node.run_pod(&node.pod("beside")).await;
+    assert_eq!(node.output(&beside, build::shell("main", &image, "echo well")).await, "well\n");
+    node.destroy(&beside).await;
+    let left = || leak::cgroups(&node.mark(), &[]).into_iter().filter(|path| path.ends_with(&id)).count();
+    assert!(left() > 0, "its process is gone before it woke");
+    fuse.release();
+    let gone = eventually(Duration::from_secs(20), async || node.cri.destroy_pod(&pod.id).await.is_ok());
+    assert!(gone.await, "its pod stays");
+    assert_eq!(left(), 0, "its cgroup stays");
+    drop(fuse);
+    node.assert_clean().await;
+}
+
 #[tokio::test]
 async fn a_frozen_container_is_stopped() {
     let Some(node) = Node::builder().start().await else { return };
@@ -124,7 +160,7 @@ async fn a_frozen_container_is_stopped() {
         return;
     }
     // Without its shim's help: that would know how to thaw it, too.
-    cofferdam_tests::harness::shim::hang(&id);
+    shim::hang(&id);
     let since = Instant::now();
     node.cri.stop(&id, 0).await.unwrap();
     assert!(since.elapsed() < SOON, "{:?}", since.elapsed());

@@ -12,6 +12,10 @@
 mod life;
 #[path = "crash_matrix/plan.rs"]
 mod plan;
+#[path = "crash_matrix/prelude.rs"]
+mod prelude;
+#[path = "crash_matrix/sessions.rs"]
+mod sessions;
 #[path = "crash_matrix/trial.rs"]
 mod trial;
 
@@ -24,8 +28,9 @@ use cofferdam_tests::harness::{attached, binaries};
 use plan::{Case, Net};
 use trial::Stage;
 
-/// The longest that one trial may take.
+/// The longest that one trial may take, and one that boots machines.
 const LIMIT: Duration = Duration::from_secs(90);
+const MACHINE_LIMIT: Duration = Duration::from_secs(240);
 
 fn number(name: &str, default: usize) -> usize {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
@@ -55,8 +60,9 @@ fn work(queue: &Queue, net: Net) -> Outcome {
                 Some(stage) => stage,
                 None => Stage::start(net).await?,
             };
-            let done = tokio::time::timeout(LIMIT, trial::run(&mut stage, &case)).await;
-            assert!(done.is_ok(), "it takes longer than {LIMIT:?}:\n{}", stage.node.daemon_log());
+            let limit = if net == Net::Machine { MACHINE_LIMIT } else { LIMIT };
+            let done = tokio::time::timeout(limit, trial::run(&mut stage, &case)).await;
+            assert!(done.is_ok(), "it takes longer than {limit:?}:\n{}", stage.node.daemon_log());
             Some(stage)
         };
         // A task, so that a panic ends the trial and its node, and not the others.
@@ -89,21 +95,22 @@ fn death_at_every_step_loses_nothing_and_leaves_nothing() {
     let points: BTreeSet<_> = all.iter().map(|case| case.point.name).collect();
     assert!(!wanted.is_empty() || points.len() == POINTS.len(), "the plan leaves points out");
     let (count, since) = (all.len(), Instant::now());
-    let (plugin, builtin): (VecDeque<_>, VecDeque<_>) =
-        all.into_iter().partition(|case| case.net == Net::Plugin);
     let nodes = number("COFFERDAM_CRASH_NODES", 3);
-    let queues = [(Net::Plugin, Arc::new(Mutex::new(plugin))), (Net::Builtin, Arc::new(Mutex::new(builtin)))];
+    let queues = [Net::Plugin, Net::Machine, Net::Builtin].map(|net| {
+        let own: VecDeque<Case> = all.iter().filter(|case| case.net == net).cloned().collect();
+        (net, Arc::new(Mutex::new(own)))
+    });
     let outcomes: Vec<Outcome> = std::thread::scope(|scope| {
         let worker = |number: usize| {
             let queues = &queues;
-            // The first begins with the few cases of the plugin.
+            // Each begins with another kind.
             scope.spawn(move || {
-                let first = (number == 0).then(|| work(&queues[0].1, queues[0].0));
-                [first, Some(work(&queues[1].1, queues[1].0))]
+                let kinds = (0..queues.len()).map(|shift| &queues[(number + shift) % queues.len()]);
+                kinds.map(|(net, queue)| work(queue, *net)).collect::<Vec<_>>()
             })
         };
         let workers: Vec<_> = (0..nodes).map(worker).collect();
-        workers.into_iter().flat_map(|worker| worker.join().expect("a worker panicked")).flatten().collect()
+        workers.into_iter().flat_map(|worker| worker.join().expect("a worker panicked")).collect()
     });
     let mut times: Vec<_> = outcomes.iter().flat_map(|outcome| outcome.times.clone()).collect();
     times.sort();

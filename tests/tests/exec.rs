@@ -51,6 +51,20 @@ async fn it_runs_where_the_container_runs() {
 }
 
 #[tokio::test]
+async fn it_needs_no_program_of_the_node() {
+    let Some(node) = Node::builder().env("PATH", "/nowhere").start().await else { return };
+    let image = node.base_image().await;
+    let pod = node.run_pod(&node.pod("probed")).await;
+    let id = node.run_container(&pod, build::container("main", &image, &["sleep", "100000"])).await;
+    for _ in 0..5 {
+        let answer = node.cri.exec_sync(&id, &["/bin/echo", "well"], 10).await.unwrap();
+        assert_eq!((answer.stdout.as_slice(), answer.exit_code), (&b"well\n"[..], 0));
+    }
+    node.destroy(&pod).await;
+    node.assert_clean().await;
+}
+
+#[tokio::test]
 async fn a_time_out_kills_everything_it_started() {
     // Only ours: containerd kills the process alone and then waits for whoever holds its output.
     let Some(node) = Node::builder().start().await else { return };

@@ -175,10 +175,43 @@ async fn a_shim_whose_socket_is_gone_serves_on_and_is_ended_by_the_next_daemon()
     let status = node.cri.wait_exited(&id, Duration::from_secs(15)).await.unwrap();
     assert_eq!(status.state(), ContainerState::ContainerExited, "nobody can reach its shim");
     assert_ne!(status.exit_code, 0);
+    let said = &status.message;
+    assert!(said.contains("could not be reached") && said.contains("No such file"), "{said:?}");
     for pid in [first, server.as_raw().unsigned_abs()] {
         assert!(shim::ends(pid, Duration::from_secs(5)).await, "process {pid} lives on");
     }
     node.destroy(&pod).await;
+    node.assert_clean().await;
+}
+
+#[tokio::test]
+async fn lists_and_statuses_ask_no_shim() {
+    let Some(node) = Node::builder().start().await else { return };
+    let image = node.base_image().await;
+    let mut ids = Vec::new();
+    for name in ["one", "two"] {
+        let pod = node.run_pod(&node.pod(name)).await;
+        let id = node.run_container(&pod, build::container("main", &image, SLEEPER)).await;
+        ids.push((pod, id));
+    }
+    for (pod, id) in &ids {
+        shim::hang(&pod.id);
+        shim::hang(id);
+    }
+    let since = Instant::now();
+    for _ in 0..50 {
+        assert_eq!(node.cri.list_pods(None).await.unwrap().len(), 2);
+        assert_eq!(node.cri.list(None).await.unwrap().len(), 2);
+        for (pod, id) in &ids {
+            assert!(node.cri.pod_ready(&pod.id).await);
+            assert_eq!(node.cri.status(id).await.unwrap().state(), ContainerState::ContainerRunning);
+        }
+    }
+    // One question to one of these shims takes as long.
+    assert!(since.elapsed() < Duration::from_secs(2), "300 answers took {:?}", since.elapsed());
+    for (pod, _) in &ids {
+        node.destroy(pod).await;
+    }
     node.assert_clean().await;
 }
 

@@ -2,81 +2,14 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use cofferdam_proto::cri;
 use cofferdam_tests::client::build;
-use cofferdam_tests::harness::{Node, Pod, binaries, eventually, log};
-
-/// Under emulation, on a machine that does other things too.
-const PATIENCE: Duration = Duration::from_secs(60);
-const SECONDS: i64 = 60;
-
-/// What `tests/vm/kernel.sh` unpacked.
-fn kernel() -> Option<PathBuf> {
-    let cache = std::env::var_os("COFFERDAM_VM_CACHE").map(PathBuf::from);
-    let cache =
-        cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/cofferdam-vm")))?;
-    let entries = std::fs::read_dir(cache).ok()?.flatten().map(|entry| entry.path());
-    entries.into_iter().find(|path| path.join("ready").exists() && path.join("boot").exists())
-}
-
-/// The image, in a folder that goes with the value; nothing, in words, where something is missing.
-fn image() -> Option<tempfile::TempDir> {
-    let agent = binaries().join("cofferdam-agent");
-    for (there, what) in [
-        (Path::new("/usr/bin/qemu-system-x86_64").exists(), "no QEMU: make setup-vm"),
-        (agent.exists(), "no cofferdam-agent beside the shim: make build"),
-        (kernel().is_some(), "no kernel is unpacked: tests/vm/kernel.sh"),
-    ] {
-        if !there {
-            println!("skipped: {what}");
-            return None;
-        }
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let made = Command::new(binaries().join("cofferdam"))
-        .args(["vm", "build-image", "--root"])
-        .arg(kernel()?)
-        .arg("--output")
-        .arg(folder.path())
-        .output()
-        .unwrap();
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    Some(folder)
-}
+use cofferdam_tests::harness::microvm::{PATIENCE, SECONDS, builder, image, monitor, own_release, pod_in};
+use cofferdam_tests::harness::{Node, eventually, log};
 
 async fn node(image: &Path) -> Option<Node> {
-    let machines = format!(
-        "kernel = {:?}\nimage = {:?}\nmemory = 192\nemulation = true\nboot_seconds = 50\n",
-        image.join("kernel"),
-        image.join("initramfs")
-    );
-    let handler = "type = \"io.containerd.cofferdam.v1\"\nisolation = \"vm\"\n";
-    Node::builder().config("runtimes.vm", handler).config("runtimes.vm.vm", &machines).start().await
-}
-
-async fn pod_in(node: &Node, name: &str) -> Pod {
-    let config = node.pod(name);
-    let id = node.cri.run_pod(&config, "vm").await.unwrap();
-    node.remember(&id);
-    Pod { id, config }
-}
-
-/// The monitor of the pod's machine.
-fn monitor(node: &Node, pod: &Pod) -> Option<i32> {
-    let mark = node.dir().to_string_lossy().into_owned();
-    let all = std::fs::read_dir("/proc").unwrap().flatten();
-    all.filter_map(|entry| entry.file_name().to_string_lossy().parse::<i32>().ok()).find(|pid| {
-        let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let log = std::fs::read_link(format!("/proc/{pid}/fd/2")).unwrap_or_default();
-        let log = log.to_string_lossy();
-        command.starts_with(b"/usr/bin/qemu-system") && log.contains(&mark) && log.contains(&pod.id)
-    })
-}
-
-fn own_release() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap().trim().to_owned()
+    builder(image).start().await
 }
 
 #[tokio::test]

@@ -31,6 +31,19 @@ async fn a_pod_runs_stops_and_goes() {
 }
 
 #[tokio::test]
+async fn a_pod_needs_no_image() {
+    let Some(node) = Node::builder().start().await else { return };
+    let pruned = node.cri.prune().await.unwrap();
+    assert!(pruned.failures.is_empty(), "{pruned:?}");
+    assert!(node.cri.list_images().await.unwrap().is_empty());
+    let pod = node.run_pod(&node.pod("imageless")).await;
+    assert!(node.cri.pod_ready(&pod.id).await);
+    assert!(node.cri.list_images().await.unwrap().is_empty(), "an image that can be collected");
+    node.destroy(&pod).await;
+    node.assert_clean().await;
+}
+
+#[tokio::test]
 async fn stop_and_remove_are_idempotent() {
     let node = Node::start().await;
     let pod = node.run_pod(&node.pod("again")).await;

@@ -1,13 +1,12 @@
 //! A container restored from a checkpoint: it goes on where it was, in another pod, and is an ordinary one then; what a
 //! checkpoint must not do is refused, and leaves nothing.
 
-use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cofferdam_proto::cri;
 use cofferdam_tests::client::build;
+use cofferdam_tests::fixtures::checkpoint;
 use cofferdam_tests::fixtures::image::Image;
 use cofferdam_tests::fixtures::layer::Layer;
 use cofferdam_tests::harness::{Node, Pod, eventually, log};
@@ -35,10 +34,7 @@ fn criu_works() -> bool {
 /// A program named criu, and a PATH that leads to it first.
 fn fake_criu(script: &str) -> (tempfile::TempDir, String) {
     let folder = tempfile::tempdir().unwrap();
-    let program = folder.path().join("criu");
-    std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
-    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap_or_default());
+    let path = checkpoint::fake_criu(folder.path(), script).unwrap();
     (folder, path)
 }
 
@@ -67,7 +63,7 @@ async fn numbers(node: &Node, id: &str) -> Vec<u64> {
     said.lines().map(|line| line.parse().unwrap_or_else(|_| panic!("{line:?} in the log"))).collect()
 }
 
-async fn checkpoint(node: &Node, id: &str, location: &Path) {
+async fn make_checkpoint(node: &Node, id: &str, location: &Path) {
     let location = location.display().to_string();
     let request = cri::CheckpointContainerRequest { container_id: id.into(), location, timeout: 60 };
     node.cri.runtime.clone().checkpoint_container(request).await.unwrap();
@@ -79,7 +75,7 @@ async fn archive_of_a_counter(node: &Node, image: &str, archive: &Path) -> u64 {
     let id = node.run_container(&pod, masked(build::shell("counter", image, COUNTER))).await;
     assert!(eventually(Duration::from_secs(10), async || numbers(node, &id).await.len() > 10).await);
     let before = numbers(node, &id).await.len() as u64;
-    checkpoint(node, &id, archive).await;
+    make_checkpoint(node, &id, archive).await;
     node.destroy(&pod).await;
     before
 }
@@ -199,43 +195,9 @@ async fn an_image_of_a_checkpoint_waits_through_a_restart_and_its_base_is_pulled
     node.assert_clean().await;
 }
 
-/// Writes an archive with these parts.
-fn archive_with(path: &Path, parts: &[(&str, &[u8])]) {
-    let mut tar = tar::Builder::new(std::fs::File::create(path).unwrap());
-    for (name, data) in parts {
-        let mut header = tar::Header::new_gnu();
-        header.set_size(data.len() as u64);
-        header.set_mode(0o600);
-        tar.append_data(&mut header, name, *data).unwrap();
-    }
-    tar.into_inner().unwrap().flush().unwrap();
-}
-
-/// An image of criu's: two magic numbers, or the inventory's one, and one message.
-fn criu_image(magic: &[u32], message: &[u8]) -> Vec<u8> {
-    let mut out: Vec<u8> = magic.iter().flat_map(|number| number.to_le_bytes()).collect();
-    out.extend(u32::try_from(message.len()).unwrap().to_le_bytes());
-    out.extend(message);
-    out
-}
-
 /// An archive that looks whole from outside.
 fn plausible(path: &Path, image: &str) {
-    let config = format!("{{\"rootfsImageName\":\"{image}\"}}");
-    let inventory = criu_image(&[0x5831_3116], &[0x08, 2]);
-    let ids = criu_image(&[0x5456_4319, 7], &[0x08, 1]);
-    let core = criu_image(&[0x5456_4319, 7], &[0x08, 1, 0x1a, 2, 0x08, 1]);
-    archive_with(
-        path,
-        &[
-            ("config.dump", config.as_bytes()),
-            ("spec.dump", b"{\"process\":{\"args\":[\"sh\"]}}"),
-            ("checkpoint/inventory.img", &inventory),
-            ("checkpoint/ids-1.img", &ids),
-            ("checkpoint/core-1.img", &core),
-            ("checkpoint/descriptors.json", b"[\"/dev/null\",\"pipe:[1]\",\"pipe:[2]\"]"),
-        ],
-    );
+    checkpoint::plausible(path, image, &[]).unwrap();
 }
 
 async fn refused(node: &Node, pod: &Pod, config: cri::ContainerConfig) -> Status {
@@ -278,7 +240,7 @@ async fn what_cannot_be_restored_is_refused_in_words_and_leaves_nothing() {
         (&[("config.dump", b"not json"), ("spec.dump", b"{}")], "config.dump"),
         (&[("config.dump", b"{}"), ("spec.dump", b"{}"), ("checkpoint/inventory.img", b"x")], "no image"),
     ] {
-        archive_with(&archive, parts);
+        checkpoint::archive_with(&archive, parts).unwrap();
         let unusable = refused(&node, &pod, restored(&named)).await;
         assert_eq!(unusable.code(), Code::InvalidArgument, "{unusable:?}");
         assert!(unusable.message().contains(word), "{unusable:?}");

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use cofferdam_proto::cri::{self, ContainerState};
 use cofferdam_tests::client::build;
 use cofferdam_tests::fakes::fuse::{Fuse, HANG};
+use cofferdam_tests::fixtures::catalog;
 use cofferdam_tests::harness::{Node, cli, eventually, log};
 use serde_json::Value;
 
@@ -264,6 +265,20 @@ async fn a_registry_that_stalls_holds_up_its_own_pull_alone() {
     for pull in &pulls {
         pull.abort();
     }
+}
+
+#[tokio::test]
+async fn the_command_shows_how_far_a_pull_is() {
+    let Some(node) = Node::builder().start().await else { return };
+    let image = node.registry.push("shown", "1", &catalog::base().unwrap());
+    let shown = cli::cofferdam(&node, &["pull", &image]).await;
+    for word in [": done", "pulled, "] {
+        assert!(shown.stderr.contains(word), "{word}: {shown:?}");
+    }
+    assert!(shown.expect_ok().contains("sha256:"));
+    let quiet = cli::cofferdam(&node, &["pull", "--quiet", &image]).await;
+    assert_eq!(quiet.stderr, "");
+    node.assert_clean().await;
 }
 
 #[tokio::test]

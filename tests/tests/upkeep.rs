@@ -6,6 +6,8 @@ mod boot;
 mod cni;
 #[path = "upkeep/damage.rs"]
 mod damage;
+#[path = "upkeep/disk.rs"]
+mod disk;
 #[path = "upkeep/room.rs"]
 mod room;
 #[path = "upkeep/sweep.rs"]

@@ -2,7 +2,8 @@
 
 use cofferdam_proto::cri::{self, NamespaceMode};
 use cofferdam_tests::client::build;
-use cofferdam_tests::fixtures::image::{Blob, Built, Image};
+use cofferdam_tests::fixtures::artifact;
+use cofferdam_tests::fixtures::image::{Built, Image};
 use cofferdam_tests::fixtures::layer::{Kind, Layer};
 use cofferdam_tests::harness::{Node, Pod};
 use tonic::Code;
@@ -209,27 +210,8 @@ async fn a_directory_that_a_layer_only_implies_keeps_its_rights() {
     node.assert_clean().await;
 }
 
-/// An artifact of files; a name of `None` is a layer without a title.
 fn artifact(files: &[(Option<&str>, &str)]) -> Built {
-    let mut built = Image::new().build().unwrap();
-    built.config = Blob::new("application/vnd.oci.empty.v1+json", b"{}".to_vec());
-    built.layers = files.iter().map(|(_, text)| Blob::new("text/plain", text.as_bytes().to_vec())).collect();
-    let layer = |(blob, (name, _)): (&Blob, &(Option<&str>, &str))| {
-        let mut descriptor = blob.descriptor();
-        if let Some(name) = name {
-            descriptor["annotations"] = serde_json::json!({ "org.opencontainers.image.title": name });
-        }
-        descriptor
-    };
-    let manifest = serde_json::json!({
-        "schemaVersion": 2,
-        "mediaType": built.manifest.media_type,
-        "artifactType": "application/vnd.example.model",
-        "config": built.config.descriptor(),
-        "layers": built.layers.iter().zip(files).map(layer).collect::<Vec<_>>(),
-    });
-    built.manifest = Blob::new(&built.manifest.media_type, manifest.to_string().into_bytes());
-    built
+    artifact::artifact(files).unwrap()
 }
 
 #[tokio::test]

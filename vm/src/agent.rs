@@ -24,11 +24,17 @@ pub const NETNS: &str = "/run/cofferdam/netns";
 pub const STREAMS: &str = "/run/cofferdam/io";
 /// Connections to ports of a pod at a time: part of the streams that the channel has, so that commands find one as well.
 pub const MOST_CONNECTIONS: usize = 128;
+/// The tag by which the guest mounts the pod's share.
+pub const TAG: &str = "pod";
+/// What the kernel gives to the guest's first process: the groups of modules to load besides those of every guest.
+pub const MODULES: &str = "COFFERDAM_MODULES";
 /// The container code in the guest.
 pub const RUNTIME: &str = "/bin/containerd-shim-cofferdam-v1";
 
 const LIGHT: Duration = Duration::from_secs(10);
 const LONGEST_RELEASE: usize = 64;
+/// More than any machine of ours has of one kind.
+const MOST_DEVICES: usize = 64;
 /// No words of a guest are longer in an error of ours.
 const LONGEST_WORDS: usize = 2048;
 
@@ -52,6 +58,11 @@ impl AgentError {
         };
         AgentError::Call { call, words: plain(&words) }
     }
+}
+
+/// A name of a device, as kernels make them.
+fn is_plain(name: &str) -> bool {
+    name.len() <= LONGEST_RELEASE && name.chars().all(|c| c.is_ascii_alphanumeric() || "._-:".contains(c))
 }
 
 /// A guest's words, bounded and without what a terminal would obey.
@@ -91,6 +102,26 @@ pub struct Route {
     pub destination: String,
     pub gateway: String,
     pub interface: String,
+}
+
+/// What the guest's kernel says it has.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Hardware {
+    pub disks: Vec<Disk>,
+    /// Addresses of network cards that no pod has yet.
+    pub cards: Vec<String>,
+    pub shares: u32,
+    /// In bytes.
+    pub memory: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    /// Below the guest's /dev.
+    pub device: String,
+    pub serial: String,
+    /// In bytes.
+    pub size: u64,
 }
 
 pub struct Agent {
@@ -180,6 +211,28 @@ impl Agent {
         let request = proto::RemoveBundleRequest { id: id.to_owned(), ..Default::default() };
         let answer = self.client.remove_bundle(light(), &request).await;
         answer.map(drop).map_err(|error| AgentError::of_call("remove a bundle", &error))
+    }
+
+    /// What there is by now: a device that was added a moment ago may still be on its way.
+    ///
+    /// # Errors
+    /// When the agent does not answer, or with more than a machine can have.
+    pub async fn hardware(&self) -> Result<Hardware, AgentError> {
+        let call = "look at the hardware";
+        let answer = self.client.hardware(light(), &proto::HardwareRequest::default()).await;
+        let answer = answer.map_err(|error| AgentError::of_call(call, &error))?;
+        let are_plain = answer.disks.iter().all(|disk| is_plain(&disk.device) && is_plain(&disk.serial))
+            && answer.cards.iter().all(|card| is_plain(card));
+        if answer.disks.len().max(answer.cards.len()) > MOST_DEVICES || !are_plain {
+            return Err(AgentError::Nonsense { call, what: "the devices".to_owned() });
+        }
+        let disk = |one: proto::Disk| Disk { device: one.device, serial: one.serial, size: one.size };
+        Ok(Hardware {
+            disks: answer.disks.into_iter().map(disk).collect(),
+            cards: answer.cards,
+            shares: answer.shares,
+            memory: answer.memory,
+        })
     }
 
     /// Asks for the end. The machine may be gone before the answer, so there is none.

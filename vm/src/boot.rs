@@ -7,21 +7,23 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::task::JoinSet;
 use tokio_util::compat::TokioAsyncReadCompatExt;
 
 use crate::agent::{Agent, AgentError, Guest, GuestSetup, plain};
-use crate::channel::Channel;
+use crate::channel::{Channel, ChannelError};
 use crate::config::{ConfigError, Parts, VmConfig};
 use crate::machine::{Machine, Processes};
 use crate::share::{Share, ShareError};
-use crate::vmm::qemu::Qemu;
-use crate::vmm::{Accelerator, Launch, Monitor, MonitorError, Nic};
+use crate::vmm::{self, Accelerator, Launch, MonitorError, Nic, Place, ShareSocket};
+use crate::wire::{self, HostEnd, WireError, WireKind};
 
 const MONITOR_LOG: &str = "monitor.log";
+/// When what of the boot was done, in nanoseconds since the epoch: for people and benchmarks.
+const TIMES: &str = "boot.json";
 const LAST_WORDS: usize = 500;
 
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +34,8 @@ pub enum BootError {
     Share(#[from] ShareError),
     #[error(transparent)]
     Monitor(#[from] MonitorError),
+    #[error(transparent)]
+    Wire(#[from] WireError),
     #[error("{operation}: {source}")]
     Io { operation: &'static str, source: io::Error },
     #[error("the guest does not come up under {accelerator}: {source}{}{}", quoted("monitor", .monitor), quoted("console", .console))]
@@ -58,36 +62,52 @@ pub struct Plan {
     pub nics: Vec<Nic>,
 }
 
-/// Where the machine's processes are put, by their pids: the pod's cgroup.
-pub type Place<'a> = &'a (dyn Fn(i32) -> io::Result<()> + Sync);
-
 /// virtiofsd runs.
 #[derive(Debug)]
 pub struct Prepared {
     plan: Plan,
     parts: Parts,
     share: Share,
-    share_end: OwnedFd,
+    share_socket: ShareSocket,
 }
 
 /// The guest boots.
 #[derive(Debug)]
 pub struct Launched {
     config: VmConfig,
-    /// What the monitor prints.
-    log: PathBuf,
+    folder: PathBuf,
+    /// When the monitor was started.
+    started: SystemTime,
     accelerator: Accelerator,
     processes: Processes,
-    channel: Channel,
-    driver: JoinSet<()>,
+    wire: HostEnd,
 }
 
 /// The guest's agent has answered.
 #[derive(Debug)]
 pub struct Greeted {
-    launched: Launched,
+    up: Up,
+    connected: Connected,
+}
+
+/// What runs, but for the channel.
+#[derive(Debug)]
+struct Up {
+    folder: PathBuf,
+    started: SystemTime,
+    accelerator: Accelerator,
+    wire: WireKind,
+    processes: Processes,
+}
+
+/// The channel with an agent at its other end.
+#[derive(Debug)]
+struct Connected {
+    channel: Channel,
+    driver: JoinSet<()>,
     agent: Agent,
     guest: Guest,
+    answered: SystemTime,
 }
 
 impl Plan {
@@ -98,10 +118,10 @@ impl Plan {
     pub fn prepare(self, place: Place<'_>) -> Result<Prepared, BootError> {
         let parts = self.config.parts()?;
         let log = self.log("virtiofsd.log")?;
-        let (share, share_end) = Share::start(&parts.virtiofsd, &self.folder.join("share"), Some(log))?;
+        let (share, share_socket) = Share::start(&parts.virtiofsd, &self.folder.join("share"), Some(log))?;
         place(share.pid())
             .map_err(|source| BootError::Io { operation: "put virtiofsd into the pod's cgroup", source })?;
-        Ok(Prepared { plan: self, parts, share, share_end })
+        Ok(Prepared { plan: self, parts, share, share_socket })
     }
 
     fn log(&self, name: &str) -> Result<OwnedFd, BootError> {
@@ -117,25 +137,27 @@ impl Prepared {
     ///
     /// # Errors
     /// When it cannot be started; virtiofsd is ended then.
-    pub fn launch(self, place: Place<'_>) -> Result<Launched, BootError> {
-        let failed = |source| BootError::Io { operation: "make the channel", source };
-        let (ours, theirs) = UnixStream::pair().map_err(failed)?;
-        ours.set_nonblocking(true).map_err(failed)?;
-        let ours = tokio::net::UnixStream::from_std(ours).map_err(failed)?;
+    pub async fn launch(self, place: Place<'_>) -> Result<Launched, BootError> {
         let log = self.plan.log(MONITOR_LOG)?;
-        let Prepared { plan, parts, share, share_end } = self;
+        let Prepared { plan, parts, share, share_socket } = self;
         let Plan { config, accelerator, nics, folder } = plan;
-        let (memory, cpus) = (config.memory, config.cpus);
-        let launch =
-            Launch { parts, accelerator, memory, cpus, channel: theirs.into(), share: Some(share_end), nics };
-        let monitor = Qemu::start(launch, Some(log))?;
-        place(monitor.pid())
-            .map_err(|source| BootError::Io { operation: "put the monitor into the pod's cgroup", source })?;
-        let (channel, driving) = Channel::host(ours.compat());
-        let mut driver = JoinSet::new();
-        driver.spawn(driving);
-        let processes = Processes { monitor: Box::new(monitor), share };
-        Ok(Launched { config, log: folder.join(MONITOR_LOG), accelerator, processes, channel, driver })
+        let kind = config.monitor_kind();
+        let (wire, channel) = wire::make(config.channel, kind, &folder)?;
+        let launch = Launch {
+            parts,
+            accelerator,
+            memory: config.memory,
+            cpus: config.cpus,
+            machine: config.machine,
+            channel,
+            share: Some(share_socket),
+            nics,
+            folder: folder.clone(),
+        };
+        let started = SystemTime::now();
+        let monitor = vmm::start(kind, launch, Some(log), place).await?;
+        let processes = Processes { monitor, share };
+        Ok(Launched { config, folder, started, accelerator, processes, wire })
     }
 }
 
@@ -145,20 +167,37 @@ impl Launched {
     /// # Errors
     /// When it does not answer in time, with the end of the console; everything is ended then.
     pub async fn greet(self) -> Result<Greeted, BootError> {
-        let greeting = Agent::greet(&self.channel, self.config.boot_deadline());
+        let Launched { config, folder, started, accelerator, processes, wire } = self;
+        let up = Up { folder, started, accelerator, wire: wire.kind(), processes };
         let greeted = tokio::select! {
-            greeted = greeting => greeted,
-            () = self.processes.monitor.exited() => Err(crate::channel::ChannelError::Ended.into()),
+            greeted = greet(wire, config.boot_deadline()) => greeted,
+            () = up.processes.monitor.exited() => Err(ChannelError::Ended.into()),
         };
         match greeted {
-            Ok((agent, guest)) => Ok(Greeted { launched: self, agent, guest }),
-            Err(error) => Err(self.fail(error).await),
+            Ok(connected) => Ok(Greeted { up, connected }),
+            Err(error) => Err(up.fail(error).await),
         }
     }
+}
 
+/// The deadline is for all of it.
+async fn greet(wire: HostEnd, deadline: Duration) -> Result<Connected, AgentError> {
+    let begin = Instant::now();
+    let silent = |_| AgentError::Silent { call: "connect", after: deadline };
+    let socket = tokio::time::timeout(deadline, wire.connect()).await.map_err(silent)?;
+    let socket = socket.map_err(|error| AgentError::Call { call: "connect", words: error.to_string() })?;
+    let (channel, driving) = Channel::host(socket.compat());
+    let mut driver = JoinSet::new();
+    driver.spawn(driving);
+    let (agent, guest) = Agent::greet(&channel, deadline.saturating_sub(begin.elapsed())).await?;
+    Ok(Connected { channel, driver, agent, guest, answered: SystemTime::now() })
+}
+
+impl Up {
     async fn fail(self, source: AgentError) -> BootError {
         let console = self.processes.monitor.console().await;
-        BootError::Guest { accelerator: self.accelerator, source, monitor: last_words(&self.log), console }
+        let monitor = last_words(&self.folder.join(MONITOR_LOG));
+        BootError::Guest { accelerator: self.accelerator, source, monitor, console }
     }
 }
 
@@ -168,16 +207,29 @@ impl Greeted {
     /// # Errors
     /// When the agent refuses; everything is ended then.
     pub async fn set_up(self, setup: &GuestSetup) -> Result<Machine, BootError> {
-        match self.agent.set_up(setup).await {
-            Ok(()) => Ok(self.into_machine()),
-            Err(error) => Err(self.launched.fail(error).await),
+        match self.connected.agent.set_up(setup).await {
+            Ok(()) => {
+                self.note_times();
+                Ok(self.into_machine())
+            }
+            Err(error) => Err(self.up.fail(error).await),
         }
+    }
+
+    fn note_times(&self) {
+        let since = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+        let [started, answered] = [self.up.started, self.connected.answered].map(since);
+        let set_up = since(SystemTime::now());
+        let text =
+            format!("{{\"monitor_started\":{started},\"agent_answered\":{answered},\"set_up\":{set_up}}}\n");
+        // Nothing depends on it.
+        drop(std::fs::write(self.up.folder.join(TIMES), text));
     }
 
     /// The machine without a pod.
     pub fn into_machine(self) -> Machine {
-        let Greeted { launched, agent, guest } = self;
-        let Launched { accelerator, processes, channel, driver, .. } = launched;
-        Machine::new(processes, channel, agent, guest, accelerator, driver)
+        let Greeted { up, connected } = self;
+        let Connected { channel, driver, agent, guest, .. } = connected;
+        Machine::new(up.processes, channel, agent, guest, up.accelerator, up.wire, driver)
     }
 }

@@ -1,5 +1,6 @@
 //! What an operator says about the machines: `[runtimes.NAME.vm]` of the daemon's configuration, as the shim gets it.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,15 +11,76 @@ const LEAST_MEMORY: u32 = 96;
 
 /// Where each program or file is looked for when the configuration does not say.
 const MONITORS: [&str; 2] = ["/usr/bin/qemu-system-x86_64", "/usr/local/bin/qemu-system-x86_64"];
+const CLOUD_HYPERVISORS: [&str; 2] = ["/usr/bin/cloud-hypervisor", "/usr/local/bin/cloud-hypervisor"];
 const SHARERS: [&str; 4] =
     ["/usr/libexec/virtiofsd", "/usr/local/bin/virtiofsd", "/usr/bin/virtiofsd", "/usr/lib/qemu/virtiofsd"];
 const FIRMWARES: [&str; 2] = ["/usr/share/qemu/qboot.rom", "/usr/share/qemu/bios-microvm.bin"];
 
+/// Which monitor's language is spoken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MonitorKind {
+    #[default]
+    Qemu,
+    CloudHypervisor,
+}
+
+impl MonitorKind {
+    const QEMU: &str = "qemu";
+    const CLOUD_HYPERVISOR: &str = "cloud-hypervisor";
+
+    /// The kind by its name, or by the file name of its program.
+    fn of(monitor: &Path) -> Self {
+        let name = monitor.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with(Self::CLOUD_HYPERVISOR) {
+            MonitorKind::CloudHypervisor
+        } else {
+            MonitorKind::Qemu
+        }
+    }
+}
+
+impl fmt::Display for MonitorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            MonitorKind::Qemu => Self::QEMU,
+            MonitorKind::CloudHypervisor => Self::CLOUD_HYPERVISOR,
+        })
+    }
+}
+
+/// What QEMU makes of a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MachineType {
+    /// virtio-mmio alone: the fastest boot, and nothing can be added to a running machine.
+    #[default]
+    Microvm,
+    /// The same with a PCI Express bus beside it, to which devices can be added.
+    MicrovmPci,
+    /// A PC with PCI Express.
+    Q35,
+}
+
+/// Over what the agent in the guest is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ChannelKind {
+    /// vsock where the node has it for this monitor, else virtio-serial.
+    #[default]
+    Auto,
+    VirtioSerial,
+    Vsock,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct VmConfig {
-    /// The monitor's program; looked for where distributions put QEMU when empty.
+    /// `qemu`, `cloud-hypervisor`, or the path of one of their programs, whose file name says which it is. When empty, QEMU
+    /// is looked for where distributions put it.
     pub monitor: PathBuf,
+    /// QEMU's machine.
+    pub machine: MachineType,
+    pub channel: ChannelKind,
     /// The program that serves a folder to the guest (virtio-fs); looked for when empty.
     pub virtiofsd: PathBuf,
     /// The monitor's firmware; looked for when empty.
@@ -40,6 +102,8 @@ impl Default for VmConfig {
     fn default() -> Self {
         VmConfig {
             monitor: PathBuf::new(),
+            machine: MachineType::default(),
+            channel: ChannelKind::default(),
             virtiofsd: PathBuf::new(),
             firmware: PathBuf::new(),
             kernel: "/usr/lib/cofferdam/vm/kernel".into(),
@@ -62,12 +126,17 @@ pub struct ConfigError(pub Vec<String>);
 pub struct Parts {
     pub monitor: PathBuf,
     pub virtiofsd: PathBuf,
-    pub firmware: PathBuf,
+    /// QEMU's.
+    pub firmware: Option<PathBuf>,
     pub kernel: PathBuf,
     pub image: PathBuf,
 }
 
 impl VmConfig {
+    pub fn monitor_kind(&self) -> MonitorKind {
+        MonitorKind::of(&self.monitor)
+    }
+
     pub fn boot_deadline(&self) -> Duration {
         Duration::from_secs(self.boot_seconds.into())
     }
@@ -84,6 +153,22 @@ impl VmConfig {
         if self.boot_seconds == 0 {
             wrong.push("boot_seconds = 0 leaves no time to boot".to_owned());
         }
+        let kind = self.monitor_kind();
+        if kind == MonitorKind::CloudHypervisor {
+            if self.channel == ChannelKind::VirtioSerial {
+                wrong.push("channel = \"virtio-serial\" is for QEMU; Cloud Hypervisor has vsock".to_owned());
+            }
+            if self.machine != MachineType::default() {
+                wrong.push("machine is for QEMU; Cloud Hypervisor has one kind of machine".to_owned());
+            }
+        }
+        let named_only = [MonitorKind::QEMU, MonitorKind::CLOUD_HYPERVISOR].map(Path::new);
+        let named =
+            if named_only.contains(&self.monitor.as_path()) { Path::new("") } else { self.monitor.as_path() };
+        let (programs, package) = match kind {
+            MonitorKind::Qemu => (MONITORS, "Debian: qemu-system-x86"),
+            MonitorKind::CloudHypervisor => (CLOUD_HYPERVISORS, "its releases are static programs"),
+        };
         let mut find = |what: &str, named: &Path, usual: &[&str], hint: &str| {
             let found = if named.as_os_str().is_empty() {
                 usual.iter().map(PathBuf::from).find(|path| path.is_file())
@@ -98,14 +183,20 @@ impl VmConfig {
             })
         };
         let parts = Parts {
-            monitor: find("monitor", &self.monitor, &MONITORS, "Debian: qemu-system-x86"),
+            monitor: find("monitor", named, &programs, package),
             virtiofsd: find(
                 "virtiofsd",
                 &self.virtiofsd,
                 &SHARERS,
                 "Debian: virtiofsd, or qemu-system-common up to 12",
             ),
-            firmware: find("firmware", &self.firmware, &FIRMWARES, "Debian: qemu-system-data"),
+            firmware: match kind {
+                MonitorKind::Qemu => {
+                    Some(find("firmware", &self.firmware, &FIRMWARES, "Debian: qemu-system-data"))
+                }
+                // It boots kernels without any.
+                MonitorKind::CloudHypervisor => None,
+            },
             kernel: find("kernel", &self.kernel, &[], "cofferdam vm build-image"),
             image: find("guest image", &self.image, &[], "cofferdam vm build-image"),
         };
@@ -136,5 +227,27 @@ mod tests {
     fn unknown_keys_are_errors() {
         let error = serde_json::from_str::<VmConfig>(r#"{"memmory":1}"#).unwrap_err();
         assert!(error.to_string().contains("memmory"));
+    }
+
+    #[test]
+    fn a_monitor_is_named_or_a_path_that_says_which_it_is() {
+        let kind = |text: &str| VmConfig { monitor: text.into(), ..VmConfig::default() }.monitor_kind();
+        for text in ["", "qemu", "/usr/bin/qemu-system-x86_64", "/opt/other"] {
+            assert_eq!(kind(text), MonitorKind::Qemu, "{text}");
+        }
+        for text in ["cloud-hypervisor", "/opt/cloud-hypervisor-static"] {
+            assert_eq!(kind(text), MonitorKind::CloudHypervisor, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_cloud_hypervisor_does_not_have_is_refused() {
+        let text = r#"{"monitor":"cloud-hypervisor","channel":"virtio-serial","machine":"q35"}"#;
+        let config: VmConfig = serde_json::from_str(text).unwrap();
+        let words = config.parts().unwrap_err().to_string();
+        for part in ["vsock", "one kind of machine", "no kernel"] {
+            assert!(words.contains(part), "{part}: {words}");
+        }
+        assert!(!words.contains("firmware"), "{words}");
     }
 }

@@ -3,9 +3,10 @@
 //! The crate knows neither the CRI nor shims. Modules use only those above them:
 //! - [`config`]: what an operator says about the machines
 //! - `sys`: the kernel's interfaces: processes held by pidfd, mounts, network namespaces
+//! - [`wire`]: the byte stream between host and guest: virtio-serial or vsock
 //! - [`channel`]: many streams over the one byte stream between host and guest; both ends use it
 //! - [`agent`]: the client of the agent in the guest
-//! - [`vmm`]: monitors behind one trait; `vmm/qemu` is the one there is
+//! - [`vmm`]: monitors behind one trait: `vmm/qemu` and `vmm/cloud_hypervisor`
 //! - [`net`]: the pod's network, for the guest
 //! - [`share`]: the folder that a pod's guest sees of the host
 //! - [`machine`]: a pod's machine, from its boot to its end
@@ -19,6 +20,8 @@
 
 pub mod config;
 pub mod sys;
+
+pub mod wire;
 
 pub mod channel;
 

@@ -1,34 +1,57 @@
 //! A pod's machine.
 //!
 //! ```text
-//!  (phases of `boot`) ──▶ Running ──stop()──▶ Stopping ──▶ Ended
-//!                            └── a process of it ends, or the channel ───▲
+//!  (phases of `boot`) ──▶ Running ──stop()──▶ Stopping ──────▶ Ended
+//!                            ├──give_up(why)──▶ GivenUp ──────▶ Ended
+//!                            └── a process of it ends, or the channel ─▲
 //! ```
 //! Invariant: it is one whole: when the monitor, virtiofsd or the channel ends, all of it is ended, and everyone who
 //! waits is told why. Dropping the machine ends it too.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::agent::{Agent, Guest};
+use crate::agent::{Agent, AgentError, Guest, plain};
 use crate::channel::Channel;
 use crate::share::Share;
-use crate::vmm::{Accelerator, Monitor};
+use crate::vmm::{Accelerator, Monitor, MonitorError};
+use crate::wire::WireKind;
 
 /// How long the guest may take to turn itself off.
 const POWER_OFF: Duration = Duration::from_secs(3);
+/// How long the monitor may then take.
+const MONITOR_STOP: Duration = Duration::from_secs(1);
 /// A killed process is gone sooner than this, or something is wrong with the node.
 const DEATH: Duration = Duration::from_secs(5);
+/// How much of what the guest printed last is told with its end.
+const LAST_WORDS: usize = 300;
+
+/// How long a guest may take to find a device that was added.
+const DEVICE: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(20);
+
+#[derive(Debug, thiserror::Error)]
+pub enum AddDiskError {
+    #[error(transparent)]
+    Monitor(#[from] MonitorError),
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    #[error("the guest does not find the disk {name} that was added")]
+    NotFound { name: String },
+}
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Lifecycle {
     Running,
     /// Asked to end.
     Stopping,
+    /// Killed by whoever holds it, with the reason.
+    GivenUp(String),
     /// With the reason.
     Ended(String),
 }
@@ -37,7 +60,14 @@ impl Lifecycle {
     fn stopping(&self) -> Self {
         match self {
             Lifecycle::Running | Lifecycle::Stopping => Lifecycle::Stopping,
-            Lifecycle::Ended(reason) => Lifecycle::Ended(reason.clone()),
+            Lifecycle::GivenUp(_) | Lifecycle::Ended(_) => self.clone(),
+        }
+    }
+
+    fn given_up(&self, why: String) -> Self {
+        match self {
+            Lifecycle::Running => Lifecycle::GivenUp(why),
+            Lifecycle::Stopping | Lifecycle::GivenUp(_) | Lifecycle::Ended(_) => self.clone(),
         }
     }
 
@@ -46,7 +76,7 @@ impl Lifecycle {
         match self {
             Lifecycle::Running => Lifecycle::Ended(what.to_owned()),
             Lifecycle::Stopping => Lifecycle::Ended("the machine was stopped".to_owned()),
-            Lifecycle::Ended(reason) => Lifecycle::Ended(reason.clone()),
+            Lifecycle::GivenUp(reason) | Lifecycle::Ended(reason) => Lifecycle::Ended(reason.clone()),
         }
     }
 }
@@ -72,6 +102,7 @@ pub struct Machine {
     agent: Agent,
     guest: Guest,
     accelerator: Accelerator,
+    wire: WireKind,
     state: watch::Sender<Lifecycle>,
     /// Drives the channel, and watches the processes.
     _tasks: JoinSet<()>,
@@ -91,6 +122,7 @@ impl Machine {
         agent: Agent,
         guest: Guest,
         accelerator: Accelerator,
+        wire: WireKind,
         mut driver: JoinSet<()>,
     ) -> Self {
         let processes = Arc::new(processes);
@@ -107,9 +139,10 @@ impl Machine {
             watched.kill();
             let _ = timeout(DEATH, async { tokio::join!(watched.monitor.exited(), watched.share.exited()) })
                 .await;
-            told.send_modify(|state| *state = state.ended(what));
+            let what = with_last_words(what, &watched.monitor.console().await);
+            told.send_modify(|state| *state = state.ended(&what));
         });
-        Machine { processes, channel, agent, guest, accelerator, state, _tasks: tasks }
+        Machine { processes, channel, agent, guest, accelerator, wire, state, _tasks: tasks }
     }
 
     pub fn agent(&self) -> &Agent {
@@ -124,6 +157,11 @@ impl Machine {
         self.accelerator
     }
 
+    /// Over what its agent is reached.
+    pub fn wire(&self) -> WireKind {
+        self.wire
+    }
+
     pub fn channel(&self) -> &Channel {
         &self.channel
     }
@@ -134,6 +172,23 @@ impl Machine {
 
     pub fn monitor(&self) -> &dyn Monitor {
         &*self.processes.monitor
+    }
+
+    /// Gives the guest a disk, and returns once its kernel has it: the device's name in the guest.
+    ///
+    /// # Errors
+    /// When the monitor refuses, or the guest does not find it.
+    pub async fn add_disk(&self, name: &str, image: OwnedFd) -> Result<String, AddDiskError> {
+        self.monitor().add_disk(name, image).await?;
+        let begin = Instant::now();
+        while begin.elapsed() < DEVICE {
+            let hardware = self.agent.hardware().await?;
+            if let Some(disk) = hardware.disks.into_iter().find(|disk| disk.serial == name) {
+                return Ok(disk.device);
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        Err(AddDiskError::NotFound { name: name.to_owned() })
     }
 
     pub fn has_ended(&self) -> bool {
@@ -153,7 +208,13 @@ impl Machine {
         }
     }
 
-    /// Ends it: asks the guest first, then pulls the plug. Ended is done.
+    /// Pulls the plug on a guest that is of no use any more. Who waits for the end is told `why`.
+    pub fn give_up(&self, why: impl Into<String>) {
+        self.state.send_modify(|state| *state = state.given_up(why.into()));
+        self.processes.kill();
+    }
+
+    /// Ends it: asks the guest first, then the monitor, then pulls the plug. Ended is done.
     pub async fn stop(&self) {
         self.state.send_modify(|state| *state = state.stopping());
         if !self.has_ended() {
@@ -161,6 +222,13 @@ impl Machine {
                 tokio::join!(self.agent.power_off(POWER_OFF), self.processes.monitor.exited());
             };
             if timeout(POWER_OFF, asked).await.is_err() {
+                let ended = async {
+                    // One that does not do it is killed, as is one that is not listened to.
+                    if self.processes.monitor.stop().await.is_ok() {
+                        self.processes.monitor.exited().await;
+                    }
+                };
+                drop(timeout(MONITOR_STOP, ended).await);
                 self.processes.kill();
             }
         }
@@ -168,9 +236,25 @@ impl Machine {
     }
 }
 
+/// A panic, or what the agent had to say, is the end of what the guest printed.
+fn with_last_words(what: &str, console: &str) -> String {
+    let words = plain(console.trim());
+    let skipped = words.chars().count().saturating_sub(LAST_WORDS);
+    let last: String = words.chars().skip(skipped).collect();
+    if last.is_empty() { what.to_owned() } else { format!("{what}; the guest printed last: {last:?}") }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_guest_printed_last_is_told_and_does_no_harm() {
+        let told = with_last_words("it ended", &format!("{}\n\u{1b}[2J panic\n", "x".repeat(5000)));
+        assert!(told.len() < 500 && told.ends_with("[2J panic\""), "{told}");
+        assert!(!told.contains(['\u{1b}', '\n']));
+        assert_eq!(with_last_words("it ended", " \n"), "it ended");
+    }
 
     #[test]
     fn the_first_end_counts_and_a_stop_is_no_crash() {
@@ -180,5 +264,8 @@ mod tests {
         assert_eq!(crashed.stopping(), crashed);
         let stopped = Lifecycle::Running.stopping().ended("its monitor ended");
         assert_eq!(stopped, Lifecycle::Ended("the machine was stopped".into()));
+        let given_up = Lifecycle::Running.given_up("it hangs".into());
+        assert_eq!(given_up.stopping().ended("its monitor ended"), Lifecycle::Ended("it hangs".into()));
+        assert_eq!(Lifecycle::Stopping.given_up("it hangs".into()), Lifecycle::Stopping);
     }
 }

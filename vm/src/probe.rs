@@ -14,7 +14,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::boot::{BootError, Plan};
-use crate::config::{ConfigError, Parts, VmConfig};
+use crate::config::{ConfigError, MonitorKind, Parts, VmConfig};
 use crate::vmm::Accelerator;
 
 /// With KVM a guest is up in well under a second.
@@ -29,6 +29,10 @@ pub enum ProbeError {
         "microVMs need KVM, which this node does not give: {0} (emulation = true allows them without, slowly)"
     )]
     NotAvailable(String),
+    #[error(
+        "Cloud Hypervisor needs KVM, which this node does not give: {0} (QEMU can do without, with emulation = true)"
+    )]
+    NoEmulation(String),
     #[error("keep what the probe found in {}: {source}", path.display())]
     Keep { path: PathBuf, source: io::Error },
 }
@@ -52,14 +56,19 @@ pub async fn accelerator(config: &VmConfig, folder: &Path) -> Result<Accelerator
         Err(error) => Some(format!("/dev/kvm: {error}")),
         Ok(_) => finding(config, &parts, folder).await?.obstacle,
     };
-    choose(obstacle, config.emulation)
+    choose(obstacle, config.emulation, config.monitor_kind())
 }
 
-fn choose(obstacle: Option<String>, emulation: bool) -> Result<Accelerator, ProbeError> {
-    match obstacle {
-        None => Ok(Accelerator::Kvm),
-        Some(_) if emulation => Ok(Accelerator::Tcg),
-        Some(why) => Err(ProbeError::NotAvailable(why)),
+fn choose(
+    obstacle: Option<String>,
+    emulation: bool,
+    monitor: MonitorKind,
+) -> Result<Accelerator, ProbeError> {
+    match (obstacle, monitor) {
+        (None, _) => Ok(Accelerator::Kvm),
+        (Some(_), MonitorKind::Qemu) if emulation => Ok(Accelerator::Tcg),
+        (Some(why), MonitorKind::Qemu) => Err(ProbeError::NotAvailable(why)),
+        (Some(why), MonitorKind::CloudHypervisor) => Err(ProbeError::NoEmulation(why)),
     }
 }
 
@@ -96,7 +105,7 @@ async fn boot(config: &VmConfig, folder: &Path) -> Result<(), BootError> {
     let plan = Plan { config, accelerator: Accelerator::Kvm, folder: folder.clone(), nics: Vec::new() };
     let place = |_| Ok(());
     let outcome = async {
-        let machine = plan.prepare(&place)?.launch(&place)?.greet().await?.into_machine();
+        let machine = plan.prepare(&place)?.launch(&place).await?.greet().await?.into_machine();
         machine.stop().await;
         Ok(())
     };
@@ -114,7 +123,8 @@ fn subject(parts: &Parts) -> String {
             fs::metadata(path).map(|m| format!("{}:{}:{}", m.ino(), m.size(), m.mtime())).unwrap_or_default();
         format!("{}:{about}", path.display())
     };
-    let files = [&parts.monitor, &parts.firmware, &parts.kernel, &parts.image].map(|path| file(path));
+    let files = [Some(&parts.monitor), parts.firmware.as_ref(), Some(&parts.kernel), Some(&parts.image)];
+    let files: Vec<String> = files.into_iter().flatten().map(|path| file(path)).collect();
     format!("{} {}", boot.trim(), files.join(" "))
 }
 
@@ -124,9 +134,12 @@ mod tests {
 
     #[test]
     fn emulation_has_to_be_allowed() {
-        assert!(matches!(choose(None, false), Ok(Accelerator::Kvm)));
-        assert!(matches!(choose(Some("no".into()), true), Ok(Accelerator::Tcg)));
-        let refused = choose(Some("it hangs".into()), false).unwrap_err().to_string();
+        let qemu = MonitorKind::Qemu;
+        assert!(matches!(choose(None, false, qemu), Ok(Accelerator::Kvm)));
+        assert!(matches!(choose(Some("no".into()), true, qemu), Ok(Accelerator::Tcg)));
+        let other = choose(Some("no".into()), true, MonitorKind::CloudHypervisor);
+        assert!(matches!(other, Err(ProbeError::NoEmulation(_))), "{other:?}");
+        let refused = choose(Some("it hangs".into()), false, qemu).unwrap_err().to_string();
         assert!(refused.contains("it hangs") && refused.contains("emulation = true"), "{refused}");
     }
 }

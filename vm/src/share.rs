@@ -13,14 +13,13 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use crate::sys::mount::{self, Shown, Source, Submounts};
 use crate::sys::process::{Child, Program};
+use crate::sys::socket;
+use crate::vmm::ShareSocket;
 
-/// The tag by which the guest mounts it.
-pub const TAG: &str = "pod";
 /// Where the guest mounts it.
 pub const GUEST_ROOT: &str = "/run/cofferdam/share";
 
@@ -52,15 +51,20 @@ pub struct Share {
 }
 
 impl Share {
-    /// Starts virtiofsd on `root`, a folder whose own content stays unseen. The other value is the monitor's end.
+    /// Starts virtiofsd on `root`, a folder whose own content stays unseen. The other value is where it waits for the
+    /// monitor: a socket beside the folder.
     ///
     /// # Errors
     /// When virtiofsd cannot be started.
-    pub fn start(program: &Path, root: &Path, log: Option<OwnedFd>) -> Result<(Self, OwnedFd), ShareError> {
+    pub fn start(
+        program: &Path,
+        root: &Path,
+        log: Option<OwnedFd>,
+    ) -> Result<(Self, ShareSocket), ShareError> {
         let failed = |source| ShareError::Start { program: program.to_owned(), source };
         let (folders, shown) = mount::tmpfs_pair().map_err(failed)?;
-        let (virtiofsd, monitor_end) = start(program, root, shown, log).map_err(failed)?;
-        Ok((Share { virtiofsd, root: root.to_owned(), folders }, monitor_end))
+        let (virtiofsd, socket) = start(program, root, shown, log).map_err(failed)?;
+        Ok((Share { virtiofsd, root: root.to_owned(), folders }, socket))
     }
 
     /// Where the guest finds an item.
@@ -117,9 +121,16 @@ impl Share {
 }
 
 /// The mount that hides what else lies in the folder is made by the child itself, in its own namespace.
-fn start(program: &Path, root: &Path, shown: OwnedFd, log: Option<OwnedFd>) -> io::Result<(Child, OwnedFd)> {
+fn start(
+    program: &Path,
+    root: &Path,
+    shown: OwnedFd,
+    log: Option<OwnedFd>,
+) -> io::Result<(Child, ShareSocket)> {
     std::fs::create_dir_all(root)?;
-    let (listener, connected) = connection(root)?;
+    let path = root.with_extension("socket");
+    let listener = socket::listen(&path)?;
+    let named = ShareSocket::new(path);
     let target = CString::new(root.as_os_str().as_bytes())?;
     let option = |text: String| ["-o".to_owned(), text];
     let mut arguments = vec!["-f".to_owned(), format!("--fd={}", listener.as_raw_fd())];
@@ -137,19 +148,5 @@ fn start(program: &Path, root: &Path, shown: OwnedFd, log: Option<OwnedFd>) -> i
         no_capabilities: false,
     };
     let child = program.spawn(&[listener.as_fd()], log, move || mount::hang(shown.as_fd(), &target))?;
-    Ok((child, connected))
-}
-
-/// A listening socket with one connection in its queue. The name is gone before anyone else could use it.
-fn connection(root: &Path) -> io::Result<(UnixListener, OwnedFd)> {
-    use rustix::fs::{Mode, OFlags};
-    let folder = root.parent().unwrap_or(root);
-    let folder = rustix::fs::open(folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    // Names of sockets are short, those of folders may not be.
-    let path = PathBuf::from(format!("/proc/self/fd/{}/virtiofs-{}", folder.as_raw_fd(), std::process::id()));
-    drop(std::fs::remove_file(&path));
-    let listener = UnixListener::bind(&path)?;
-    let connected = UnixStream::connect(&path);
-    std::fs::remove_file(&path)?;
-    Ok((listener, OwnedFd::from(connected?)))
+    Ok((child, named))
 }

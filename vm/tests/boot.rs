@@ -1,105 +1,17 @@
-//! Real guests, under emulation: they need QEMU, virtiofsd, Debian's kernel package unpacked (`tests/vm/run.sh` does that)
-//! and the guest's two programs built statically (`make shim`).
+//! Real guests, under emulation; `bench` says what they need.
 
-use std::path::{Path, PathBuf};
+mod bench;
+
 use std::time::{Duration, Instant};
 
-use cofferdam_vm::agent::GuestSetup;
-use cofferdam_vm::boot::{BootError, Plan};
+use bench::{Bench, PATIENCE, is_running};
+use cofferdam_vm::boot::BootError;
 use cofferdam_vm::channel::Purpose;
 use cofferdam_vm::config::VmConfig;
-use cofferdam_vm::image::{self, Ingredients};
-use cofferdam_vm::machine::Machine;
 use cofferdam_vm::share::Item;
 use cofferdam_vm::sys::mount::{Source, Submounts};
-use cofferdam_vm::vmm::{Accelerator, MonitorError};
+use cofferdam_vm::vmm::MonitorError;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-/// Emulation on a busy machine.
-const BOOT_SECONDS: u32 = 120;
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// The folder of the programs, and that of the unpacked kernel package; nothing when something is not there.
-fn ingredients() -> Result<Ingredients, String> {
-    let programs = std::env::var_os("COFFERDAM_GUEST_DIR").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/x86_64-unknown-linux-gnu/debug"),
-        PathBuf::from,
-    );
-    let cache = std::env::var_os("COFFERDAM_VM_CACHE")
-        .map(PathBuf::from)
-        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/cofferdam-vm")));
-    let kernels = cache.iter().flat_map(|cache| std::fs::read_dir(cache).into_iter().flatten().flatten());
-    let kernel = kernels
-        .map(|entry| entry.path())
-        .find(|path| path.join("ready").exists() && path.join("boot").exists());
-    let kernel = kernel.ok_or("no kernel is unpacked: tests/vm/run.sh unpacks one")?;
-    let release = kernel.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let from = Ingredients {
-        kernel: kernel.join("boot").join(format!("vmlinuz-{release}")),
-        modules: kernel.join("lib/modules").join(release),
-        agent: programs.join("cofferdam-agent"),
-        runtime: programs.join("containerd-shim-cofferdam-v1"),
-    };
-    for program in [&from.agent, &from.runtime] {
-        if !program.exists() {
-            return Err(format!("{} is not there: make shim", program.display()));
-        }
-    }
-    Ok(from)
-}
-
-struct Bench {
-    folder: tempfile::TempDir,
-    config: VmConfig,
-}
-
-impl Bench {
-    fn new() -> Option<Bench> {
-        if !rustix::process::geteuid().is_root() {
-            println!("skipped: mount namespaces need root");
-            return None;
-        }
-        let from = match ingredients() {
-            Ok(from) => from,
-            Err(what) => {
-                println!("skipped: {what}");
-                return None;
-            }
-        };
-        let folder = tempfile::tempdir().unwrap();
-        let image = image::build(&from, folder.path()).unwrap();
-        let config = VmConfig {
-            kernel: image.kernel,
-            image: image.initramfs,
-            emulation: true,
-            boot_seconds: BOOT_SECONDS,
-            memory: 192,
-            ..VmConfig::default()
-        };
-        Some(Bench { folder, config })
-    }
-
-    fn plan(&self, config: VmConfig) -> Plan {
-        Plan {
-            config,
-            accelerator: Accelerator::Tcg,
-            folder: self.folder.path().join("pod"),
-            nics: Vec::new(),
-        }
-    }
-
-    async fn boot(&self) -> Machine {
-        let place = |_| Ok(());
-        let launched = self.plan(self.config.clone()).prepare(&place).unwrap().launch(&place).unwrap();
-        let setup = GuestSetup { hostname: "guest".into(), ..GuestSetup::default() };
-        launched.greet().await.unwrap().set_up(&setup).await.unwrap()
-    }
-}
-
-fn is_running(pid: i32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
-}
 
 #[tokio::test]
 async fn a_guest_boots_is_given_files_and_streams_and_ends() {
@@ -151,8 +63,7 @@ async fn a_guest_boots_is_given_files_and_streams_and_ends() {
 
     let refused = machine.monitor().add_disk("d", std::fs::File::open(&file).unwrap().into()).await;
     assert!(matches!(refused, Err(MonitorError::Unsupported { .. })));
-    machine.monitor().pause().await.unwrap();
-    machine.monitor().resume().await.unwrap();
+    assert!(!machine.monitor().capabilities().add_disk);
 
     let pids = [machine.monitor().pid(), machine.share().pid()];
     machine.stop().await;
@@ -178,7 +89,7 @@ async fn a_guest_that_never_answers_is_ended_with_what_it_said() {
     let Some(bench) = Bench::new() else { return };
     let config = VmConfig { image: bench.config.kernel.clone(), boot_seconds: 8, ..bench.config.clone() };
     let place = |_| Ok(());
-    let launched = bench.plan(config).prepare(&place).unwrap().launch(&place).unwrap();
+    let launched = bench.plan(config).prepare(&place).unwrap().launch(&place).await.unwrap();
     let error = launched.greet().await.expect_err("a guest without an agent is greeted");
     assert!(matches!(error, BootError::Guest { .. }), "{error}");
 }

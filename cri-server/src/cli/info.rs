@@ -158,7 +158,10 @@ fn layout(value: &Value) -> String {
 fn handler(handler: &Value) -> String {
     let isolation = match handler["isolation"].as_str() {
         None | Some("") => String::new(),
-        Some(isolation) => format!(", isolation {isolation}"),
+        Some(isolation) => {
+            let said = handler["said"].as_str().unwrap_or("nothing of it has started on this node yet");
+            format!(", isolation {isolation}: {said}")
+        }
     };
     let shim = handler["error"].as_str().map(|error| format!("unusable: {error}"));
     format!("{}: {}{isolation}", word(&handler["name"]), shim.unwrap_or_else(|| word(&handler["shim"])))

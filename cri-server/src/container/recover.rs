@@ -51,9 +51,9 @@ impl Containers {
         });
         let unsettled: Vec<_> = join_all(recoveries).await.into_iter().flatten().collect();
         let stopping = self.ports.stopping.clone();
-        let jobs = unsettled.into_iter().map(|container| {
+        let jobs = unsettled.into_iter().map(|(container, why)| {
             let containers = Arc::clone(self);
-            async move { containers.settle(container).await }
+            async move { containers.settle(container, why).await }
         });
         let settling = futures::stream::iter(jobs.collect::<Vec<_>>()).buffer_unordered(AT_ONCE);
         self.ports.tracker.spawn(async move {
@@ -111,12 +111,13 @@ impl Containers {
         found
     }
 
-    /// Answers the container when something is left to do about it.
+    /// Answers the container when something is left to do about it, and what became of its shim.
     async fn recover_one(
         self: &Arc<Self>,
         container: Arc<Container>,
         paused: Arc<HashSet<String>>,
-    ) -> Option<Arc<Container>> {
+    ) -> Option<(Arc<Container>, String)> {
+        let mut why = "the container's shim died while the daemon was away".to_owned();
         let bundle = self.ports.places.container(container.id());
         if self.ports.past.rebooted {
             // Whatever it says of a shim is of before.
@@ -124,8 +125,16 @@ impl Containers {
                 tracing::warn!(container = %container.id(), error = %crate::report::chain(&error), "bundle");
             }
         } else if let Some(endpoint) = Launcher::recorded(&bundle) {
-            let shim = self.ports.launcher.connect(container.id().as_str(), &endpoint, &bundle).await;
-            container.shim.store(shim.ok().map(Arc::new));
+            match self.ports.launcher.connect(container.id().as_str(), &endpoint, &bundle).await {
+                Ok(shim) => container.shim.store(Some(Arc::new(shim))),
+                Err(error) if Launcher::process(&bundle, container.id().as_str()).is_some() => {
+                    why = format!(
+                        "the container's shim could not be reached after a restart of the daemon, and was ended with it: {}",
+                        crate::report::chain(&error)
+                    );
+                }
+                Err(_) => {}
+            }
         }
         failpoint!("container.recover.connected", infallible);
         let settled = match (container.state(), container.shim.load_full()) {
@@ -158,7 +167,7 @@ impl Containers {
         let is_half_made = !settled && container.state() == ContainerState::Created;
         container.is_half_made.store(is_half_made, Ordering::Release);
         failpoint!("container.recover.done", infallible);
-        (!settled).then_some(container)
+        (!settled).then_some((container, why))
     }
 
     /// Between the task's start and its record the daemon may have died: the shim knows.
@@ -184,9 +193,9 @@ impl Containers {
         }
     }
 
-    async fn settle(self: &Arc<Self>, container: Arc<Container>) {
+    async fn settle(self: &Arc<Self>, container: Arc<Container>, why: String) {
         let done = match container.state() {
-            ContainerState::Running { .. } => self.settle_running(&container).await.map_err(Arc::new),
+            ContainerState::Running { .. } => self.settle_running(&container, why).await.map_err(Arc::new),
             ContainerState::Created => self.settle_created(&container).await,
             ContainerState::Creating => self.unmake(&container).await,
             ContainerState::Removing { .. } => self.remove(&container).await,
@@ -197,11 +206,15 @@ impl Containers {
         }
     }
 
-    /// Its shim is gone: what it wrote down is the exit.
-    async fn settle_running(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), ContainerError> {
+    /// Its shim is gone, or out of reach: what it wrote down is the exit.
+    async fn settle_running(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        why: String,
+    ) -> Result<(), ContainerError> {
         let exit = match self.exit_left(container).await {
-            Some(end) => self.exit_of(container, end),
-            None => lost_exit("the container's shim died while the daemon was away"),
+            Some(end) => Exit { message: why, ..self.exit_of(container, end) },
+            None => lost_exit(&why),
         };
         let exited = |s: &ContainerState| Ok::<_, ContainerError>(s.exited(exit.clone()));
         while let Err(error) = container.change(&self.ports, exited).await {

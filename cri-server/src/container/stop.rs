@@ -147,7 +147,9 @@ impl Containers {
         if signal == libc::SIGKILL {
             return false;
         }
-        self.first_process(container).is_some_and(|process| process.signal_number(signal).is_ok())
+        let sent = self.first_process(container).is_some_and(|process| process.signal_number(signal).is_ok());
+        failpoint!("container.stop.signalled_directly", infallible);
+        sent
     }
 
     /// The first process of a running container whose processes are the host's.

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::{Container, ContainerError, ContainerState, Containers, Exit, ExitCause};
 use crate::ports::now;
-use crate::runtime::Shim;
+use crate::runtime::{Launcher, Shim};
 use crate::task::{self, End};
 
 /// Between attempts to settle an exit.
@@ -76,30 +76,22 @@ impl Containers {
         let (exit, oom_killed, message) = match end {
             End::Told(exit) => {
                 let kills = self.ports.cgroups.oom_kill_count(container.cgroups_path());
-                (Some(exit), kills.unwrap_or(0) > 0, "")
+                let why = Launcher::why(&self.ports.places.container(container.id()));
+                (Some(exit), kills.unwrap_or(0) > 0, why.unwrap_or_default())
             }
-            End::ShimDead(left) => (left.exit, left.oom_killed, "the container's shim died"),
+            End::ShimDead(left) => (left.exit, left.oom_killed, "the container's shim died".to_owned()),
             End::ShimSilent(left) => {
-                (left.exit, left.oom_killed, "the container's shim did not answer any more and was ended")
+                let message = "the container's shim did not answer any more and was ended";
+                (left.exit, left.oom_killed, message.to_owned())
             }
         };
         let finished_at = exit.and_then(|e| e.exited_at).map_or_else(now, nanoseconds);
         match exit {
             Some(exit) => {
                 let code = i32::try_from(exit.status).unwrap_or(UNKNOWN_CODE);
-                Exit {
-                    code,
-                    finished_at,
-                    cause: ExitCause::of(code, oom_killed),
-                    message: message.to_owned(),
-                }
+                Exit { code, finished_at, cause: ExitCause::of(code, oom_killed), message }
             }
-            None => Exit {
-                code: UNKNOWN_CODE,
-                finished_at,
-                cause: ExitCause::Unknown,
-                message: message.to_owned(),
-            },
+            None => Exit { code: UNKNOWN_CODE, finished_at, cause: ExitCause::Unknown, message },
         }
     }
 }

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::notices::Notices;
 use crate::registry::{Algorithm, Digest};
 
 /// Why a blob cannot be stored or read.
@@ -117,37 +118,37 @@ pub struct Content {
 }
 
 impl Content {
-    /// Opens the store under `root`. What was never finished is left to [`Content::take_doomed`].
+    /// Opens the store under `root`. What was never finished is left to [`Content::take_doomed`]; what a damaged file system
+    /// keeps back is noticed, and absent.
     ///
     /// # Errors
     /// When the directories cannot be made or read.
-    pub fn open(root: &Path) -> Result<Self, ContentError> {
+    pub fn open(root: &Path, notices: &Notices) -> Result<Self, ContentError> {
         let content = root.join("content");
         let (blobs, ingest) = (content.join("blobs"), content.join("ingest"));
         let mut sizes = HashMap::new();
         for directory in [blobs.join("sha256"), blobs.join("sha512"), ingest.clone()] {
-            let mut builder = fs::DirBuilder::new();
-            builder
-                .recursive(true)
-                .mode(0o700)
-                .create(&directory)
-                .map_err(failed("make directory", &directory))?;
+            let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory);
+            let made = notices.pass_over(|| format!("no blobs in {}", directory.display()), made);
+            made.map_err(failed("make directory", &directory))?;
         }
         for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
             let directory = blobs.join(algorithm.as_str());
-            for entry in fs::read_dir(&directory).map_err(failed("list", &directory))? {
-                let entry = entry.map_err(failed("list", &directory))?;
-                let name = format!("{algorithm}:{}", entry.file_name().to_string_lossy());
-                let metadata = entry.metadata().map_err(failed("stat", &entry.path()))?;
-                if let Ok(digest) = Digest::parse(&name) {
+            for name in notices.names_in(&directory).map_err(failed("list", &directory))? {
+                let path = directory.join(&name);
+                let looked = notices.pass_over(
+                    || format!("the blob {} is lost", path.display()),
+                    fs::symlink_metadata(&path),
+                );
+                let looked = looked.map_err(failed("stat", &path))?;
+                let digest = Digest::parse(&format!("{algorithm}:{}", name.to_string_lossy()));
+                if let (Ok(digest), Some(metadata)) = (digest, looked) {
                     sizes.insert(digest, metadata.len());
                 }
             }
         }
-        let mut doomed = Vec::new();
-        for entry in fs::read_dir(&ingest).map_err(failed("list", &ingest))? {
-            doomed.push(entry.map_err(failed("list", &ingest))?.path());
-        }
+        let doomed = notices.names_in(&ingest).map_err(failed("list", &ingest))?;
+        let doomed: Vec<_> = doomed.into_iter().map(|name| ingest.join(name)).collect();
         // New names must not meet old ones.
         let number = |path: &PathBuf| path.file_name()?.to_str()?.parse::<u64>().ok();
         let last = doomed.iter().filter_map(number).max();
@@ -258,6 +259,7 @@ impl Content {
                 // It is known, but its file is gone.
                 return Ok(self.size(digest).map(|_| false));
             }
+            Err(error) if crate::report::damaged(&error) => return Ok(Some(false)),
             file => file?,
         };
         // What is read once should not push out what is used; an older kernel does not know the advice.
@@ -269,7 +271,7 @@ impl Content {
             match file.read(&mut piece) {
                 Ok(0) => break,
                 Ok(length) => hasher.update(&piece[..length]),
-                Err(error) if error.raw_os_error() == Some(libc::EIO) => return Ok(Some(false)),
+                Err(error) if crate::report::damaged(&error) => return Ok(Some(false)),
                 Err(error) => return Err(error),
             }
         }
@@ -413,7 +415,7 @@ mod tests {
     #[test]
     fn a_wrong_blob_leaves_nothing() {
         let root = tempfile::tempdir().unwrap();
-        let content = Content::open(root.path()).unwrap();
+        let content = Content::open(root.path(), &Notices::default()).unwrap();
         let digest = Digest::sha256(b"right");
         assert!(matches!(content.put(&digest, b"wrong"), Err(ContentError::Digest { .. })));
         let mut ingest = content.ingest(&digest, Some(5)).unwrap();
@@ -427,12 +429,12 @@ mod tests {
     fn blobs_survive_and_unfinished_ones_do_not() {
         let root = tempfile::tempdir().unwrap();
         let digest = Digest::sha256(b"kept");
-        let content = Content::open(root.path()).unwrap();
+        let content = Content::open(root.path(), &Notices::default()).unwrap();
         content.put(&digest, b"kept").unwrap();
         let unfinished = content.ingest(&Digest::sha256(b"x"), None).unwrap();
         std::mem::forget(unfinished);
         drop(content);
-        let content = Content::open(root.path()).unwrap();
+        let content = Content::open(root.path(), &Notices::default()).unwrap();
         assert_eq!(content.read(&digest, 100).unwrap(), b"kept");
         assert!(matches!(content.read(&digest, 3), Err(ContentError::TooLarge { .. })));
         assert_eq!(content.list(), vec![(digest.clone(), 4)]);
@@ -446,7 +448,7 @@ mod tests {
     #[test]
     fn a_damaged_blob_is_noticed() {
         let root = tempfile::tempdir().unwrap();
-        let content = Content::open(root.path()).unwrap();
+        let content = Content::open(root.path(), &Notices::default()).unwrap();
         let digest = Digest::sha256(b"kept");
         content.put(&digest, b"kept").unwrap();
         fs::write(content.path(&digest), b"lost").unwrap();

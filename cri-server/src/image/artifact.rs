@@ -3,6 +3,7 @@
 //! Invariant: an artifact's files are unpacked like a layer, into a folder with a digest for a name: that of an archive which
 //! is made of them on the way and never stored. So they are bounded, synced, kept and swept as layers are.
 
+use cofferdam_failpoints::failpoint;
 use std::collections::{HashSet, VecDeque};
 use std::fs::File;
 use std::io::Read;
@@ -100,8 +101,10 @@ impl ImageService {
         let all = self.checked_size(&digest, &artifact.files)?;
         let config = self.fetch_small(origin, &manifest.config, MAX_CONFIG).await?;
         self.fetch_files(origin, &artifact.files, board).await?;
+        failpoint!("image.artifact.files_fetched");
         let size = all + (bytes.len() + config.len()) as u64;
         let tree = self.unpack_files(&artifact.files, origin.name()).await?;
+        failpoint!("image.artifact.tree_made");
         let (content, snapshots, id) = (self.content.clone(), self.snapshots.clone(), digest.clone());
         if self.content.size(&digest).is_none() {
             self.disown_blob(&digest).await?;
@@ -111,6 +114,7 @@ impl ImageService {
             durable::sync(&[content.folder(), &snapshots.layers().folder()])
         })
         .await??;
+        failpoint!("image.artifact.synced");
         let (repo_tags, repo_digests) = names;
         self.record(ImageRecord {
             // Its configuration is the same for many artifacts.
@@ -323,7 +327,7 @@ mod tests {
     #[test]
     fn a_daemon_that_ends_does_not_read_on() {
         let folder = tempfile::tempdir().unwrap();
-        let content = Content::open(folder.path()).unwrap();
+        let content = Content::open(folder.path(), &crate::notices::Notices::default()).unwrap();
         let bytes = vec![7; 3 * PIECE];
         let mut hasher = Hasher::new(Algorithm::Sha256);
         hasher.update(&bytes);

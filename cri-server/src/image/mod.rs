@@ -106,8 +106,8 @@ impl ImageService {
         store: Arc<Store>,
         notices: Arc<Notices>,
     ) -> Result<Arc<Self>, ImageError> {
-        let content = Arc::new(Content::open(root)?);
-        let snapshots = Snapshots::open(root)?;
+        let content = Arc::new(Content::open(root, &notices)?);
+        let snapshots = Snapshots::open(root, &notices)?;
         let registry = Registry::new(RegistryConfig {
             config_path: Some(config.registry_config.clone()),
             credentials_for_mirrors: config.credentials_for_mirrors,

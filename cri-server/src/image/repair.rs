@@ -3,6 +3,7 @@
 //! Invariant: as for a pull, no record on disk names a part that is not on disk: the record goes before the part comes
 //! anew, and comes back after a sync.
 
+use cofferdam_failpoints::failpoint;
 use std::sync::Arc;
 
 use super::error::ImageError;
@@ -64,12 +65,14 @@ impl ImageService {
         board.begin(&image.layers);
         let origin = Origin::Stored("what is stored".to_owned());
         self.fetch_layers(&origin, &image.layers, &board).await?;
+        failpoint!("image.repair.layers_unpacked");
         let (content, snapshots, diff_ids) = (self.content.clone(), self.snapshots.clone(), image.diff_ids());
         blocking(move || -> Result<(), ImageError> {
             snapshots.settle(&diff_ids)?;
             durable::sync(&[content.folder(), &snapshots.layers().folder()])
         })
         .await??;
+        failpoint!("image.repair.synced");
         self.record(ImageRecord::clone(image)).await?;
         Ok(true)
     }

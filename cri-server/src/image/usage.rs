@@ -1,5 +1,6 @@
 //! What takes room, and what of it could be freed.
 
+use cofferdam_failpoints::failpoint;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -136,6 +137,7 @@ impl ImageService {
                 Err(error) => pruned.failures.push(crate::report::chain(&error)),
             }
         }
+        failpoint!("image.prune.forgotten");
         match tokio::time::timeout(PATIENCE, self.sweep()).await {
             Ok(failures) => pruned.failures.extend(failures),
             Err(_) => pruned.failures.push("bytes are still being removed".to_owned()),

@@ -4,6 +4,7 @@
 //! priority. What is damaged is out of use before anybody is told; who asks for its image then gets it made whole
 //! from what is stored, or pulls it again.
 
+use cofferdam_failpoints::failpoint;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -102,6 +103,7 @@ impl ImageService {
         let mut found = found?;
         if !found.damaged.is_empty() {
             self.break_images().await;
+            failpoint!("image.verify.broken", infallible);
             found.repaired = self.repair().await;
         }
         Ok(found)
@@ -143,6 +145,7 @@ impl ImageService {
         if let Err(error) = self.content.remove(digest) {
             found.failures.push(crate::report::chain(&error));
         }
+        failpoint!("image.verify.blob_removed", infallible);
         found.damaged.push(Damage { what: format!("blob {digest}"), why });
     }
 

@@ -26,6 +26,7 @@ use crate::config::MetricsConfig;
 use crate::container::Containers;
 use crate::pod::Pods;
 use crate::ports::Ports;
+use crate::reconcile::{Counts, Reconciler};
 use crate::sandbox::Sandboxes;
 use collect::Now;
 
@@ -45,6 +46,7 @@ pub struct Measured {
     pub pods: Pods,
     pub rpc: RpcSeconds,
     pub overdue: Overdue,
+    pub reconciler: Arc<Reconciler>,
 }
 
 /// Where metrics are served, for a person to know.
@@ -119,7 +121,41 @@ fn registry(measured: Measured) -> Registry {
         pulls.seconds.clone(),
     );
     own.register("image_pull_received_bytes", "Compressed bytes of layers received", pulls.received.clone());
+    upkeep(own, measured.reconciler.counts());
     all.register_collector(Box::new(Now(measured)));
     all.register_collector(Box::new(process::Process));
     all
+}
+
+/// Sweeps, and looks at what is stored.
+fn upkeep(own: &mut Registry, counts: &Counts) {
+    own.register("sweeps", "Sweeps for what belongs to nobody", counts.sweeps.clone());
+    let help = "When the last sweep began, in seconds since the epoch; 0 before the first";
+    own.register("sweep_last_timestamp_seconds", help, counts.last_sweep.clone());
+    own.register(
+        "sweep_last_duration_seconds",
+        "Time that the last sweep took",
+        counts.sweep_seconds.clone(),
+    );
+    let help = "Things that belonged to nobody and were taken away, or were finished, by kind";
+    own.register("sweep_removed", help, counts.removed.clone());
+    let help = "Things that a sweep could not take away or look for, by kind; again at each sweep";
+    own.register("sweep_failures", help, counts.failures.clone());
+    own.register(
+        "verifications",
+        "Looks at all blobs and layers that came to their end",
+        counts.looks.clone(),
+    );
+    let help = "When the last such look ended, in seconds since the epoch; 0 before the first";
+    own.register("verification_last_timestamp_seconds", help, counts.last_look.clone());
+    own.register("verified", "Blobs and layers looked at, by kind", counts.looked_at.clone());
+    own.register("verified_bytes", "Bytes read to look at them", counts.looked_bytes.clone());
+    own.register("verification_damaged", "Blobs and layers found damaged, by kind", counts.damaged.clone());
+    own.register(
+        "verification_repaired",
+        "Images made whole again from what is stored",
+        counts.repaired.clone(),
+    );
+    let help = "Blobs and layers that could not be looked at";
+    own.register("verification_failures", help, counts.look_failures.clone());
 }

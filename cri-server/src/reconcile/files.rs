@@ -2,6 +2,7 @@
 //!
 //! Invariant: nothing is removed through a mount, so that a volume's files are safe whatever was left mounted.
 
+use cofferdam_failpoints::failpoint;
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::FileTypeExt;
@@ -91,7 +92,9 @@ pub(super) fn old_streams(ports: &Ports, started: SystemTime) -> Vec<Orphan> {
 
 pub(super) fn unpin(ports: &Ports, id: &str) -> Result<(), ReconcileError> {
     let Ok(id) = SandboxId::parse(id) else { return Ok(()) };
-    Ok(Pins::new(ports.places.state()).remove(&id)?)
+    Pins::new(ports.places.state()).remove(&id)?;
+    failpoint!("reconcile.unpinned");
+    Ok(())
 }
 
 /// Removes a bundle, and a shim's socket that it names and nobody serves.
@@ -104,16 +107,34 @@ pub(super) fn remove_bundle(path: &Path) -> Result<(), ReconcileError> {
     {
         remove_file(&socket)?;
     }
-    Ok(snapshot::remove_folder(path)?)
+    snapshot::remove_folder(path)?;
+    failpoint!("reconcile.bundle_removed");
+    Ok(())
+}
+
+/// Removes the folder of an exec or an attachment that nobody serves.
+pub(super) fn remove_streams(path: &Path) -> Result<(), ReconcileError> {
+    snapshot::remove_folder(path)?;
+    failpoint!("reconcile.streams_removed");
+    Ok(())
 }
 
 pub(super) fn remove_writable(ports: &Ports, id: &str) -> Result<(), ReconcileError> {
     let Ok(id) = ContainerId::parse(id) else { return Ok(()) };
-    Ok(ports.snapshots.remove(&id)?)
+    ports.snapshots.remove(&id)?;
+    failpoint!("reconcile.writable_removed");
+    Ok(())
+}
+
+/// Removes a shim's socket at which nobody listens.
+pub(super) fn remove_socket(path: &Path) -> Result<(), ReconcileError> {
+    remove_file(path)?;
+    failpoint!("reconcile.socket_removed");
+    Ok(())
 }
 
 /// Absent is done.
-pub(super) fn remove_file(path: &Path) -> Result<(), ReconcileError> {
+fn remove_file(path: &Path) -> Result<(), ReconcileError> {
     match fs::remove_file(path) {
         Err(source) if source.kind() != ErrorKind::NotFound => {
             Err(ReconcileError::File { operation: "remove", path: path.to_owned(), source })

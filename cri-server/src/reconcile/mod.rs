@@ -9,6 +9,7 @@
 //! reported, keeps nothing else from being tried, and the next sweep tries again.
 
 mod cgroups;
+mod counts;
 mod files;
 mod finish;
 mod mounts;
@@ -21,6 +22,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+pub use counts::Counts;
 pub use report::{Failure, Report};
 pub use verify::Verification;
 
@@ -110,6 +112,7 @@ pub struct Reconciler {
     verification: Mutex<Verification>,
     /// Unfinished things that the sweep before has seen, too.
     unfinished: Mutex<HashSet<String>>,
+    counts: Counts,
     one_at_a_time: tokio::sync::Mutex<()>,
 }
 
@@ -131,6 +134,7 @@ impl Reconciler {
             last: Mutex::default(),
             verification: Mutex::default(),
             unfinished: Mutex::default(),
+            counts: Counts::default(),
             one_at_a_time: tokio::sync::Mutex::default(),
         })
     }
@@ -163,6 +167,12 @@ impl Reconciler {
         });
     }
 
+    /// What sweeps and looks came to since the daemon's start.
+    #[must_use]
+    pub fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
     /// What the last sweep did.
     #[must_use]
     pub fn last(&self) -> Option<Report> {
@@ -174,6 +184,7 @@ impl Reconciler {
         let _alone = self.one_at_a_time.lock().await;
         let mut report = Report::begin();
         self.finish(&mut report).await;
+        failpoint!("reconcile.finished", infallible);
         let mut orphans = self.orphans(&mut report).await;
         if !first && !orphans.is_empty() {
             tokio::time::sleep(PATIENCE).await;
@@ -210,6 +221,7 @@ impl Reconciler {
         }
         failpoint!("server.swept", infallible);
         report.end();
+        self.counts.swept(&report);
         self.last.lock().unwrap_or_else(PoisonError::into_inner).replace(report.clone());
         report
     }
@@ -258,11 +270,13 @@ impl Reconciler {
         tracing::warn!(kind = orphan.kind(), name = orphan.name(), "it belongs to nobody");
         if let Orphan::Cgroup { path } = &orphan {
             self.ports.cgroups.remove(path).await?;
+            failpoint!("reconcile.cgroup_removed");
             self.ports.cgroups.remove_around(path);
             return Ok(());
         }
         if let Orphan::Streams { path } = &orphan {
             self.end_exec(path).await;
+            failpoint!("reconcile.exec_ended");
         }
         let ports = Arc::clone(&self.ports);
         tokio::task::spawn_blocking(move || match orphan {
@@ -271,8 +285,8 @@ impl Reconciler {
             Orphan::Pin { id } => files::unpin(&ports, &id),
             Orphan::Bundle { path } => files::remove_bundle(&path),
             Orphan::Writable { id } => files::remove_writable(&ports, &id),
-            Orphan::Socket { path } => files::remove_file(&path),
-            Orphan::Streams { path } => files::remove_bundle(&path),
+            Orphan::Socket { path } => files::remove_socket(&path),
+            Orphan::Streams { path } => files::remove_streams(&path),
             Orphan::Cgroup { .. } => Ok(()),
         })
         .await?

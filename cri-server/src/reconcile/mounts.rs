@@ -1,5 +1,6 @@
 //! Mounts below the daemon's folders, each in the folder of the pod or container that it belongs to.
 
+use cofferdam_failpoints::failpoint;
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::ffi::OsStringExt;
@@ -76,11 +77,14 @@ pub(super) fn below(path: &Path) -> Result<bool, ReconcileError> {
 /// Takes a mount away, and whatever is mounted below it; absent is done.
 pub(super) fn unmount(point: &Path) -> Result<(), ReconcileError> {
     match umount2(point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
-        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
+        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
         Err(errno) => {
-            Err(ReconcileError::File { operation: "unmount", path: point.to_owned(), source: errno.into() })
+            let path = point.to_owned();
+            return Err(ReconcileError::File { operation: "unmount", path, source: errno.into() });
         }
     }
+    failpoint!("reconcile.unmounted");
+    Ok(())
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! Invariant: a process is killed through a descriptor that was taken before its command line and its start were compared
 //! again, so that never another one that got its number is hit.
 
+use cofferdam_failpoints::failpoint;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -69,6 +70,7 @@ pub(super) fn kill(pid: i32, since: u64) -> Result<(), ReconcileError> {
         Err(rustix::io::Errno::SRCH) => return Ok(()),
         sent => sent.map_err(failed)?,
     }
+    failpoint!("reconcile.shim_killed");
     // One that the kernel holds in a system call is met again by the next sweep.
     let mut ended = [PollFd::new(&handle, PollFlags::IN)];
     match poll(&mut ended, Some(&DIES)) {

@@ -28,6 +28,9 @@ pub struct Report {
     /// What was taken away or finished, by kind.
     pub removed: BTreeMap<&'static str, usize>,
     pub failures: Vec<Failure>,
+    /// All failures, by kind.
+    #[serde(skip)]
+    pub(super) failed: BTreeMap<&'static str, usize>,
     #[serde(skip)]
     since: Instant,
     #[serde(skip)]
@@ -42,6 +45,7 @@ impl Report {
             milliseconds: 0,
             removed: BTreeMap::new(),
             failures: Vec::new(),
+            failed: BTreeMap::new(),
             since: Instant::now(),
             network_done: false,
         }
@@ -63,6 +67,7 @@ impl Report {
 
     pub(super) fn failed(&mut self, kind: &'static str, name: Option<String>, error: String) {
         tracing::warn!(kind, name, error, "the sweep could not take it away; the next one tries again");
+        *self.failed.entry(kind).or_default() += 1;
         if self.failures.len() < MOST_FAILURES {
             self.failures.push(Failure { kind, name, error });
         }

@@ -1,5 +1,6 @@
 //! When what is stored is looked at again: after the daemon or the node died, and from time to time.
 
+use cofferdam_failpoints::failpoint;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -76,11 +77,13 @@ impl Reconciler {
                     repaired = found.repaired.len(),
                     "looked at what is stored"
                 );
+                self.counts.looked(at, &found);
                 let verification = Verification { running: false, at: Some(at), found: Some(found) };
                 *known() = verification;
                 if let Err(error) = self.ports.store.put(Table::Node, KEY, &LastLook { at }).await {
                     tracing::warn!(error = %crate::report::chain(&error), "the look is not recorded");
                 }
+                failpoint!("reconcile.look_recorded", infallible);
             }
             Err(error) => {
                 tracing::warn!(error = %crate::report::chain(&error), "what is stored cannot be looked at");

@@ -11,7 +11,7 @@ use crate::cgroup::Driver;
 use crate::image::{LayerStage, PullUnderWay};
 use crate::node::{Severity, UserNamespaces, preflight};
 use crate::report::chain;
-use crate::runtime::Handler;
+use crate::runtime::{Handler, said};
 
 /// The version of the CRI that is served.
 const CRI_VERSION: &str = "v1";
@@ -101,7 +101,12 @@ async fn verbose(daemon: &Daemon) -> HashMap<String, String> {
         .handlers
         .iter()
         .map(|h| match h.check() {
-            Ok(path) => serde_json::json!({"name": h.name, "shim": path, "isolation": h.isolation}),
+            Ok(path) => serde_json::json!({
+                "name": h.name,
+                "shim": path,
+                "isolation": h.isolation,
+                "said": said(&daemon.config.state, h),
+            }),
             Err(error) => {
                 serde_json::json!({"name": h.name, "error": chain(&error), "isolation": h.isolation})
             }

@@ -11,6 +11,7 @@ use super::filter::{id_matches, labels_match};
 use super::{Daemon, container};
 use crate::index::LookupError;
 use crate::ports::now;
+use crate::runtime::Launcher;
 use crate::sandbox::{PodResources, Sandbox, SandboxState};
 
 pub(super) async fn run_pod_sandbox(
@@ -112,11 +113,13 @@ fn state(state: &SandboxState) -> cri::PodSandboxState {
 }
 
 async fn verbose(daemon: &Daemon, sandbox: &Sandbox) -> HashMap<String, String> {
-    let spec = tokio::fs::read(daemon.ports.places.sandbox(sandbox.id()).join("config.json")).await;
+    let bundle = daemon.ports.places.sandbox(sandbox.id());
+    let spec = tokio::fs::read(bundle.join("config.json")).await;
     let spec = spec.ok().and_then(|s| serde_json::from_slice::<serde_json::Value>(&s).ok());
     let info = serde_json::json!({
         "pid": sandbox.pid(),
         "state": sandbox.status().state.name(),
+        "why": Launcher::why(&bundle),
         "runtimeHandler": sandbox.made().handler,
         "image": "built in",
         "config": sandbox.config(),

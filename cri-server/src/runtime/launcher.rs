@@ -30,8 +30,13 @@ const LONGEST_OUTPUT: usize = 64 * 1024;
 const OUTPUT_GRACE: Duration = Duration::from_millis(250);
 /// Where [`Launcher::start`] keeps the shim's address in the bundle.
 const ENDPOINT_FILE: &str = "shim.json";
+/// The folder of the shims' sockets, in the state folder.
+pub(super) const SOCKETS: &str = "s";
 /// The longest folder in which shims that name sockets by a SHA-256 stay within a socket's address.
 const LONGEST_SOCKET_DIR: usize = 107 - 1 - 64 - 1;
+/// Where a shim of ours says why a task ended, if that was not its own doing.
+const WHY_FILE: &str = "why";
+const LONGEST_WHY: u64 = 2048;
 /// How long a shim that has just started may take to tell its process's number, which is only needed when it hangs.
 const INTRODUCTION: Duration = Duration::from_secs(2);
 
@@ -211,6 +216,16 @@ impl Launcher {
         serde_json::from_slice(&std::fs::read(bundle.join(ENDPOINT_FILE)).ok()?).ok()
     }
 
+    /// Why the task of this bundle ended, in its shim's words, where that was not its own doing. They may hold a guest's.
+    #[must_use]
+    pub fn why(bundle: &Path) -> Option<String> {
+        use std::io::Read;
+        let mut bytes = Vec::new();
+        std::fs::File::open(bundle.join(WHY_FILE)).ok()?.take(LONGEST_WHY).read_to_end(&mut bytes).ok()?;
+        let words = String::from_utf8_lossy(&bytes);
+        Some(words.chars().map(|c| if c.is_control() { ' ' } else { c }).collect())
+    }
+
     /// Whether something of a shim may be left in this bundle: one was started, or its start was tried.
     #[must_use]
     pub fn tried(bundle: &Path) -> bool {
@@ -303,7 +318,7 @@ impl Launcher {
     /// The folder for the sockets of shims, private to the daemon's user. With a state folder whose path is too long
     /// for it, shims choose their own.
     fn socket_dir(&self, kind: ShimKind) -> Result<Option<String>, RuntimeError> {
-        let path = self.state.join("s");
+        let path = self.state.join(SOCKETS);
         let text = path.to_string_lossy();
         // Ours gives its sockets short names, and looks at the length itself.
         if kind != ShimKind::Own && text.len() > LONGEST_SOCKET_DIR {

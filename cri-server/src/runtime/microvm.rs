@@ -6,16 +6,33 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 /// The keys there are.
-pub const KEYS: [&str; 9] =
-    ["monitor", "virtiofsd", "firmware", "kernel", "image", "memory", "cpus", "emulation", "boot_seconds"];
+pub const KEYS: [&str; 11] = [
+    "monitor",
+    "machine",
+    "channel",
+    "virtiofsd",
+    "firmware",
+    "kernel",
+    "image",
+    "memory",
+    "cpus",
+    "emulation",
+    "boot_seconds",
+];
 
 /// What is not set is the shim's default.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MicroVm {
-    /// The monitor's program.
+    /// The monitor: its name, or its program.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub monitor: Option<PathBuf>,
+    /// The monitor's kind of machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub machine: Option<String>,
+    /// Over what the agent in the guest is reached.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub channel: Option<String>,
     /// The program that serves folders to guests.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub virtiofsd: Option<PathBuf>,

@@ -103,8 +103,13 @@ impl Sandboxes {
                 tracing::warn!(sandbox = %sandbox.id(), error = %crate::report::chain(&error), "bundle");
             }
         } else if let Some(endpoint) = Launcher::recorded(&bundle) {
-            let shim = self.ports.launcher.connect(sandbox.id().as_str(), &endpoint, &bundle).await;
-            sandbox.shim.store(shim.ok().map(Arc::new));
+            match self.ports.launcher.connect(sandbox.id().as_str(), &endpoint, &bundle).await {
+                Ok(shim) => sandbox.shim.store(Some(Arc::new(shim))),
+                Err(error) => {
+                    let error = crate::report::chain(&error);
+                    tracing::warn!(sandbox = %sandbox.id(), error, "the pod's shim cannot be reached");
+                }
+            }
         }
         failpoint!("sandbox.recover.connected", infallible);
         let settled = match (sandbox.status().state, sandbox.shim.load_full()) {

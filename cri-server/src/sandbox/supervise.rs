@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Sandbox, SandboxError, Sandboxes};
-use crate::runtime::{HeldProcess, Shim};
+use crate::runtime::{HeldProcess, Launcher, Shim};
 use crate::task::{self, End};
 
 /// Between attempts to settle an end.
@@ -43,7 +43,8 @@ impl Sandboxes {
                 End::ShimDead(_) => "died",
                 End::ShimSilent(_) => "did not answer any more and was ended",
             };
-            tracing::warn!(sandbox = %sandbox.id(), shim, "the pause process ended: the pod is not ready");
+            let why = Launcher::why(ending.bundle).unwrap_or_default();
+            tracing::warn!(sandbox = %sandbox.id(), shim, why, "the pause process ended: the pod is not ready");
         }
         while let Err(error) = self.mark_ended(sandbox).await {
             self.not_yet(sandbox, &error).await;

@@ -12,6 +12,7 @@ mod measure;
 mod overseer;
 mod socket;
 mod supervisor;
+mod takeover;
 mod watchdog;
 
 use cofferdam_failpoints::failpoint;
@@ -22,8 +23,6 @@ use std::time::Duration;
 use cofferdam_proto::admin::admin_server::AdminServer;
 use cofferdam_proto::cri::image_service_server::ImageServiceServer;
 use cofferdam_proto::cri::runtime_service_server::RuntimeServiceServer;
-use rustix::fs::FlockOperation;
-use rustix::io::Errno;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -41,7 +40,7 @@ use crate::network::Network;
 use crate::node::{Features, Severity, UserNamespaces, preflight};
 use crate::notices::Notices;
 use crate::nri::{self, Nri, NriError};
-use crate::owner::{Owner, OwnerError};
+use crate::owner::OwnerError;
 use crate::places::Places;
 use crate::pod::Pods;
 use crate::ports::Ports;
@@ -70,8 +69,10 @@ pub enum ServeError {
     Places(#[source] std::io::Error),
     #[error("{operation} socket {path}")]
     Socket { operation: &'static str, path: PathBuf, source: std::io::Error },
-    #[error("another daemon works in the state folder {path}")]
-    StateInUse { path: PathBuf },
+    #[error("another daemon works in the state folder {path}{}", lasting(.waited))]
+    StateInUse { path: PathBuf, waited: Duration },
+    #[error("another daemon works with the store {path}{}", lasting(.waited))]
+    StoreInUse { path: PathBuf, waited: Duration },
     #[error("another daemon serves at {path}")]
     InUse { path: PathBuf },
     #[error(transparent)]
@@ -102,6 +103,10 @@ pub enum ServeError {
     Server(#[from] tonic::transport::Error),
 }
 
+fn lasting(waited: &Duration) -> String {
+    format!(" and did not end within {} seconds", waited.as_secs())
+}
+
 /// Serves until `stop` is cancelled.
 ///
 /// # Errors
@@ -111,10 +116,11 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
     tell_findings();
     let places = Places::new(&config.root, &config.state);
     places.create().map_err(ServeError::Places)?;
-    // First, for these say whether another daemon works in these folders.
-    let _ours = lock_state(&places)?;
-    let owner = Owner::open(places.root())?;
-    let store = Store::open(&places.records(), !owner.is_new())?;
+    let notices = Arc::new(Notices::default());
+    // First, for it says whether another daemon works in these folders.
+    let opening = takeover::open(&places, &config.socket, &supervisor, &notices);
+    let Some(opened) = stop.run_until_cancelled(opening).await.transpose()? else { return Ok(()) };
+    let store = &opened.store;
     let listener = socket::bind(&config.socket).await?;
     let (health, routes) = health::service().await;
     let (key, gate) = gate::closed();
@@ -127,7 +133,7 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
         .serve_with_incoming_shutdown(listener, stop.cancelled());
     let start = async {
         supervisor.status("Finding the pods that run");
-        let started = start(&config, places, (owner, Arc::clone(&store)), own_exe, rpc).await?;
+        let started = start(&config, places, (&opened, notices), own_exe, rpc).await?;
         key.open(services(&started.daemon));
         health.serving().await;
         supervisor.ready("Serving");
@@ -149,7 +155,7 @@ pub async fn serve(config: Config, own_exe: &Path, stop: CancellationToken) -> R
         ports.events.close();
         tokio::time::Instant::now() + DRAIN
     };
-    let beating = watchdog::beat(&supervisor, &config.socket, &store, &stop);
+    let beating = watchdog::beat(&supervisor, &config.socket, store, &stop);
     let served = async {
         let overdue = async {
             stop.cancelled().await;
@@ -198,12 +204,12 @@ struct Started {
 async fn start(
     config: &Config,
     places: Places,
-    (owner, store): (Owner, Arc<Store>),
+    (opened, notices): (&takeover::Opened, Arc<Notices>),
     own_exe: &Path,
     rpc: RpcSeconds,
 ) -> Result<Started, ServeError> {
     let (sink, received) = Sink::bind(&config.state).await?;
-    let ports = open(config, places, (owner, store), own_exe, &sink).await?;
+    let ports = open(config, places, (opened, notices), own_exe, &sink).await?;
     ports.tracker.spawn(events::drain(received));
     let sandboxes = Sandboxes::new(Arc::clone(&ports));
     let containers = Containers::new(Arc::clone(&ports), Arc::clone(&sandboxes));
@@ -235,6 +241,7 @@ async fn start(
         pods: pods.clone(),
         rpc,
         overdue,
+        reconciler: Arc::clone(&reconciler),
     };
     let daemon = Arc::new(Daemon {
         metrics: crate::metrics::serve(&config.metrics, measured).await?,
@@ -266,17 +273,17 @@ fn services(daemon: &Arc<Daemon>) -> Routes {
 async fn open(
     config: &Config,
     places: Places,
-    (owner, store): (Owner, Arc<Store>),
+    (opened, notices): (&takeover::Opened, Arc<Notices>),
     own_exe: &Path,
     sink: &Sink,
 ) -> Result<Arc<Ports>, ServeError> {
+    let (owner, store) = (opened.owner.clone(), Arc::clone(&opened.store));
     let handlers = HandlerTable::from_config(&config.runtimes, &config.default_runtime, own_exe)
         .map_err(ServeError::Handlers)?;
     let own = RuntimeConfig { kind: Some(OWN_TYPE.to_owned()), ..Default::default() };
     let pause = Handler::new("pause", &own, own_exe).map_err(|e| ServeError::Handlers(vec![e]))?;
     let boot = BootId::current().map_err(ServeError::Boot)?;
     let past = past(&store, &boot);
-    let notices = Arc::new(Notices::default());
     store.losses().iter().for_each(|loss| notices.add(loss.clone()));
     let images =
         ImageService::open(&config.root, config.image.clone(), Arc::clone(&store), Arc::clone(&notices))?;
@@ -325,16 +332,6 @@ async fn defaults(features: &Features, selinux: bool) -> Defaults {
         }
     }
     defaults
-}
-
-/// Keeps the state folder to this process, whose sweeps would take another daemon's pods away.
-fn lock_state(places: &Places) -> Result<std::fs::File, ServeError> {
-    let folder = std::fs::File::open(places.state()).map_err(ServeError::Places)?;
-    match rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(folder),
-        Err(Errno::WOULDBLOCK) => Err(ServeError::StateInUse { path: places.state().to_owned() }),
-        Err(error) => Err(ServeError::Places(error.into())),
-    }
 }
 
 /// The key of what a daemon tells the next one.

@@ -32,6 +32,7 @@ use super::limits::Limits;
 use super::manifest::{self, Pace, Verdict};
 use super::pipeline::{self, Source};
 use super::tree;
+use crate::notices::Notices;
 use crate::registry::Digest;
 
 /// How the names of layers begin that were found damaged.
@@ -90,10 +91,9 @@ pub(super) fn private_folder(path: &Path) -> Result<(), SnapshotError> {
 
 impl Layers {
     /// Opens the store; removes what was never finished.
-    pub(super) fn open(root: &Path) -> Result<Self, SnapshotError> {
+    pub(super) fn open(root: &Path, notices: &Notices) -> Result<Self, SnapshotError> {
         for name in ["layers", "l"] {
-            let path = root.join(name);
-            private_folder(&path)?;
+            notices.pass_over(|| "all layers".to_owned(), private_folder(&root.join(name)))?;
         }
         let layers = Self {
             root: root.to_owned(),
@@ -101,16 +101,15 @@ impl Layers {
             known: Mutex::default(),
             doomed: Mutex::default(),
         };
-        layers.load()?;
+        layers.load(notices)?;
         Ok(layers)
     }
 
-    fn load(&self) -> Result<(), SnapshotError> {
+    fn load(&self, notices: &Notices) -> Result<(), SnapshotError> {
         let directory = self.root.join("layers");
-        let failed = || SnapshotError::io("list", &directory);
         let (mut known, mut doomed) = (HashMap::new(), Vec::new());
-        for entry in fs::read_dir(&directory).map_err(failed())? {
-            let name = entry.map_err(failed())?.file_name().to_string_lossy().into_owned();
+        for name in notices.names_in(&directory).map_err(SnapshotError::io("list", &directory))? {
+            let name = name.to_string_lossy().into_owned();
             let digest = Digest::parse(&if name.len() == 128 {
                 format!("sha512:{name}")
             } else {
@@ -121,18 +120,28 @@ impl Layers {
                 None if name.starts_with(BAD) => {}
                 // Left half-way.
                 None => doomed.push(directory.join(name)),
+                // Nothing is known of it now, as for want of descriptors.
+                Some(Err(error)) if crate::report::exhausted(&error) => {
+                    return Err(SnapshotError::io("read", &directory.join(&name))(error));
+                }
                 // Its description is lost: it is pulled again when it is needed.
                 Some(Err(error)) => {
-                    tracing::error!(layer = name, %error, "a layer without a sound description is set aside");
+                    notices.add(format!("layer {name} has no sound description ({error}): it is set aside"));
                     let aside = self.aside(&name);
-                    fs::rename(directory.join(&name), &aside)
-                        .map_err(SnapshotError::io("set aside", &aside))?;
+                    let renamed = fs::rename(directory.join(&name), &aside);
+                    let renamed = notices.pass_over(|| format!("layer {name} stays in the way"), renamed);
+                    renamed.map_err(SnapshotError::io("set aside", &aside))?;
+                    failpoint!("layer.load.set_aside", infallible);
                 }
             }
         }
-        self.drop_stale_aliases(&known)?;
-        for (digest, layer) in &mut known {
-            layer.short = self.alias(digest)?;
+        self.drop_stale_aliases(&known, notices)?;
+        for (digest, mut layer) in std::mem::take(&mut known) {
+            let alias = notices.pass_over(|| format!("layer {digest} is out of use"), self.alias(&digest))?;
+            if let Some(alias) = alias {
+                layer.short = alias;
+                known.insert(digest, layer);
+            }
         }
         // New names must not meet old ones.
         let number = |path: &PathBuf| path.file_name()?.to_str()?.rsplit('-').next()?.parse::<u64>().ok();
@@ -181,6 +190,9 @@ impl Layers {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 Ok(Some(Verdict::Damaged(format!("something of it is gone: {error}"))))
             }
+            Err(error) if crate::report::damaged(&error) => {
+                Ok(Some(Verdict::Damaged(format!("the file system is damaged there: {error}"))))
+            }
             looked => looked.map(Some),
         }
     }
@@ -196,13 +208,16 @@ impl Layers {
                 Ok(()) | Err(_) => {}
             }
         }
+        failpoint!("layer.aside.alias_removed");
         let aside = self.aside(digest.hex());
         match fs::rename(self.directory(digest), &aside) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(SnapshotError::io("set aside", &aside)(error))
+                return Err(SnapshotError::io("set aside", &aside)(error));
             }
-            Ok(()) | Err(_) => Ok(()),
+            Ok(()) | Err(_) => {}
         }
+        failpoint!("layer.aside.renamed");
+        Ok(())
     }
 
     /// What was set aside, with the diff id's digits.
@@ -212,14 +227,19 @@ impl Layers {
         entries.filter_map(|entry| Some((hex(entry.file_name().to_str()?)?, entry.path()))).collect()
     }
 
-    fn drop_stale_aliases(&self, known: &HashMap<Digest, Layer>) -> Result<(), SnapshotError> {
+    fn drop_stale_aliases(
+        &self,
+        known: &HashMap<Digest, Layer>,
+        notices: &Notices,
+    ) -> Result<(), SnapshotError> {
         let directory = self.root.join("l");
-        let failed = || SnapshotError::io("list", &directory);
-        for entry in fs::read_dir(&directory).map_err(failed())? {
-            let path = entry.map_err(failed())?.path();
+        for name in notices.names_in(&directory).map_err(SnapshotError::io("list", &directory))? {
+            let path = directory.join(name);
             let target = fs::read_link(&path).unwrap_or_default();
             if !known.keys().any(|digest| target == alias_target(digest)) {
-                fs::remove_file(&path).map_err(SnapshotError::io("remove", &path))?;
+                let what = || format!("the layer's alias {} stays", path.display());
+                let removed = notices.pass_over(what, fs::remove_file(&path));
+                removed.map_err(SnapshotError::io("remove", &path))?;
             }
         }
         Ok(())
@@ -333,7 +353,13 @@ impl Layers {
         let target = self.directory(diff_id);
         if target.exists() {
             // Known layers are not unpacked again, so this is one that lost its description.
-            self.discard(&target)?;
+            let discarded = self.discard(&target);
+            if discarded.as_ref().is_err_and(|error| crate::report::damaged(error)) {
+                let aside = self.aside(diff_id.hex());
+                fs::rename(&target, &aside).map_err(SnapshotError::io("set aside", &aside))?;
+            } else {
+                discarded?;
+            }
         }
         fs::rename(scratch, &target).map_err(SnapshotError::io("rename to", &target))
     }
@@ -357,6 +383,8 @@ impl Layers {
                         return Ok(name.to_owned());
                     }
                 }
+                // This one name may be all that is damaged.
+                Err(error) if crate::report::damaged(&error) && length < digest.hex().len() => {}
                 Err(error) => return Err(SnapshotError::io("link", &path)(error)),
             }
         }

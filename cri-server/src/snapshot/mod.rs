@@ -49,6 +49,7 @@ pub use usage::Usage;
 pub use view::{open_folder_in_root, read_in_root};
 
 use crate::model::ContainerId;
+use crate::notices::Notices;
 use crate::registry::Digest;
 use implied::{Corrections, Seen};
 
@@ -115,22 +116,23 @@ pub struct Snapshots {
 }
 
 impl Snapshots {
-    /// Opens the store under `root`, and removes what was never finished.
+    /// Opens the store under `root`, and removes what was never finished; what a damaged file system keeps back is noticed.
     ///
     /// # Errors
     /// When directories cannot be made or read.
-    pub fn open(root: &Path) -> Result<Arc<Self>, SnapshotError> {
-        let layers = Layers::open(root)?;
+    pub fn open(root: &Path, notices: &Notices) -> Result<Arc<Self>, SnapshotError> {
+        let layers = Layers::open(root, notices)?;
         let empty = root.join("empty");
-        fs::create_dir_all(&empty).map_err(SnapshotError::io("make directory", &empty))?;
+        let made = notices.pass_over(|| "images without layers".to_owned(), fs::create_dir_all(&empty));
+        made.map_err(SnapshotError::io("make directory", &empty))?;
         let directory = root.join("containers");
-        layer::private_folder(&directory)?;
+        notices.pass_over(|| "writable layers".to_owned(), layer::private_folder(&directory))?;
         let mut containers = HashMap::new();
-        for entry in fs::read_dir(&directory).map_err(SnapshotError::io("list", &directory))? {
-            let entry = entry.map_err(SnapshotError::io("list", &directory))?;
-            let Ok(id) = ContainerId::parse(&entry.file_name().to_string_lossy()) else { continue };
+        for name in notices.names_in(&directory).map_err(SnapshotError::io("list", &directory))? {
+            let Ok(id) = ContainerId::parse(&name.to_string_lossy()) else { continue };
+            let home = directory.join(&name);
             let read = |name: &str| -> Vec<Digest> {
-                let text = fs::read(entry.path().join(name)).ok();
+                let text = fs::read(home.join(name)).ok();
                 text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
             };
             // Without them the container was never prepared; its record's clean-up removes the rest.

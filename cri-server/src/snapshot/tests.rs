@@ -109,7 +109,7 @@ impl Node {
         // Beside the store: what an escape would hit.
         fs::create_dir(root.path().join("outside")).unwrap();
         fs::write(root.path().join("outside/secret"), b"secret").unwrap();
-        let snapshots = Snapshots::open(&root.path().join("node")).unwrap();
+        let snapshots = Snapshots::open(&root.path().join("node"), &Notices::default()).unwrap();
         Self { root, snapshots }
     }
 
@@ -461,7 +461,7 @@ fn what_a_crash_left_is_swept_at_start() {
     fs::create_dir_all(layers.join("tmp-17/fs/etc")).unwrap();
     fs::create_dir_all(layers.join("ab".repeat(32)).join("fs")).unwrap();
     std::os::unix::fs::symlink("../layers/gone/fs", node.root.path().join("node/l/12345678")).unwrap();
-    let again = Snapshots::open(&node.root.path().join("node")).unwrap();
+    let again = Snapshots::open(&node.root.path().join("node"), &Notices::default()).unwrap();
     assert_eq!(again.layers().list().len(), 1);
     // The daemon's first sweep takes it away.
     let here = again.layers().list().into_iter().map(|(digest, _)| digest).collect();

@@ -2,6 +2,7 @@
 //!
 //! Invariant: they are noted as the container's before anybody hears of them, and no sweep takes them then.
 
+use cofferdam_failpoints::failpoint;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -33,6 +34,7 @@ impl Snapshots {
             let text =
                 serde_json::to_vec(&all).map_err(|e| SnapshotError::io("describe", &path)(e.into()))?;
             fs::write(&path, text).map_err(SnapshotError::io("write", &path))?;
+            failpoint!("snapshot.volume.noted");
             standing.volumes = all;
         }
         if let (Some(top), false) = (lower.first(), corrections.is_empty()) {

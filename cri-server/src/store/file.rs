@@ -1,7 +1,9 @@
 //! The file itself: opened whole, or set aside with what can still be read of it saved.
 //!
-//! Invariant: what this module opens has been checked page by page; a damaged file never keeps the daemon from starting.
+//! Invariant: what this module opens has been checked page by page; a damaged file never keeps the daemon from starting. One that
+//! the file system does not even let rename has a substitute beside it, which takes its place as soon as it can.
 
+use cofferdam_failpoints::failpoint;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -13,30 +15,71 @@ use super::{CACHE_BYTES, StoreError, Table};
 /// An open file, and what was lost on the way to it.
 pub(super) struct Opened {
     pub database: Database,
+    /// Where it is: at the path that was asked for, or its substitute.
+    pub path: PathBuf,
     pub losses: Vec<String>,
 }
 
 /// Opens `path`, making it when it is missing. One that is damaged is set aside; what can be read of it comes into the new one.
 /// `expected` says that there was one.
 pub(super) fn open(path: &Path, expected: bool) -> Result<Opened, StoreError> {
+    let substitute = path.with_extension("substitute.redb");
+    let why = if substitute.exists() {
+        match take_place(&substitute, path) {
+            Ok(()) => return open_there(path, true),
+            Err(error) => error,
+        }
+    } else {
+        match open_there(path, expected) {
+            Err(error @ StoreError::SetAside { .. }) if crate::report::damaged(&error) => error,
+            opened => return opened,
+        }
+    };
+    let mut opened = open_there(&substitute, false)?;
+    let loss = format!(
+        "the file system is damaged, check it: the store {} is out of use, {} stands in for it: {}",
+        path.display(),
+        substitute.display(),
+        crate::report::chain(&why)
+    );
+    opened.losses.insert(0, loss);
+    Ok(opened)
+}
+
+/// Gives the substitute the name of what it stood in for, which is older and set aside.
+fn take_place(substitute: &Path, path: &Path) -> Result<(), StoreError> {
+    let absent = std::fs::symlink_metadata(path).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound);
+    if !absent {
+        set_aside(path)?;
+    }
+    failpoint!("store.substitute.way_cleared", infallible);
+    std::fs::rename(substitute, path).map_err(|source| StoreError::SetAside { path: path.to_owned(), source })
+}
+
+fn open_there(path: &Path, expected: bool) -> Result<Opened, StoreError> {
     let failed = |source: redb::Error| StoreError::Open { path: path.to_owned(), source: Box::new(source) };
-    let absent = std::fs::metadata(path).map_or(true, |file| file.len() == 0);
+    let absent = match std::fs::metadata(path) {
+        Ok(file) => file.len() == 0,
+        Err(error) => !crate::report::damaged(&error),
+    };
     let mut losses = Vec::new();
     if absent && expected {
         losses.push(format!("the store {} was gone: a new one begins", path.display()));
     }
     match guarded(|| open_database(path, true)) {
-        Ok(database) => Ok(Opened { database, losses }),
+        Ok(database) => Ok(Opened { database, path: path.to_owned(), losses }),
         Err(error) if is_damage(&error) && !absent => {
             let aside = set_aside(path)?;
+            failpoint!("store.set_aside", infallible);
             let database = guarded(|| open_database(path, true)).map_err(failed)?;
             let saved = salvage(&aside, &database);
+            failpoint!("store.salvaged", infallible);
             losses.push(format!(
                 "the store {} was damaged ({error}): kept as {}, {saved} records saved from it",
                 path.display(),
                 aside.display()
             ));
-            Ok(Opened { database, losses })
+            Ok(Opened { database, path: path.to_owned(), losses })
         }
         // Held by another daemon, no room, no permission: nothing is damaged.
         Err(error) => Err(failed(error)),
@@ -68,10 +111,8 @@ fn is_damage(error: &redb::Error) -> bool {
         redb::Error::Corrupted(_) | redb::Error::UpgradeRequired(_) | redb::Error::RepairAborted => true,
         redb::Error::TableTypeMismatch { .. } | redb::Error::TypeDefinitionChanged { .. } => true,
         redb::Error::Io(error) => {
-            matches!(
-                error.kind(),
-                ErrorKind::InvalidData | ErrorKind::UnexpectedEof | ErrorKind::InvalidInput
-            )
+            let content = [ErrorKind::InvalidData, ErrorKind::UnexpectedEof, ErrorKind::InvalidInput];
+            content.contains(&error.kind()) || crate::report::damaged(error)
         }
         _ => false,
     }

@@ -7,6 +7,7 @@
 //! ```text
 //! <root>/metadata.redb            tables: images, sandboxes, containers, node
 //! <root>/metadata.redb.damaged-*  a file that was damaged, kept for a person to look at
+//! <root>/metadata.substitute.redb stands in for one that the file system does not give up
 //! ```
 
 pub mod copy;
@@ -43,6 +44,14 @@ pub enum StoreError {
     Encode { table: &'static str, key: String, source: serde_json::Error },
     #[error("the store is closed")]
     Closed,
+}
+
+impl StoreError {
+    /// Whether another process has the store open.
+    #[must_use]
+    pub fn is_in_use(&self) -> bool {
+        matches!(self, Self::Open { source, .. } if matches!(**source, redb::Error::DatabaseAlreadyOpen))
+    }
 }
 
 /// The kinds of records.
@@ -111,9 +120,9 @@ impl Store {
     /// # Errors
     /// When neither the file nor a new one in its place can be opened.
     pub fn open(path: &Path, expected: bool) -> Result<Arc<Self>, StoreError> {
-        let file::Opened { database, losses } = file::open(path, expected)?;
+        let file::Opened { database, path, losses } = file::open(path, expected)?;
         let database = Arc::new(Mutex::new(Some(database)));
-        let writer = Writer::start(path.to_owned(), Arc::clone(&database));
+        let writer = Writer::start(path, Arc::clone(&database));
         Ok(Arc::new(Self { database, writer, losses, unreadable: Mutex::default() }))
     }
 

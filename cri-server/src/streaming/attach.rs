@@ -3,6 +3,7 @@
 //! Invariant: the container does not depend on its clients. One that lets a megabyte wait loses its session (the shim
 //! holds no more for it, and neither the container nor its log may wait); one that vanishes ends it. The stdin of a container with `stdin_once` ends with the first client's.
 
+use cofferdam_failpoints::failpoint;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -115,9 +116,11 @@ async fn begin(
     let wanted = Wanted { stdin: false, stdout, stderr: stderr && !tty };
     let fifos = SessionFifos::make(&target.bundle, &format!("attach-{id}"), wanted)?;
     let path = |fifo: &Option<crate::io::SessionOutput>| fifo.as_ref().map(|f| f.path()).unwrap_or_default();
+    failpoint!("stream.attach.fifos_made");
     if wanted.stdout || wanted.stderr {
         target.shim.attach(path(&fifos.stdout), path(&fifos.stderr)).await?;
     }
+    failpoint!("stream.attach.attached");
     Ok((target, fifos))
 }
 

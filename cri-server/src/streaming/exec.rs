@@ -3,6 +3,7 @@
 //! Invariant: the session lasts as long as its process, whatever its client does; a client that vanishes closes the
 //! process's input, or hangs up its terminal. At the end the shim has forgotten the process and its FIFOs are gone.
 
+use cofferdam_failpoints::failpoint;
 use std::sync::Arc;
 
 use oci_spec::runtime::Process;
@@ -48,11 +49,13 @@ pub(super) async fn serve(
         inputs.spawn(exec.clone().hang_up_with(status.gone()));
     }
     let exit = exec.wait(stopping).await;
+    failpoint!("stream.exec.ended", infallible);
     inputs.shutdown().await;
     outputs.drain().await;
     // The client is told first: the shim's part of the end is not its concern.
     finish(status, outcome(exit)).await;
     exec.forget().await;
+    failpoint!("stream.exec.forgotten", infallible);
 }
 
 fn outcome(exit: Result<Option<Exit>, RuntimeError>) -> Outcome {
@@ -87,6 +90,7 @@ impl Exec {
             stderr: streams.stderr && !streams.tty,
         };
         let fifos = SessionFifos::make(&target.bundle, &exec.id, wanted)?;
+        failpoint!("stream.exec.fifos_made");
         if let Err(error) = exec.start(target.process, &fifos).await {
             // It may have started all the same, after its time; one that has not is not found.
             let _ = exec.shim.kill(&exec.id, libc::SIGKILL.unsigned_abs(), true).await;
@@ -106,7 +110,10 @@ impl Exec {
             terminal: self.terminal,
         };
         self.shim.exec(exec).await?;
-        self.shim.start(&self.id).await.map(drop)
+        failpoint!("stream.exec.added");
+        self.shim.start(&self.id).await?;
+        failpoint!("stream.exec.started");
+        Ok(())
     }
 
     /// Until the process has ended, or nothing when the daemon ends first.

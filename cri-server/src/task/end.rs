@@ -50,9 +50,11 @@ pub async fn end(ports: &Ports, ending: Ending<'_>) -> Result<(), TaskError> {
         }
         // One that was killed left it.
         Launcher::remove_socket(ending.bundle)?;
+        failpoint!("task.end.socket_removed");
     }
     // A repetition finds that nothing is left to do, without asking a shim that is gone.
     Launcher::forget(ending.bundle)?;
+    failpoint!("task.end.forgotten");
     Ok(())
 }
 

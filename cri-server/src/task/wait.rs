@@ -3,6 +3,7 @@
 //! The shim tells it. But the daemon looks after both processes itself as well, the container's first one and the shim, so
 //! that the end is known in any case: from a shim that has died, and from one that says nothing.
 
+use cofferdam_failpoints::failpoint;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -97,7 +98,9 @@ pub async fn wait(
     // Both are gone once the shim is: its children's exits, and by its command's doing the cgroup.
     let seen = first.and_then(HeldProcess::exit);
     let oom_killed = ports.cgroups.oom_kill_count(ending.cgroups_path).unwrap_or(0) > 0;
+    failpoint!("task.wait.exit_read");
     let told = force(ports, &ending).await?;
+    failpoint!("task.wait.forced");
     let left = Left { exit: seen.or(told), oom_killed };
     Ok(if dead { End::ShimDead(left) } else { End::ShimSilent(left) })
 }

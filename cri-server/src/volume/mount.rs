@@ -1,5 +1,6 @@
 //! Mounting an image volume beside its container's bundle, and taking it away again.
 
+use cofferdam_failpoints::failpoint;
 use std::ffi::CString;
 use std::fs;
 use std::io::Write;
@@ -84,10 +85,13 @@ impl Work<'_> {
             None => mount_layers(&layers, &whole, self.label)
                 .map_err(self.failed("mount the image at", &whole))?,
         }
+        failpoint!("volume.whole_mounted");
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let opened = rustix::fs::openat(CWD, &whole, flags, Mode::empty());
         let laid = opened.map_err(self.failed("open", &whole)).and_then(|view| self.lay(&view));
+        failpoint!("volume.laid", infallible);
         detach(&whole);
+        failpoint!("volume.whole_unmounted");
         laid
     }
 
@@ -133,6 +137,7 @@ impl Work<'_> {
             rustix::mount::open_tree(&found, "", flags).map_err(self.failed("copy the mount for", &place))?;
         rustix::mount::move_mount(&tree, "", CWD, &place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
             .map_err(self.failed("mount", &place))?;
+        failpoint!("volume.moved");
         let only = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NODEV;
         rustix::mount::mount_remount(&place, only, "").map_err(self.failed("write-protect", &place))?;
         Ok(place)
@@ -165,6 +170,7 @@ fn detach(place: &Path) {
 pub fn unmount_all(bundle: &Path) {
     for entry in fs::read_dir(bundle.join("volumes")).into_iter().flatten().flatten() {
         detach(&entry.path());
+        failpoint!("volume.unmounted", infallible);
     }
 }
 

@@ -3,6 +3,7 @@
 //! Invariant: there is one first process at any time. Until the restored one is known and checked the other one waits, and
 //! whichever way the start ends before that, both are gone with the cgroup.
 
+use cofferdam_failpoints::failpoint;
 use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -68,13 +69,16 @@ impl Task {
         });
         let child = launch::spawn(&self.around.reaper, &self.bundle, &order, Default::default())?;
         let launching = self.around.reaper.launching();
+        failpoint!("shim.restore.spawned", infallible);
         let restored = child.restored().await?;
+        failpoint!("shim.restore.told");
         let pid = restored.pid;
         let exited = self.around.reaper.watch(pid);
         drop(launching);
         // From here on the death of the other process means nothing.
         self.init.transit("restore", |state| state.started(pid))?;
         exit::watch_init(self, pid, exited);
+        failpoint!("shim.restore.taken_over");
         let created = Created { pid, ..self.created.clone() };
         let record = Record { created, options: Some(self.options.clone()) };
         let written = self
@@ -82,9 +86,12 @@ impl Task {
             .write_json("task.json", &record)
             .and_then(|()| self.bundle.write("init.pid", pid.to_string().as_bytes()));
         written.map_err(ShimError::path("write the task's files in", self.bundle.path()))?;
+        failpoint!("shim.restore.recorded");
         sys::kill(model, libc::SIGKILL)
             .map_err(|errno| ShimError::io("end the process that waited")(errno.into()))?;
+        failpoint!("shim.restore.model_ended");
         self.run_on(&restored);
+        failpoint!("shim.restore.running", infallible);
         Ok(pid)
     }
 

@@ -72,6 +72,13 @@ impl VmError {
     }
 }
 
+#[cfg(feature = "failpoints")]
+impl From<cofferdam_failpoints::Injected> for VmError {
+    fn from(injected: cofferdam_failpoints::Injected) -> Self {
+        Self::Lost { call: "pass", words: injected.to_string() }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

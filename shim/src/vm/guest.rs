@@ -15,6 +15,8 @@ use super::VmError;
 /// Making a container, under emulation as well.
 const HEAVY: Duration = Duration::from_secs(50);
 const LIGHT: Duration = Duration::from_secs(8);
+/// A guest that is too busy for a signal for so long hangs.
+const SIGNAL: Duration = Duration::from_secs(5);
 
 pub struct Guest {
     client: TaskClient,
@@ -64,7 +66,7 @@ impl Guest {
         let mut request = api::KillRequest::new();
         (request.id, request.exec_id) = name.owned();
         (request.signal, request.all) = (signal, all);
-        call!(self, kill, &request, LIGHT).map(drop)
+        call!(self, kill, &request, SIGNAL).map(drop)
     }
 
     pub async fn delete(&self, name: Name<'_>) -> Result<(), VmError> {

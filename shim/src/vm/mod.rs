@@ -14,6 +14,7 @@ mod forward;
 mod guest;
 mod place;
 mod pod;
+mod saying;
 mod service;
 mod spec;
 mod streams;

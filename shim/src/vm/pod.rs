@@ -1,5 +1,6 @@
 //! A pod's machine with all that belongs to it on the node.
 
+use cofferdam_failpoints::failpoint;
 use std::path::{Path, PathBuf};
 
 use cofferdam_vm::agent::GuestSetup;
@@ -45,6 +46,7 @@ impl Pod {
         let path: PathBuf = path.unwrap_or_else(|| Path::new("/").join(id));
         let accelerator = probe::accelerator(&options.vm, probes).await.map_err(VmError::from)?;
         let cgroups = place::make(&path).map_err(ShimError::path("make the pod's cgroup", path))?;
+        failpoint!("shim.vm.cgroup_made", infallible);
         let machine = boot_in(&cgroups, bundle, spec, options, accelerator).await;
         let connected = match machine {
             Ok(machine) => Guest::connect(machine.channel()).await.map(|guest| (machine, guest)),
@@ -68,6 +70,7 @@ impl Pod {
 
     pub async fn end(&self, bundle: &Bundle) {
         self.machine.stop().await;
+        failpoint!("shim.vm.stopped", infallible);
         remove_cgroups(&self.cgroups, bundle).await;
     }
 }
@@ -88,8 +91,16 @@ async fn boot_in(
     let plan = Plan { config: options.vm.clone(), accelerator, folder: bundle.join(FOLDER), nics };
     let hostname = spec.hostname().clone().unwrap_or_default();
     let setup = GuestSetup { hostname, interfaces, routes, shm_size: SHM_SIZE };
-    let greeted = plan.prepare(&put)?.launch(&put)?.greet().await?;
-    Ok(greeted.set_up(&setup).await?)
+    failpoint!("shim.vm.network_attached");
+    let prepared = plan.prepare(&put)?;
+    failpoint!("shim.vm.share_started");
+    let launched = prepared.launch(&put).await?;
+    failpoint!("shim.vm.monitor_started");
+    let greeted = launched.greet().await?;
+    failpoint!("shim.vm.greeted");
+    let machine = greeted.set_up(&setup).await?;
+    failpoint!("shim.vm.set_up");
+    Ok(machine)
 }
 
 /// The pod's network namespace, where it is made by others.

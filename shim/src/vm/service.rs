@@ -21,6 +21,7 @@ use ttrpc::r#async::TtrpcContext;
 
 use super::VmError;
 use super::pod::Pod;
+use super::saying;
 use super::spec::{Role, translate};
 use super::task::VmTask;
 use crate::bundle::Bundle;
@@ -29,19 +30,33 @@ use crate::options::Options;
 use crate::publish::{Publisher, to_timestamp};
 use crate::service::status;
 use crate::task::log::StreamName;
+use crate::task::state::Exit;
+use crate::work::Work;
 
+/// Its clones are one.
+#[derive(Clone)]
 pub struct Service {
     publisher: Arc<Publisher>,
     shutdown: Arc<Notify>,
     /// Keeps what is known of KVM on this node.
-    probes: PathBuf,
-    tasks: Mutex<HashMap<String, Option<Arc<VmTask>>>>,
-    pod: tokio::sync::Mutex<Option<(Arc<Pod>, u32)>>,
+    probes: Arc<Path>,
+    /// None stands for one that is being made.
+    tasks: Arc<Mutex<HashMap<String, Option<Arc<VmTask>>>>>,
+    pod: Arc<tokio::sync::Mutex<Option<(Arc<Pod>, u32)>>>,
+    /// What is seen to its end, whoever asked for it and hung up.
+    work: Arc<Work>,
 }
 
 impl Service {
     pub fn new(publisher: Arc<Publisher>, shutdown: Arc<Notify>, probes: PathBuf) -> Self {
-        Service { publisher, shutdown, probes, tasks: Mutex::default(), pod: tokio::sync::Mutex::default() }
+        Service {
+            publisher,
+            shutdown,
+            probes: probes.into(),
+            tasks: Arc::default(),
+            pod: Arc::default(),
+            work: Arc::default(),
+        }
     }
 
     fn tasks(&self) -> std::sync::MutexGuard<'_, HashMap<String, Option<Arc<VmTask>>>> {
@@ -74,7 +89,10 @@ impl Service {
         }
         // What a machine cannot give is refused before one boots.
         translate(spec.clone(), &request.id, Role::Pause)?;
-        let booted = Arc::new(Pod::boot(&request.id, &bundle, &spec, &options, &self.probes).await?);
+        let booted = Pod::boot(&request.id, &bundle, &spec, &options, &self.probes).await;
+        let outcome = booted.as_ref().map(|pod| &pod.machine);
+        saying::leave(&self.probes, request.options.as_ref(), outcome);
+        let booted = Arc::new(booted?);
         match VmTask::create(request, Arc::clone(&booted), Role::Pause, publisher, max_line).await {
             Ok(task) => {
                 *pod = Some((booted, task.guest_pid));
@@ -87,12 +105,46 @@ impl Service {
         }
     }
 
-    /// Ends the machine with its pod.
+    /// Makes a task under its name, which is taken from the beginning.
+    async fn add(&self, request: &CreateTaskRequest) -> Result<u32, ShimError> {
+        {
+            let mut tasks = self.tasks();
+            if tasks.contains_key(&request.id) {
+                return Err(ShimError::Exists(format!("task {}", request.id)));
+            }
+            tasks.insert(request.id.clone(), None);
+        }
+        let made = self.make(request).await;
+        match &made {
+            Ok(task) => drop(self.tasks().insert(request.id.clone(), Some(Arc::clone(task)))),
+            Err(_) => drop(self.tasks().remove(&request.id)),
+        }
+        made.map(|task| task.pid())
+    }
+
+    async fn remove(&self, task: &VmTask) -> Result<Exit, ShimError> {
+        let exit = task.delete().await?;
+        self.end_pod(task).await;
+        self.tasks().remove(&task.id);
+        Ok(exit)
+    }
+
+    /// Ends the machine with its pod, and with it whatever was not taken out of it before.
     async fn end_pod(&self, task: &VmTask) {
         if task.id == task.pod().id {
             task.pod().end(&task.bundle).await;
             *self.pod.lock().await = None;
+            self.tasks().retain(|_, other| other.is_none());
         }
+    }
+
+    /// Does the work to its end, also when its caller hangs up.
+    async fn finish<T, W>(&self, work: impl FnOnce(Self) -> W) -> Result<T, ShimError>
+    where
+        T: Send + 'static,
+        W: Future<Output = Result<T, ShimError>> + Send + 'static,
+    {
+        self.work.finish(work(self.clone())).await
     }
 }
 
@@ -120,39 +172,27 @@ impl TaskRpc for Service {
     }
 
     async fn create(&self, _: &TtrpcContext, r: CreateTaskRequest) -> ttrpc::Result<CreateTaskResponse> {
-        {
-            let mut tasks = self.tasks();
-            if tasks.contains_key(&r.id) {
-                return Err(ShimError::Exists(format!("task {}", r.id)).into());
-            }
-            tasks.insert(r.id.clone(), None);
-        }
-        let made = self.make(&r).await;
-        match &made {
-            Ok(task) => drop(self.tasks().insert(r.id.clone(), Some(Arc::clone(task)))),
-            Err(_) => drop(self.tasks().remove(&r.id)),
-        }
-        let mut response = CreateTaskResponse::new();
-        response.pid = made?.pid();
-        Ok(response)
+        let pid = self.finish(|service| async move { service.add(&r).await }).await?;
+        Ok(CreateTaskResponse { pid, ..Default::default() })
     }
 
     async fn start(&self, _: &TtrpcContext, r: StartRequest) -> ttrpc::Result<StartResponse> {
         let mut response = StartResponse::new();
-        response.pid = self.task(&r.id)?.start(&r.exec_id).await?;
+        let task = self.task(&r.id)?;
+        response.pid = self.finish(|_| async move { task.start(&r.exec_id).await }).await?;
         Ok(response)
     }
 
     async fn delete(&self, _: &TtrpcContext, r: DeleteRequest) -> ttrpc::Result<DeleteResponse> {
         let task = self.task(&r.id)?;
-        let exit = if r.exec_id.is_empty() {
-            let exit = task.delete().await?;
-            self.end_pod(&task).await;
-            self.tasks().remove(&r.id);
-            exit
-        } else {
-            task.delete_exec(&r.exec_id).await?
-        };
+        let deleted = self.finish(|service| async move {
+            if r.exec_id.is_empty() {
+                service.remove(&task).await
+            } else {
+                task.delete_exec(&r.exec_id).await
+            }
+        });
+        let exit = deleted.await?;
         let mut response = DeleteResponse::new();
         response.pid = exit.pid.cast_unsigned();
         response.exit_status = exit.status;
@@ -169,12 +209,14 @@ impl TaskRpc for Service {
     }
 
     async fn pause(&self, _: &TtrpcContext, r: PauseRequest) -> ttrpc::Result<Empty> {
-        self.task(&r.id)?.pause().await?;
+        let task = self.task(&r.id)?;
+        self.finish(|_| async move { task.pause().await }).await?;
         Ok(Empty::new())
     }
 
     async fn resume(&self, _: &TtrpcContext, r: ResumeRequest) -> ttrpc::Result<Empty> {
-        self.task(&r.id)?.resume().await?;
+        let task = self.task(&r.id)?;
+        self.finish(|_| async move { task.resume().await }).await?;
         Ok(Empty::new())
     }
 
@@ -183,7 +225,8 @@ impl TaskRpc for Service {
     }
 
     async fn kill(&self, _: &TtrpcContext, r: KillRequest) -> ttrpc::Result<Empty> {
-        self.task(&r.id)?.kill(&r.exec_id, r.signal, r.all).await?;
+        let task = self.task(&r.id)?;
+        self.finish(|_| async move { task.kill(&r.exec_id, r.signal, r.all).await }).await?;
         Ok(Empty::new())
     }
 
@@ -239,7 +282,8 @@ impl TaskRpc for Service {
     }
 
     async fn shutdown(&self, _: &TtrpcContext, r: ShutdownRequest) -> ttrpc::Result<Empty> {
-        if self.tasks().is_empty() || r.now {
+        // What is only being made ends with the shim: whoever wanted it has given it up.
+        if self.tasks().values().all(Option::is_none) || r.now {
             self.shutdown.notify_one();
         }
         Ok(Empty::new())

@@ -2,17 +2,20 @@
 //!
 //! Invariant: as for every task, an exit is told once, after all output, also when the machine dies under it.
 
+use cofferdam_failpoints::failpoint;
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use cofferdam_vm::share::{Item, Share};
-use cofferdam_vm::sys::mount::{Source, Submounts};
+use cofferdam_vm::sys::mount::{self, Source, Submounts};
 use containerd_shim_protos::api::{self, CreateTaskRequest, ExecProcessRequest};
 use oci_spec::runtime::Spec;
 use protobuf::MessageField;
-use tokio::time::timeout;
+use tokio::sync::Notify;
+use tokio::time::{sleep, timeout};
 
 use super::guest::Name;
 use super::pod::Pod;
@@ -32,6 +35,10 @@ const KILLED: u32 = 137;
 const NEVER_RAN: u32 = 128;
 /// How long a killed process may take to die before deletion gives up on it.
 const DEATH: Duration = Duration::from_secs(10);
+/// The same before the whole machine is ended for it. Less, and less than the daemon's patience.
+const OUTLIVED: Duration = Duration::from_secs(8);
+/// No exit status is higher.
+const HIGHEST_STATUS: u32 = 255;
 
 /// Names streams; each is used once in the life of a shim.
 static NEXT_STREAM: AtomicU64 = AtomicU64::new(1);
@@ -46,6 +53,8 @@ pub struct VmTask {
     publisher: Arc<Publisher>,
     max_line: usize,
     execs: Mutex<HashMap<String, Arc<Process>>>,
+    /// The first process is to be killed.
+    killed: Notify,
 }
 
 impl VmTask {
@@ -76,6 +85,7 @@ impl VmTask {
             publisher,
             max_line,
             execs: Mutex::default(),
+            killed: Notify::new(),
         });
         task.watch("", Arc::clone(&task.init), carriers);
         events::created(&task.publisher, &task.id, &request.bundle, task.pid());
@@ -107,6 +117,7 @@ impl VmTask {
                 return Err(process.refuse("start", process.state().name()));
             };
             self.pod.guest.start(self.name("")).await?;
+            failpoint!("shim.vm.container_started", infallible);
             drop(process.transit("start", |state| state.started(pid)));
         } else {
             let Lifecycle::Added = process.state() else {
@@ -174,22 +185,7 @@ impl VmTask {
     fn watch(self: &Arc<Self>, exec: &str, process: Arc<Process>, mut carriers: Carriers) {
         let (task, exec) = (Arc::clone(self), exec.to_owned());
         tokio::spawn(async move {
-            let status = tokio::select! {
-                ended = task.pod.guest.wait(task.name(&exec)) => match ended {
-                    Ok(status) => status,
-                    Err(error) => {
-                        // A guest that does not say how its processes end has lost them, or lies: it is of no use.
-                        task.pod.machine.monitor().kill();
-                        let reason = task.pod.machine.ended().await;
-                        task.bundle.warn(&format!("wait for the end: {error}; {reason}"));
-                        KILLED
-                    }
-                },
-                reason = task.pod.machine.ended() => {
-                    task.bundle.warn(&format!("the machine has ended under the task: {reason}"));
-                    KILLED
-                }
-            };
+            let status = task.end_of(&exec).await;
             let exit = Exit { pid: task.pod.pid(), status, at: log::now() };
             process.mark_stopped(exit);
             if exec.is_empty()
@@ -205,19 +201,50 @@ impl VmTask {
         });
     }
 
+    /// Waits for a process's end, or for the machine's, and answers the exit status.
+    async fn end_of(&self, exec: &str) -> u32 {
+        let machine = &self.pod.machine;
+        tokio::select! {
+            ended = self.pod.guest.wait(self.name(exec)) => match ended {
+                Ok(status) => return status.min(HIGHEST_STATUS),
+                // A guest that does not say how its processes end has lost them, or lies: it is of no use.
+                Err(error) => machine.give_up(format!("it does not tell how a process ends: {error}")),
+            },
+            _ = machine.ended() => {}
+            () = self.outlived(exec) => {
+                machine.give_up(format!("{} was not dead {} s after SIGKILL", self.id, OUTLIVED.as_secs()));
+            }
+        }
+        let reason = machine.ended().await;
+        self.bundle.warn(&format!("the machine has ended under the task: {reason}"));
+        if exec.is_empty() {
+            self.bundle.tell_why(&format!("the pod's virtual machine has ended: {reason}"));
+        }
+        KILLED
+    }
+
+    /// Returns when the first process has had its time after SIGKILL.
+    async fn outlived(&self, exec: &str) {
+        if !exec.is_empty() {
+            std::future::pending::<()>().await;
+        }
+        self.killed.notified().await;
+        sleep(OUTLIVED).await;
+    }
+
     pub async fn kill(&self, exec: &str, signal: u32, all: bool) -> Result<(), ShimError> {
         let process = self.process(exec)?;
         if process.state().exit().is_some() {
             return Err(ShimError::Finished(format!("task {}", self.id)));
         }
-        let killed = self.pod.guest.kill(self.name(exec), signal, all).await;
-        let is_pod = exec.is_empty() && self.id == self.pod.id;
-        match killed {
-            // A guest that does not kill its pod is ended as a whole.
-            Err(VmError::Silent { .. } | VmError::Lost { .. })
-                if is_pod && signal == libc::SIGKILL.unsigned_abs() =>
-            {
-                self.pod.machine.monitor().kill();
+        let last_means = exec.is_empty() && signal == libc::SIGKILL.unsigned_abs();
+        if last_means {
+            self.killed.notify_one();
+        }
+        match self.pod.guest.kill(self.name(exec), signal, all).await {
+            // A guest that does not kill is ended as a whole.
+            Err(error @ (VmError::Silent { .. } | VmError::Lost { .. })) if last_means => {
+                self.pod.machine.give_up(format!("{}: {error}", self.id));
                 Ok(())
             }
             killed => Ok(killed?),
@@ -291,7 +318,9 @@ impl VmTask {
         {
             self.bundle.warn(&format!("delete: {error}"));
         }
+        failpoint!("shim.vm.container_deleted", infallible);
         take_away(&self.pod, &self.id, &self.bundle).await;
+        failpoint!("shim.vm.files_hidden", infallible);
         events::deleted(&self.publisher, &self.id, "", exit);
         Ok(exit)
     }
@@ -325,6 +354,8 @@ async fn make(
     let spec: Spec =
         bundle.read_json("config.json").map_err(ShimError::path("read", bundle.join("config.json")))?;
     let mut translated = spec::translate(spec, id, role)?;
+    let has_mounts = |path: &Path| mount::has_below(path).unwrap_or(false);
+    spec::leave_to_the_node(&mut translated.spec, id, &translated.items, has_mounts);
     for what in &translated.without {
         bundle.warn(&format!("in a virtual machine the container does without {what}"));
     }
@@ -332,9 +363,11 @@ async fn make(
     let has_rootfs = rootfs.is_some();
     translated.items.extend(rootfs);
     pod.machine.share().show(id, &translated.items).map_err(VmError::from)?;
+    failpoint!("shim.vm.files_shown");
     let config = serde_json::to_vec(&translated.spec)
         .map_err(|error| ShimError::Invalid(format!("the specification: {error}")))?;
     let guest_bundle = pod.machine.agent().put_bundle(id, config).await.map_err(VmError::from)?;
+    failpoint!("shim.vm.bundle_put");
     let stdio = Stdio {
         stdin: request.stdin.clone(),
         stdout: request.stdout.clone(),
@@ -356,7 +389,9 @@ async fn make(
             ..Default::default()
         });
     }
+    failpoint!("shim.vm.streams_joined");
     let guest_pid = pod.guest.create(&inside).await?;
+    failpoint!("shim.vm.container_made", infallible);
     let init = Arc::new(Process::new(format!("task {id}"), stdio, Lifecycle::Created { pid: pod.pid() }));
     init.streams.run(opened, bundle).await?;
     Ok((guest_pid, init, carriers))

@@ -182,6 +182,12 @@ impl Cri {
         AdminClient::new(self.channel.clone()).import_images(request).await.map(drop)
     }
 
+    /// Removes the images that no container is made of, with and without tags, as the operator does.
+    pub async fn prune(&self) -> Result<admin::PruneResponse, Status> {
+        let request = admin::PruneRequest { all: true, dry_run: false };
+        Ok(AdminClient::new(self.channel.clone()).prune(request).await?.into_inner())
+    }
+
     /// Asks until the container has exited. Gives the last status, whether it exited or the time ran out.
     pub async fn wait_exited(&self, id: &str, limit: Duration) -> Result<cri::ContainerStatus, Status> {
         let deadline = tokio::time::Instant::now() + limit;

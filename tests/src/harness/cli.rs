@@ -1,8 +1,10 @@
 //! Runs the operator's commands and crictl against a node.
 
+use std::path::Path;
 use std::process::Output;
 
 use super::Node;
+use super::netns::Netns;
 
 /// What a command printed and how it ended.
 #[derive(Debug)]
@@ -39,8 +41,13 @@ pub async fn cofferdam(node: &Node, args: &[&str]) -> Ran {
 
 /// The same, not run yet.
 pub fn cofferdam_command(node: &Node, args: &[&str]) -> std::process::Command {
-    let mut command = node.netns.command(super::binaries().join("cofferdam"));
-    command.arg("--socket").arg(node.cri.socket()).args(args);
+    command_at(&node.netns, node.cri.socket(), args)
+}
+
+/// The same, for who cannot hold the node.
+pub fn command_at(netns: &Netns, socket: &Path, args: &[&str]) -> std::process::Command {
+    let mut command = netns.command(super::binaries().join("cofferdam"));
+    command.arg("--socket").arg(socket).args(args);
     command
 }
 

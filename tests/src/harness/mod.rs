@@ -15,6 +15,8 @@ pub mod kubelet;
 pub mod leak;
 pub mod limits;
 pub mod log;
+pub mod machines;
+pub mod microvm;
 pub mod netns;
 pub mod node;
 pub mod registry;

@@ -13,6 +13,8 @@ use cofferdam_tests::client::{Cri, build};
 use cofferdam_tests::harness::{Node, log};
 use tonic::Status;
 
+use crate::sessions::Sessions;
+
 /// What `main` prints and ends with.
 const LINES: u32 = 20;
 const MAIN: &str = "i=0; while [ $i -lt 20 ]; do i=$((i+1)); echo $i; usleep 2000; done; exit 7";
@@ -46,12 +48,38 @@ pub enum Until {
     Gone,
 }
 
+/// What a life does besides, where a point is in it: each costs more than the rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Besides {
+    Nothing,
+    /// A container is made from a checkpoint.
+    Restores,
+    /// Clients execute a command and attach themselves.
+    Streams,
+    /// An artifact is pulled.
+    Artifact,
+    /// All of it in a virtual machine, and less of it.
+    Machine,
+}
+
+/// What lives on a node are made of.
+#[derive(Clone, Debug)]
+pub struct Material {
+    pub image: String,
+    /// Of an image that is imported, and what it is called.
+    pub archive: PathBuf,
+    pub imported: String,
+    /// Of a container of the image.
+    pub checkpoint: PathBuf,
+    pub artifact: String,
+}
+
 pub struct Life {
     cri: Cri,
     tolerance: Tolerance,
-    image: String,
-    archive: PathBuf,
-    imported: String,
+    besides: Besides,
+    material: Material,
+    sessions: Sessions,
     config: cri::PodSandboxConfig,
     dir: PathBuf,
     mark: String,
@@ -70,17 +98,17 @@ pub struct Life {
 impl Life {
     pub fn new(
         node: &Node,
-        image: &str,
-        archive: (&Path, &str),
+        material: &Material,
         tolerance: Tolerance,
+        besides: Besides,
         start_created: bool,
     ) -> Self {
         Self {
             cri: node.cri.clone(),
             tolerance,
-            image: image.to_owned(),
-            archive: archive.0.to_owned(),
-            imported: archive.1.to_owned(),
+            besides,
+            material: material.clone(),
+            sessions: Sessions::of(node),
             config: node.pod("life"),
             dir: node.dir().to_owned(),
             mark: node.mark(),
@@ -109,21 +137,36 @@ impl Life {
     }
 
     async fn pull(&mut self) -> Result<(), Status> {
-        if self.cri.image_status(&self.image).await?.is_none() {
-            self.cri.pull(&self.image, None).await?;
+        if self.cri.image_status(&self.material.image).await?.is_none() {
+            self.cri.pull(&self.material.image, None).await?;
+        }
+        let artifact = &self.material.artifact;
+        if self.besides == Besides::Artifact && self.cri.image_status(artifact).await?.is_none() {
+            self.cri.pull(artifact, None).await?;
         }
         Ok(())
     }
 
     async fn live(&mut self, until: Until) -> Result<(), Status> {
         self.run_pod().await?;
+        if self.besides == Besides::Machine {
+            let server = self.container("server", SERVER, Some(SERVER_CODE)).await?;
+            return self.stop_server(&server).await;
+        }
         let server = self.container("server", SERVER, Some(SERVER_CODE)).await?;
         let running = server.state() == ContainerState::ContainerRunning;
         self.main_ends().await?;
         self.container("sleeper", "exec sleep 100000", None).await?;
         self.create_only("late").await?;
-        if running {
+        if running && !self.done.contains("used") {
             self.use_server(&server).await?;
+            self.done.insert("used");
+        }
+        match self.besides {
+            Besides::Nothing => {}
+            Besides::Restores => self.restore().await?,
+            Besides::Streams if running => self.sessions.hold("server").await?,
+            Besides::Streams | Besides::Artifact | Besides::Machine => {}
         }
         self.resize_pod().await?;
         if until == Until::Running {
@@ -163,7 +206,8 @@ impl Life {
             let attempt = last.metadata.as_ref().map_or(0, |m| m.attempt + 1);
             self.config.metadata.get_or_insert_default().attempt = attempt;
         }
-        let id = self.cri.run_pod(&self.config, "").await?;
+        let handler = if self.besides == Besides::Machine { "vm" } else { "" };
+        let id = self.cri.run_pod(&self.config, handler).await?;
         self.pods.insert(id.clone());
         self.take_pod(id);
         Ok(())
@@ -193,10 +237,40 @@ impl Life {
         let all = self.cri.list(None).await?;
         let same = all.iter().filter_map(|one| one.metadata.as_ref()).filter(|m| m.name == name);
         let attempt = same.map(|m| m.attempt + 1).max().unwrap_or(0);
-        let mut config = build::shell(name, &self.image, script);
+        let image = &self.material.image;
+        let mut config = match name {
+            "restored" => restored(&self.material.checkpoint),
+            _ => build::shell(name, image, script),
+        };
         config.metadata.get_or_insert_default().attempt = attempt;
         config.log_path = format!("{name}/{attempt}.log");
+        if name == "sleeper" {
+            config.mounts.push(cri::Mount {
+                container_path: "/volume".into(),
+                image: Some(build::image(image)),
+                readonly: true,
+                ..Default::default()
+            });
+        }
         self.cri.create(&self.pod, &self.config, config).await
+    }
+
+    /// A container from a checkpoint. The criu that it meets does what the steps need, whether or not this kernel can do its
+    /// own; where a step fails, the container has exited.
+    async fn restore(&mut self) -> Result<(), Status> {
+        let all = self.attempts("restored").await?;
+        assert!(!all.is_empty() || !self.done.contains("restored"), "the restored container is lost");
+        let id = match all.last() {
+            Some(last) if last.state() == ContainerState::ContainerCreated => last.id.clone(),
+            Some(_) => return Ok(()),
+            None => self.create("restored", "").await?,
+        };
+        self.done.insert("restored");
+        let started = self.cri.start(&id).await;
+        let status = self.cri.status(&id).await?;
+        let runs = status.state() == ContainerState::ContainerRunning;
+        self.check_code(&status, runs.then_some(status.exit_code));
+        if runs { Ok(()) } else { started }
     }
 
     /// A container that runs, or has ended with `code`.
@@ -342,9 +416,13 @@ impl Life {
         }
         let left = self.cri.list(None).await?;
         assert!(left.is_empty(), "containers without a pod: {left:#?}");
-        for image in self.cri.list_images().await? {
-            self.cri.remove_image(&image.id).await?;
+        self.cri.remove_image(&self.material.imported).await?;
+        let failures = self.cri.prune().await?.failures;
+        if !failures.is_empty() {
+            return Err(Status::internal(failures.join("; ")));
         }
+        let left = self.cri.list_images().await?;
+        assert!(left.is_empty(), "images that nobody uses are not pruned: {left:#?}");
         self.remove_cgroups();
         Ok(())
     }
@@ -370,7 +448,7 @@ impl Life {
             let codes: &[i32] = match name {
                 "main" => &[MAIN_CODE],
                 "server" => &[SERVER_CODE],
-                "sleeper" => &[137],
+                "sleeper" | "restored" => &[137],
                 _ => &[],
             };
             assert!(
@@ -394,11 +472,21 @@ impl Life {
 
     /// Imports an image from an archive, as the operator does.
     async fn import(&mut self) -> Result<(), Status> {
-        if self.cri.image_status(&self.imported).await?.is_some() {
+        if self.cri.image_status(&self.material.imported).await?.is_some() {
             return Ok(());
         }
-        self.cri.import(&self.archive).await
+        self.cri.import(&self.material.archive).await
     }
+}
+
+/// What asks for a container from a checkpoint. In the node's pid namespace, so that the process which takes the restored one's
+/// place needs none of its own; privileged, so that it has no right that the container has not.
+fn restored(checkpoint: &Path) -> cri::ContainerConfig {
+    let mut config = build::container("restored", &checkpoint.display().to_string(), &[]);
+    let security = build::security(&mut config);
+    security.privileged = true;
+    security.namespace_options.get_or_insert_default().set_pid(cri::NamespaceMode::Node);
+    config
 }
 
 /// Whether nothing is missing in between and nothing doubled.

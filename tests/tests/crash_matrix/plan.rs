@@ -20,6 +20,8 @@ pub enum Net {
     Builtin,
     /// The binary, as a CNI plugin.
     Plugin,
+    /// The daemon, for a pod in a virtual machine.
+    Machine,
 }
 
 /// What has happened before the daemon that meets the point begins.
@@ -36,6 +38,29 @@ pub enum Before {
     LostLayer,
     /// As `Death`, and an address is leased to nobody.
     StaleLease,
+    /// As `Death`, and the shim of this container hangs.
+    HungShimOf(&'static str),
+    /// As `Death`, and nobody knows a pod that runs besides.
+    Orphans,
+    /// As `Death`, in the middle of an exec.
+    Exec,
+    /// A daemon was killed after a pull, and this is damaged.
+    Damaged(Part),
+}
+
+/// What of the stored things is damaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// A file of a layer.
+    Layer,
+    /// The file that describes a layer.
+    Description,
+    Blob,
+    Store,
+    /// The store that a substitute stood in for.
+    Substituted,
+    /// The key in the daemon's ids is gone.
+    Owner,
 }
 
 /// One trial.
@@ -61,10 +86,11 @@ impl std::fmt::Display for Case {
         if let Some(with) = with {
             write!(f, " with {with}")?;
         }
-        if *net == Net::Plugin {
-            write!(f, " in the CNI binary")?;
+        match net {
+            Net::Builtin => Ok(()),
+            Net::Plugin => write!(f, " in the CNI binary"),
+            Net::Machine => write!(f, " in a virtual machine"),
         }
-        Ok(())
     }
 }
 
@@ -84,12 +110,31 @@ fn way(name: &str) -> (Before, Option<&'static str>) {
         "container.recover.connected" | "container.recover.done" => (Before::Death, None),
         "container.recover.exit_recorded" => (Before::ShimOf("sleeper"), None),
         "container.recover.start_recorded" => (Before::DeathAt("container.start.started"), None),
-        "image.disown.deleted" => (Before::LostLayer, None),
+        "image.disown.deleted" | "image.repair.layers_unpacked" | "image.repair.synced" => {
+            (Before::LostLayer, None)
+        }
+        "container.stop.signalled_directly" => (Before::HungShimOf("server"), None),
+        "reconcile.finished" => (Before::Nothing, None),
+        "reconcile.look_recorded" => (Before::Death, None),
+        "reconcile.exec_ended" | "reconcile.streams_removed" => (Before::Exec, None),
+        "restore.left_discarded" => (Before::DeathAt("restore.parts_taken"), None),
+        "layer.aside.alias_removed" | "layer.aside.renamed" | "image.verify.broken" => {
+            (Before::Damaged(Part::Layer), None)
+        }
+        "layer.load.set_aside" => (Before::Damaged(Part::Description), None),
+        "image.verify.blob_removed" => (Before::Damaged(Part::Blob), None),
+        "owner.key_written" | "owner.key_replaced" => (Before::Damaged(Part::Owner), None),
+        "store.set_aside" | "store.salvaged" => (Before::Damaged(Part::Store), None),
+        "store.substitute.way_cleared" => (Before::Damaged(Part::Substituted), None),
         "plugin.gc.withdrawn" | "plugin.gc.unwired" => (Before::Death, None),
         "plugin.gc.released" => (Before::StaleLease, None),
-        name if name.starts_with("task.force.") || name.starts_with("shim.cleanup.") => {
+        name if ["task.force.", "task.wait.", "shim.cleanup."]
+            .iter()
+            .any(|begin| name.starts_with(begin)) =>
+        {
             (Before::Nothing, Some("shim.exec.added=kill"))
         }
+        name if name.starts_with("reconcile.") => (Before::Orphans, None),
         _ => (Before::Nothing, None),
     }
 }
@@ -105,6 +150,16 @@ fn passings(point: &Point) -> &'static [u32] {
             | "image.sweep.layers_removed",
             _,
         ) => &[2],
+        // First the pod's own, then its container's.
+        (
+            "shim.vm.files_shown"
+            | "shim.vm.bundle_put"
+            | "shim.vm.streams_joined"
+            | "shim.vm.container_made"
+            | "shim.vm.container_started",
+            _,
+        ) => &[2],
+        (name, _) if in_machine(name) => &[1],
         ("store.written" | "store.committed", _) => &[1, 2, 3, 4, 6, 8, 10, 12],
         (name, Place::Shim | Place::Child) if one_shim(name) => &[1],
         // First the pod's shim, then a container's.
@@ -115,9 +170,19 @@ fn passings(point: &Point) -> &'static [u32] {
 
 /// Points that the pause's shim does not come to, or only at the end.
 fn one_shim(name: &str) -> bool {
-    ["shim.exec.", "shim.log.", "shim.checkpoint.", "shim.pause.", "shim.resume.", "shim.cleanup."]
-        .iter()
-        .any(|begin| name.starts_with(begin))
+    let begins =
+        ["shim.exec.", "shim.log.", "shim.checkpoint.", "shim.pause.", "shim.resume.", "shim.cleanup."];
+    begins.iter().any(|begin| name.starts_with(begin)) || is_restore(name)
+}
+
+/// Points on the way from a checkpoint to a container.
+pub fn is_restore(name: &str) -> bool {
+    ["restore.", "shim.restore.", "shim.child.restore"].iter().any(|begin| name.starts_with(begin))
+}
+
+/// Points of pods in virtual machines.
+fn in_machine(name: &str) -> bool {
+    name.starts_with("shim.vm.")
 }
 
 /// All trials.
@@ -125,6 +190,12 @@ pub fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     for point in POINTS {
         let (before, with) = way(point.name);
+        if in_machine(point.name) {
+            // Each trial boots two machines.
+            let nth = passings(point)[0];
+            all.push(Case { point: *point, mode: Mode::Kill, nth, before, with, net: Net::Machine });
+            continue;
+        }
         let mut modes = vec![(Mode::Kill, Net::Builtin)];
         let cni = point.name.starts_with("cni.");
         if point.fails && before == Before::Nothing && with.is_none() {

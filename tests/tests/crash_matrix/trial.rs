@@ -1,32 +1,52 @@
 //! One trial: a life with a death or a failure in it, on a node that is as clean afterwards as it was before.
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cofferdam_failpoints::Place;
 use cofferdam_tests::fixtures::archive::{self, Form};
+use cofferdam_tests::fixtures::artifact::artifact;
 use cofferdam_tests::fixtures::catalog;
+use cofferdam_tests::fixtures::checkpoint;
 use cofferdam_tests::fixtures::image::{Config, Image};
 use cofferdam_tests::fixtures::layer::Layer;
 use cofferdam_tests::harness::crash::failpoint_binaries;
-use cofferdam_tests::harness::{Node, eventually};
+use cofferdam_tests::harness::{Node, eventually, machines};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::life::{Life, Tolerance, Until};
-use crate::plan::{Before, Case, Mode, Net};
+use crate::life::{Besides, Life, Material, Tolerance, Until};
+use crate::plan::{Before, Case, Mode, Net, is_restore};
+use crate::prelude;
 
 /// Failures of calls in one life before it is given up.
 const MOST_FAILURES: u32 = 12;
 const IMPORTED: &str = "registry.example/imported:1";
 
+/// Takes criu's place, as far as the steps around it go. A dump has nothing in it. A restored process is any that is where the
+/// waiting one is: found by its cgroup, which criu is in as well; stopped.
+const CRIU: &str = r#"
+[ "$1" = restore ] || exit 0
+while [ $# -gt 0 ]; do [ "$1" = --pidfile ] && pidfile=$2; shift; done
+own=$(cat /proc/self/cgroup)
+for folder in /proc/[0-9]*; do
+    pid=${folder#/proc/}
+    [ "$pid" = $$ ] || [ "$pid" = $PPID ] && continue
+    [ "$(cat "$folder/cgroup" 2>/dev/null)" = "$own" ] && model=$pid && break
+done
+nsenter --mount="/proc/$model/ns/mnt" --net="/proc/$model/ns/net" \
+    /bin/sh -c 'kill -STOP $$; exec sleep 100000' </dev/null >/dev/null 2>&1 &
+echo $! > "$pidfile"
+until grep -q '^State:.T' "/proc/$!/status"; do sleep 0.01; done
+"#;
+
 /// A node with what every life on it uses.
 pub struct Stage {
     pub node: Node,
-    image: String,
-    archive: PathBuf,
+    pub material: Material,
     /// Holds the criu that the daemon finds.
     _programs: tempfile::TempDir,
+    /// What machines boot.
+    _machine: Option<tempfile::TempDir>,
 }
 
 /// The built-in bridge's own plugin, as an operator configures it.
@@ -44,7 +64,15 @@ impl Stage {
             let folder = format!("bin_dirs = [{:?}]", binaries.display().to_string());
             builder = builder.cni("10-crash.conflist", CONFLIST).config("network", &folder);
         }
-        let node = builder.binaries(binaries).env("PATH", &with_criu(programs.path())).start().await?;
+        let mut machine = None;
+        if net == Net::Machine {
+            let folder = machines::image()?;
+            builder = builder.config("runtimes.vm", machines::HANDLER);
+            builder = builder.config("runtimes.vm.vm", &machines::config(folder.path()));
+            machine = Some(folder);
+        }
+        let path = checkpoint::fake_criu(programs.path(), CRIU).unwrap();
+        let node = builder.binaries(binaries).env("PATH", &path).start().await?;
         let extra = Layer::new().file("etc/extra", "a second layer\n").dir("var/extra");
         let config = Config { env: vec!["PATH=/usr/sbin:/usr/bin:/sbin:/bin".into()], ..Config::default() };
         let image = Image::new().layer(catalog::base_layer().unwrap()).layer(extra).config(config);
@@ -52,7 +80,14 @@ impl Stage {
         let other = Image::new().layer(Layer::new().file("imported", "text\n")).build().unwrap();
         let path = node.dir().join("imported.tar");
         archive::write(&path, Form::Oci, &[(vec![IMPORTED.into()], &other)]).unwrap();
-        Some(Self { node, image, archive: path, _programs: programs })
+        let taken = node.dir().join("taken.tar");
+        let log = b"2026-01-01T00:00:00.000000000Z stdout F 1\n";
+        checkpoint::plausible(&taken, &image, &[("container.log", log)]).unwrap();
+        let file = artifact(&[(Some("model"), "weights")]).unwrap();
+        let artifact = node.registry.push("crash-model", "1", &file);
+        let material =
+            Material { artifact, image, archive: path, imported: IMPORTED.into(), checkpoint: taken };
+        Some(Self { node, material, _programs: programs, _machine: machine })
     }
 
     fn life(&self, case: &Case) -> Life {
@@ -68,19 +103,19 @@ impl Stage {
         let tolerance = Tolerance {
             shims_die: before || of_shim && !settled && !done,
             output_ends: settled,
-            starts_fail: case.mode == Mode::Error || case.with.is_some(),
+            starts_fail: case.mode == Mode::Error
+                || case.with.is_some()
+                || matches!(case.before, Before::Damaged(_)),
         };
-        Life::new(&self.node, &self.image, (&self.archive, IMPORTED), tolerance, case.nth.is_multiple_of(2))
+        let besides = match name {
+            _ if case.net == Net::Machine => Besides::Machine,
+            name if is_restore(name) => Besides::Restores,
+            name if name.starts_with("stream.") => Besides::Streams,
+            name if name.starts_with("image.artifact.") => Besides::Artifact,
+            _ => Besides::Nothing,
+        };
+        Life::new(&self.node, &self.material, tolerance, besides, case.nth.is_multiple_of(2))
     }
-}
-
-/// A criu that does nothing, first in PATH: the steps around it are tried, whether or not this kernel can do its own.
-fn with_criu(folder: &Path) -> String {
-    use std::os::unix::fs::PermissionsExt;
-    let program = folder.join("criu");
-    std::fs::write(&program, "#!/bin/sh\nexit 0\n").expect("cannot write criu");
-    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).expect("cannot write criu");
-    format!("{}:{}", folder.display(), std::env::var("PATH").unwrap_or_default())
 }
 
 /// Runs the case; panics with what is wrong.
@@ -93,7 +128,7 @@ pub async fn run(stage: &mut Stage, case: &Case) {
         "a bridge is left by a daemon that ended: {links:?}"
     );
     let mut life = stage.life(case);
-    prepare(stage, case, &mut life).await;
+    prelude::prepare(stage, case.before, &mut life).await;
     stage.node.arm(&orders(case));
     stage.node.begin();
     let mut driver = Driver { stage, case, failures: 0, died: false };
@@ -108,6 +143,7 @@ pub async fn run(stage: &mut Stage, case: &Case) {
     for pod in &life.pods {
         stage.node.remember(pod);
     }
+    prelude::clear_away(stage);
     stage.node.assert_clean().await;
 }
 
@@ -119,77 +155,6 @@ fn orders(case: &Case) -> String {
     };
     let with = case.with.map(|with| format!(";{with}")).unwrap_or_default();
     format!("{}={action}@{}{with}", case.point.name, case.nth)
-}
-
-/// Brings the node to where the case begins: without a daemon.
-async fn prepare(stage: &mut Stage, case: &Case, life: &mut Life) {
-    let until = match case.before {
-        Before::Nothing => return,
-        Before::DeathAt(point) => {
-            stage.node.arm(&format!("{point}=kill"));
-            stage.node.begin();
-            let went = if stage.node.serves().await { life.go(Until::Gone).await } else { Ok(()) };
-            let node = &mut stage.node;
-            let died = eventually(Duration::from_secs(2), async || node.ended().is_some()).await;
-            assert!(died, "the daemon did not die at {point}: {went:?}");
-            return;
-        }
-        Before::LostLayer => Until::Pulled,
-        Before::Death | Before::ShimOf(_) | Before::StaleLease => Until::Running,
-    };
-    stage.node.disarm();
-    stage.node.begin();
-    assert!(stage.node.serves().await);
-    life.go(until).await.expect("a life without faults fails");
-    let shim = match case.before {
-        Before::ShimOf("") => life.pods.last().map(|pod| shim_of(&stage.node, pod)),
-        Before::ShimOf(name) => Some(shim_of(&stage.node, &container_of(&stage.node, name).await)),
-        _ => None,
-    };
-    stage.node.kill9();
-    if let Some(pid) = shim {
-        kill(pid, Signal::SIGKILL).expect("cannot kill the shim");
-    }
-    match case.before {
-        Before::LostLayer => {
-            let layers =
-                std::fs::read_dir(stage.node.dir().join("root/layers")).expect("no layers").flatten();
-            let layer = layers.map(|entry| entry.path()).next().expect("no layer");
-            std::fs::remove_dir_all(layer).expect("cannot remove a layer");
-        }
-        Before::StaleLease => add_lease(&stage.node.dir().join("state/cni/networks/cofferdam/leases")),
-        _ => {}
-    }
-}
-
-async fn container_of(node: &Node, name: &str) -> String {
-    let all = node.cri.list(None).await.expect("ListContainers failed");
-    let found = all.into_iter().find(|one| one.metadata.as_ref().is_some_and(|m| m.name == name));
-    found.expect("no such container").id
-}
-
-fn shim_of(node: &Node, id: &str) -> Pid {
-    let state = node.dir().join("state");
-    let file = ["sandboxes", "containers"].map(|kind| state.join(kind).join(id).join("shim.pid"));
-    let text = file.iter().find_map(|path| std::fs::read_to_string(path).ok()).expect("no shim.pid");
-    Pid::from_raw(text.trim().parse().expect("no pid"))
-}
-
-/// A lease that no pod has: what a lost record leaves.
-fn add_lease(book: &Path) {
-    let text = std::fs::read(book).expect("no book of leases");
-    let mut value: serde_json::Value = serde_json::from_slice(&text).expect("no book of leases");
-    let leases = value["leases"].as_array_mut().expect("no leases");
-    let mut stale = leases.first().expect("no lease").clone();
-    stale["ip"] = "10.88.7.222".into();
-    let holder = stale.as_object_mut().expect("no lease");
-    for (key, value) in holder.iter_mut() {
-        if key.to_lowercase().starts_with("container") {
-            *value = "0123456789abcdef".into();
-        }
-    }
-    leases.push(stale);
-    std::fs::write(book, value.to_string()).expect("cannot write the leases");
 }
 
 struct Driver<'a> {

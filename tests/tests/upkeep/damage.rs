@@ -12,6 +12,8 @@ use cofferdam_tests::fixtures::layer::Layer;
 use cofferdam_tests::harness::faults::Records;
 use cofferdam_tests::harness::{Node, Pod, cli, eventually, leak};
 
+use crate::sweep::metric;
+
 /// What `cofferdam info` says beyond the ordinary.
 async fn info(node: &Node) -> serde_json::Value {
     let text = cli::cofferdam(node, &["info", "-o", "json"]).await.expect_ok();
@@ -19,7 +21,7 @@ async fn info(node: &Node) -> serde_json::Value {
     all["info"].take()
 }
 
-async fn notices(node: &Node) -> String {
+pub async fn notices(node: &Node) -> String {
     let notices = info(node).await["notices"].take();
     let texts = notices.as_array().into_iter().flatten();
     texts.map(|notice| format!("{}\n", notice["text"].as_str().unwrap_or_default())).collect()
@@ -154,7 +156,8 @@ const GREET: &str = "n=$(grep -o hello /greeting | wc -l); [ $n = 1000 ] && echo
 
 #[tokio::test]
 async fn a_damaged_layer_is_set_aside_and_unpacked_anew_from_its_blob() {
-    let Some(mut node) = Node::builder().start().await else { return };
+    let builder = Node::builder().config("metrics", "address = \"127.0.0.1:9095\"");
+    let Some(mut node) = builder.start().await else { return };
     let image = node.registry.push("greeting", "1", &greeting());
     node.cri.pull(&image, None).await.unwrap();
     let pod = node.run_pod(&node.pod("layered")).await;
@@ -166,6 +169,11 @@ async fn a_damaged_layer_is_set_aside_and_unpacked_anew_from_its_blob() {
     let found = verified(&node).await;
     assert_eq!(found["damaged"].as_array().unwrap().len(), 1, "{found}");
     assert_eq!(found["repaired"].as_array().unwrap().len(), 1, "{found}");
+    let metrics = node.netns.http_get("127.0.0.1:9095", "/metrics").unwrap();
+    let damaged = "cofferdam_verification_damaged_total{kind=\"layer\"}";
+    assert_eq!((metric(&metrics, "cofferdam_verifications_total"), metric(&metrics, damaged)), (1.0, 1.0));
+    assert_eq!(metric(&metrics, "cofferdam_verification_repaired_total"), 1.0);
+    assert!(metric(&metrics, "cofferdam_verified_total{kind=\"layer\"}") >= 1.0);
     let told = notices(&node).await;
     assert!(told.contains("greeting") && told.contains(&created), "{told}");
     let refused = node.cri.start(&created).await.unwrap_err();

@@ -3,7 +3,7 @@
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cofferdam_proto::cri::ContainerState;
 use cofferdam_tests::client::build;
@@ -87,7 +87,9 @@ fn hierarchy() -> PathBuf {
 
 #[tokio::test]
 async fn leftovers_of_every_kind_go_on_the_timer_and_strangers_stay() {
-    let Some(node) = Node::builder().config("maintenance", "sweep_seconds = 1").start().await else { return };
+    let builder = Node::builder().config("maintenance", "sweep_seconds = 1");
+    let builder = builder.config("metrics", &format!("address = {METRICS:?}"));
+    let Some(node) = builder.start().await else { return };
     let (pod, id) = pod_with_container(&node, "gone").await;
     let (stays, kept) = pod_with_container(&node, "stays").await;
     node.destroy(&pod).await;
@@ -132,11 +134,28 @@ async fn leftovers_of_every_kind_go_on_the_timer_and_strangers_stay() {
     assert_eq!(std::fs::read_to_string(volume.join("precious")).unwrap(), "data", "a volume was emptied");
     assert_eq!(node.cri.status(&kept).await.unwrap().state(), ContainerState::ContainerRunning);
     assert!(root.join("containers").join(&kept).exists());
+    let metrics = node.netns.http_get(METRICS, "/metrics").unwrap();
+    assert!(metric(&metrics, "cofferdam_sweeps_total") >= 2.0);
+    assert!(metric(&metrics, "cofferdam_sweep_last_timestamp_seconds") > 1.6e9);
+    for kind in ["cgroup", "mount", "network namespace", "bundle", "socket"] {
+        let name = format!("cofferdam_sweep_removed_total{{kind=\"{kind}\"}}");
+        assert!(metric(&metrics, &name) >= 1.0, "{name}");
+    }
     drop(stranger);
     let removed = eventually(Duration::from_secs(5), async || std::fs::remove_dir(&foreign).is_ok());
     assert!(removed.await);
     node.destroy(&stays).await;
     node.assert_clean().await;
+}
+
+/// In the node's own network namespace.
+const METRICS: &str = "127.0.0.1:9095";
+
+/// The value of a metric.
+pub fn metric(text: &str, name: &str) -> f64 {
+    let line = text.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')));
+    let line = line.unwrap_or_else(|| panic!("no {name} in {text}"));
+    line.rsplit(' ').next().unwrap().parse().unwrap()
 }
 
 /// Makes and removes pods for some seconds, beside one that stays.
@@ -170,9 +189,46 @@ async fn a_second_daemon_does_not_start_on_the_same_state_folder() {
     let mut command = node.netns.command(cofferdam_tests::harness::binaries().join("cofferdam"));
     command.arg("serve").args(["--config", "/dev/null"]);
     command.arg("--root").arg(node.dir().join("other")).arg("--state").arg(node.dir().join("state"));
-    command.arg("--socket").arg(node.dir().join("other.sock"));
+    command.arg("--socket").arg(node.cri.socket());
+    let since = Instant::now();
     let output = command.output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains("another daemon works in the state folder"), "{said}");
+    // One that serves is not about to end.
+    assert!(since.elapsed() < Duration::from_secs(8), "{:?}", since.elapsed());
+    node.cri.version().await.unwrap();
+    node.assert_clean().await;
+}
+
+#[tokio::test]
+async fn a_daemon_that_starts_while_the_last_one_ends_waits_for_it() {
+    let Some(mut node) = Node::builder().start().await else { return };
+    let (pod, id) = pod_with_container(&node, "kept").await;
+    // What the last one has to see to its end.
+    let (cri, container) = (node.cri.clone(), id.clone());
+    let last_call =
+        tokio::spawn(async move { cri.exec_sync(&container, &["sh", "-c", "sleep 4; echo done"], 10).await });
+    let io = node.dir().join("state/containers").join(&id).join("io");
+    let begun = async || std::fs::read_dir(&io).is_ok_and(|entries| entries.count() > 0);
+    assert!(eventually(Duration::from_secs(5), begun).await, "the exec does not begin");
+    let old = nix::unistd::Pid::from_raw(node.daemon_pid().unwrap().cast_signed());
+    nix::sys::signal::kill(old, nix::sys::signal::Signal::SIGTERM).unwrap();
+    let log = node.dir().join("second.log");
+    let mut command = node.netns.command(cofferdam_tests::harness::binaries().join("cofferdam"));
+    command.arg("serve").arg("--config").arg(node.dir().join("config.toml"));
+    let mut second = command.stderr(std::fs::File::create(&log).unwrap()).spawn().unwrap();
+    assert_eq!(last_call.await.unwrap().unwrap().stdout, b"done\n", "the last one cut its call off");
+    let serves = eventually(Duration::from_secs(15), async || {
+        assert!(second.try_wait().unwrap().is_none(), "{}", std::fs::read_to_string(&log).unwrap());
+        node.ended().is_some_and(|status| status.success()) && node.cri.version().await.is_ok()
+    });
+    let serves = serves.await;
+    let said = std::fs::read_to_string(&log).unwrap();
+    assert!(serves && said.contains("waiting for its end"), "{said}");
+    assert_eq!(node.cri.status(&id).await.unwrap().state(), ContainerState::ContainerRunning);
+    second.kill().unwrap();
+    second.wait().unwrap();
+    node.restart().await;
+    node.destroy(&pod).await;
     node.assert_clean().await;
 }

@@ -81,7 +81,7 @@ pub fn build(from: &Ingredients, output: &Path) -> Result<Image, ImageError> {
     let mut names = Vec::new();
     for module in &modules {
         archive.file(&format!("modules/{}", module.file), &module.content, 0o644);
-        order.push_str(&module.file);
+        order.push_str(format!("{} {}", module.file, module.group).trim_end());
         order.push('\n');
         names.push(module.file.clone());
     }

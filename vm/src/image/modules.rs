@@ -10,11 +10,22 @@ use super::ImageError;
 
 /// Without these nothing works.
 const NEEDED: [&str; 4] = ["virtio_mmio", "virtio_console", "virtiofs", "virtio_net"];
-/// With these it works better.
-const WANTED: [&str; 2] = ["virtio_balloon", "virtio_rng"];
+/// With these it works better; those with a group are loaded where the machine has what they are for.
+const WANTED: [(&str, &str); 5] = [
+    ("virtio_balloon", ""),
+    ("virtio_rng", ""),
+    ("virtio_pci", PCI),
+    ("virtio_blk", PCI),
+    ("vmw_vsock_virtio_transport", VSOCK),
+];
+/// Devices on PCI, and so those that are added to a running machine.
+pub const PCI: &str = "pci";
+pub const VSOCK: &str = "vsock";
 
 pub struct Module {
     pub file: String,
+    /// When it is loaded; empty for always.
+    pub group: &'static str,
     pub content: Vec<u8>,
 }
 
@@ -26,10 +37,10 @@ pub fn collect(folder: &Path) -> Result<Vec<Module>, ImageError> {
     let builtin: Vec<String> = builtin.lines().map(|line| name_of(Path::new(line))).collect();
     let mut collection = Collection { folder, found, builtin, loaded: Vec::new(), modules: Vec::new() };
     for name in NEEDED {
-        collection.add(name)?;
+        collection.add(name, "")?;
     }
-    for name in WANTED {
-        match collection.add(name) {
+    for (name, group) in WANTED {
+        match collection.add(name, group) {
             Ok(()) | Err(ImageError::NoModule { .. }) => {}
             Err(error) => return Err(error),
         }
@@ -66,7 +77,7 @@ struct Collection<'a> {
 
 impl Collection<'_> {
     /// What it needs comes first. One that is on its way already is not added again, so a circle ends.
-    fn add(&mut self, name: &str) -> Result<(), ImageError> {
+    fn add(&mut self, name: &str, group: &'static str) -> Result<(), ImageError> {
         if self.loaded.iter().any(|loaded| loaded == name) {
             return Ok(());
         }
@@ -82,9 +93,9 @@ impl Collection<'_> {
         self.loaded.push(name.to_owned());
         let content = fs::read(&path).map_err(ImageError::file("read the module", &path))?;
         for needed in needs(&content) {
-            self.add(&needed)?;
+            self.add(&needed, group)?;
         }
-        self.modules.push(Module { file: format!("{name}.ko"), content });
+        self.modules.push(Module { file: format!("{name}.ko"), group, content });
         Ok(())
     }
 }
@@ -128,6 +139,22 @@ mod tests {
         let all =
             ["virtio_ring.ko", "virtio.ko", "virtio_mmio.ko", "virtio_console.ko", "fuse.ko", "virtiofs.ko"];
         assert_eq!(files, all);
+    }
+
+    #[test]
+    fn what_a_module_needs_belongs_to_the_first_group_that_needs_it() {
+        let folder = kernel(&[
+            ("virtio_mmio.ko", "virtio"),
+            ("virtio.ko", ""),
+            ("virtio_console.ko", ""),
+            ("virtiofs.ko", ""),
+            ("virtio_pci.ko", "virtio,virtio_pci_modern_dev"),
+            ("virtio_pci_modern_dev.ko", ""),
+        ]);
+        let modules = collect(folder.path()).unwrap();
+        let group = |file: &str| modules.iter().find(|module| module.file == file).unwrap().group;
+        assert_eq!(group("virtio.ko"), "");
+        assert_eq!((group("virtio_pci.ko"), group("virtio_pci_modern_dev.ko")), (PCI, PCI));
     }
 
     #[test]

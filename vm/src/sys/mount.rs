@@ -120,6 +120,16 @@ pub fn hide(of: BorrowedFd<'_>, folder: &Path) -> io::Result<()> {
     })
 }
 
+/// Whether anything is mounted below `folder` in this namespace.
+///
+/// # Errors
+/// When it is not there, or the table of mounts cannot be read.
+pub fn has_below(folder: &Path) -> io::Result<bool> {
+    let folder = folder.canonicalize()?;
+    let table = std::fs::read_to_string("/proc/thread-self/mountinfo")?;
+    Ok(table.lines().filter_map(mount_point).any(|point| point != folder && point.starts_with(&folder)))
+}
+
 fn make_place(place: &Path, is_folder: bool) -> io::Result<()> {
     if is_folder {
         return std::fs::create_dir_all(place);

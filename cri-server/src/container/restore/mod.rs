@@ -12,6 +12,7 @@
 
 mod base;
 
+use cofferdam_failpoints::failpoint;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -111,8 +112,10 @@ impl Containers {
             (Arc::clone(&self.ports.snapshots), self.ports.places.restore(id), named.to_owned());
         let (restore, base) =
             tokio::task::spawn_blocking(move || take(&source, &snapshots, folder, &name)).await??;
+        failpoint!("restore.parts_taken");
         stage.set("looking for the image it was made of");
         let image = self.base_image(&base).await?;
+        failpoint!("restore.base_found");
         Ok(Origin::Checkpoint(image, restore))
     }
 
@@ -147,6 +150,7 @@ impl Containers {
             if let Err(error) = tokio::task::spawn_blocking(move || discard(&folder)).await {
                 tracing::warn!(container = %container.id(), %error, "restored");
             }
+            failpoint!("restore.forgotten", infallible);
         }
     }
 
@@ -160,6 +164,7 @@ impl Containers {
         for entry in fs::read_dir(self.ports.places.restores()).into_iter().flatten().flatten() {
             if !waiting(&entry.file_name().to_string_lossy()) {
                 discard(&entry.path());
+                failpoint!("restore.left_discarded", infallible);
             }
         }
     }
@@ -194,6 +199,7 @@ impl Restore {
         let applied =
             snapshots.apply(container.id(), &made.layers, changes.as_ref(), &gone.unwrap_or_default());
         applied.map_err(ContainerError::Parts)?;
+        failpoint!("restore.changes_applied");
         if let (Some(mut old), Some(log)) = (open_part(self.path(), LOG)?, made.log_path.as_deref()) {
             let new = File::options().write(true).create_new(true).mode(0o640).open(log);
             match new.and_then(|mut new| io::copy(&mut old, &mut new)) {
@@ -205,10 +211,12 @@ impl Restore {
                 }
             }
         }
+        failpoint!("restore.log_brought");
         for part in [CHANGES, LOG] {
             // What is left of it goes with the folder.
             drop(fs::remove_file(self.path().join(part)));
         }
+        failpoint!("restore.parts_dropped");
         Ok(())
     }
 }
@@ -239,6 +247,7 @@ fn take(
     let path = folder.clone();
     let folder = Folder(Some(folder));
     made.map_err(|source| ContainerError::File { operation: "make", path: path.clone(), source })?;
+    failpoint!("restore.folder_made");
     match source {
         Source::Archive(file) => checkpoint_of_archive(file, &path),
         Source::Image(layers) => snapshots.checkpoint_of_image(layers, &path),

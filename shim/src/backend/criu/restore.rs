@@ -5,6 +5,7 @@
 //! that cgroup itself and leaves the processes stopped, and [`check`] compares them with the one that waits. Invariant: no
 //! instruction of a restored process runs before that.
 
+use cofferdam_failpoints::failpoint;
 use std::fs::{self, File};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
@@ -59,7 +60,9 @@ pub fn restore(order: &RestoreOrder, reporter: Reporter) -> Result<Restored, Fai
     for folder in order.cgroups.folders() {
         fs::write(folder.join("cgroup.procs"), "0").map_err(failed("enter the container's cgroup"))?;
     }
+    failpoint!("shim.child.restore_entered");
     let stage = Stage::build(&bundle, order.model)?;
+    failpoint!("shim.child.restore_staged");
     let inherited = inherited(order)?;
     let words = arguments(order, &stage, &inherited);
     for (name, flag) in INHERITED {
@@ -68,11 +71,13 @@ pub fn restore(order: &RestoreOrder, reporter: Reporter) -> Result<Restored, Fai
         setns(&file, flag).map_err(failed(&entering))?;
     }
     Run { words, limit: order.limit, log: &stage.work().join(LOG) }.until_done()?;
+    failpoint!("shim.child.restored");
     drop(inherited);
     let pid =
         fs::read_to_string(stage.work().join(PID)).map_err(failed("read the restored process's number"))?;
     let pid = pid.trim().parse().map_err(failed("read the restored process's number"))?;
     check::Check { order, spec: &spec, around: &before, pid }.all(reporter)?;
+    failpoint!("shim.child.restore_checked", infallible);
     Ok(Restored { pid, stopped })
 }
 

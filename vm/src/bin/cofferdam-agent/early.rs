@@ -5,14 +5,14 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use cofferdam_vm::agent::{BUNDLES, STREAMS};
-use cofferdam_vm::share::{GUEST_ROOT, TAG};
+use cofferdam_vm::agent::{BUNDLES, MODULES, STREAMS, TAG};
+use cofferdam_vm::share::GUEST_ROOT;
 use rustix::mount::{MountFlags, mount, mount_move};
 
 use crate::sys;
 
 /// What the image's builder puts there: modules in the order of their needs.
-const MODULES: &str = "/modules";
+const MODULES_FOLDER: &str = "/modules";
 const NEW_ROOT: &str = "/newroot";
 
 fn named<E: Into<io::Error>>(doing: impl std::fmt::Display) -> impl FnOnce(E) -> io::Error {
@@ -23,10 +23,17 @@ fn named<E: Into<io::Error>>(doing: impl std::fmt::Display) -> impl FnOnce(E) ->
 }
 
 pub fn load_modules() -> io::Result<()> {
-    let order = fs::read_to_string(format!("{MODULES}/order")).map_err(named("read the list of modules"))?;
-    for name in order.lines() {
-        let file =
-            File::open(format!("{MODULES}/{name}")).map_err(named(format_args!("open module {name}")))?;
+    let order =
+        fs::read_to_string(format!("{MODULES_FOLDER}/order")).map_err(named("read the list of modules"))?;
+    let wanted = std::env::var(MODULES).unwrap_or_default();
+    let is_wanted = |group: &str| group.is_empty() || wanted.split(',').any(|one| one == group);
+    for line in order.lines() {
+        let (name, group) = line.split_once(' ').unwrap_or((line, ""));
+        if !is_wanted(group) {
+            continue;
+        }
+        let file = File::open(format!("{MODULES_FOLDER}/{name}"))
+            .map_err(named(format_args!("open module {name}")))?;
         sys::load_module(&file).map_err(named(format_args!("load module {name}")))?;
     }
     Ok(())
@@ -48,7 +55,7 @@ pub fn move_root() -> io::Result<()> {
         // Frees the memory of what was copied.
         fs::remove_file(&path)?;
     }
-    drop(fs::remove_dir_all(MODULES));
+    drop(fs::remove_dir_all(MODULES_FOLDER));
     std::env::set_current_dir(NEW_ROOT)?;
     mount_move(".", "/").map_err(named("move the root"))?;
     rustix::process::chroot(".").map_err(named("enter the root"))?;

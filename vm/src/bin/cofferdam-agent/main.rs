@@ -6,6 +6,7 @@
 
 mod early;
 mod forward;
+mod hardware;
 mod network;
 mod port;
 mod reaper;
@@ -17,6 +18,8 @@ mod sys;
 
 use std::io;
 use std::process::ExitCode;
+
+use cofferdam_vm::wire;
 
 fn main() -> ExitCode {
     if std::process::id() != 1 {
@@ -38,9 +41,13 @@ fn work() -> io::Result<()> {
     runtime.block_on(async {
         // Started before anything is buried, so that its end is seen by whoever waits for it.
         let address = runtime::start()?;
-        let port = port::open()?;
+        let way = std::env::var(wire::VARIABLE).ok();
+        let wire: Box<dyn wire::Wire> = match wire::announce(way.as_deref())? {
+            Some(vsock) => Box::new(vsock),
+            None => Box::new(port::open()?),
+        };
         tokio::select! {
-            ended = serve::serve(port, address) => ended,
+            ended = serve::serve(wire, address) => ended,
             ended = reaper::run() => ended,
         }
     })

@@ -4,6 +4,7 @@ use std::io;
 
 use cofferdam_proto::agent::create_agent;
 use cofferdam_vm::channel::{self, Purpose, Stream};
+use cofferdam_vm::wire::Wire;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -18,7 +19,7 @@ use crate::{forward, stdio};
 const WAITING: usize = 4;
 
 /// Serves until the wire ends. `runtime` is the path of the container code's socket.
-pub async fn serve(wire: UnixStream, runtime: String) -> io::Result<()> {
+pub async fn serve(wire: Box<dyn Wire>, runtime: String) -> io::Result<()> {
     let (calls, waiting) = mpsc::channel(WAITING);
     let listener = Listener::new(futures::stream::unfold(waiting, |mut waiting| async {
         waiting.recv().await.map(|stream| (Ok::<Stream, io::Error>(stream), waiting))

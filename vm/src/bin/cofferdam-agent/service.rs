@@ -14,7 +14,7 @@ use rustix::thread::{ClockId, Timespec};
 use rustix::time::clock_settime;
 use ttrpc::r#async::TtrpcContext;
 
-use crate::{network, sys};
+use crate::{hardware, network, sys};
 
 /// The answer to PowerOff is under way when the machine ends.
 const LAST_ANSWER: Duration = Duration::from_millis(20);
@@ -81,6 +81,14 @@ impl proto::Agent for Service {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
             _ => Ok(proto::RemoveBundleResponse::new()),
         }
+    }
+
+    async fn hardware(
+        &self,
+        _: &TtrpcContext,
+        _: proto::HardwareRequest,
+    ) -> ttrpc::Result<proto::HardwareResponse> {
+        hardware::look().map_err(failed)
     }
 
     async fn power_off(

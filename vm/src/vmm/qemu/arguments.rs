@@ -1,81 +1,173 @@
 //! QEMU's command line.
 
 use std::ffi::OsString;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 
-use crate::share::TAG;
-use crate::vmm::{Accelerator, Launch};
+use crate::agent::TAG;
+use crate::config::MachineType;
+use crate::vmm::{Accelerator, Launch, guest_words};
+use crate::wire::MonitorEnd;
 
-/// The console's ring: what a guest prints beyond it is lost, and costs nothing.
-pub const CONSOLE: &str = "console";
-pub const CONSOLE_SIZE: u32 = 16 << 10;
 /// The agent's port as the guest sees it.
 pub const PORT: &str = "cofferdam.agent";
 
-/// All of it; `qmp` is the monitor's end of the control connection.
-pub fn of(launch: &Launch, qmp: BorrowedFd<'_>) -> Vec<OsString> {
-    let mut line = Line::default();
+/// Slots that devices can be added to, each a port of its own.
+pub const PORTS: usize = 8;
+
+/// What QEMU gets open, besides what the launch has.
+#[derive(Debug, Clone, Copy)]
+pub struct Connections<'a> {
+    /// Its end of the control connection.
+    pub qmp: BorrowedFd<'a>,
+    /// Where the guest's console goes.
+    pub console: BorrowedFd<'a>,
+    /// To virtiofsd.
+    pub share: Option<BorrowedFd<'a>>,
+}
+
+/// The name of a port for what is added later.
+pub fn port(number: usize) -> String {
+    format!("port{number}")
+}
+
+/// Whether devices can be added to a running machine of the kind.
+pub fn has_ports(machine: MachineType) -> bool {
+    match machine {
+        MachineType::Microvm => false,
+        MachineType::MicrovmPci | MachineType::Q35 => true,
+    }
+}
+
+/// All of it.
+pub fn of(launch: &Launch, connections: Connections<'_>) -> Vec<OsString> {
+    let mut line = Line::of(launch.machine);
+    machine(&mut line, launch);
+    for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {
+        line.words.push(flag.into());
+    }
+    line.add("-display", "none");
+    line.add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
+    line.path("-kernel", &launch.parts.kernel);
+    line.path("-initrd", &launch.parts.image);
+    line.add("-append", kernel_line(launch, host_khz()));
+    line.add("-chardev", format!("socket,id=qmp,fd={}", connections.qmp.as_raw_fd()));
+    line.add("-mon", "chardev=qmp,mode=control");
+    line.add("-chardev", format!("socket,id=console,fd={}", connections.console.as_raw_fd()));
+    line.add("-serial", "chardev:console");
+    line.device("virtio-rng", "");
+    line.device("virtio-balloon", "");
+    channel(&mut line, &launch.channel);
+    if let Some(share) = connections.share {
+        line.add("-chardev", format!("socket,id=share,fd={}", share.as_raw_fd()));
+        line.device("vhost-user-fs", &format!(",chardev=share,tag={TAG}"));
+    }
+    for (number, nic) in launch.nics.iter().enumerate() {
+        line.add("-netdev", format!("tap,id=nic{number},fd={}", nic.tap.as_raw_fd()));
+        line.device("virtio-net", &format!(",netdev=nic{number},mac={}{}", nic.mac, line.no_rom()));
+    }
+    line.words
+}
+
+fn machine(line: &mut Line, launch: &Launch) {
     let accelerator = match launch.accelerator {
         Accelerator::Kvm => "kvm",
         Accelerator::Tcg => "tcg",
     };
-    line.add("-M", format!("microvm,accel={accelerator},memory-backend=mem,rtc=on,isa-serial=on"));
-    line.path("-bios", &launch.parts.firmware);
+    let kind = match launch.machine {
+        MachineType::Microvm => "microvm,rtc=on,isa-serial=on",
+        MachineType::MicrovmPci => "microvm,rtc=on,isa-serial=on,pcie=on",
+        MachineType::Q35 => "q35,usb=off,smbus=off,sata=off,vmport=off",
+    };
+    line.add("-M", format!("{kind},accel={accelerator},memory-backend=mem"));
+    if let Some(firmware) = &launch.parts.firmware {
+        line.path("-bios", firmware);
+    }
     line.add("-cpu", if launch.accelerator == Accelerator::Kvm { "host" } else { "max" });
     line.add("-smp", launch.cpus.to_string());
     line.add("-m", format!("{}M", launch.memory));
     // Shared, so that virtiofsd reaches what the guest wants it to read and write.
     line.add("-object", format!("memory-backend-memfd,id=mem,size={}M,share=on", launch.memory));
-    for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {
-        line.0.push(flag.into());
+    if line.bus == "device" {
+        // What virtiofsd speaks.
+        line.add("-global", "virtio-mmio.force-legacy=false");
     }
-    line.add("-display", "none");
-    // What virtiofsd speaks.
-    line.add("-global", "virtio-mmio.force-legacy=false");
-    line.add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
-    line.path("-kernel", &launch.parts.kernel);
-    line.path("-initrd", &launch.parts.image);
-    line.add("-append", kernel_line(launch.accelerator, host_khz()));
-    line.add("-chardev", format!("socket,id=qmp,fd={}", qmp.as_raw_fd()));
-    line.add("-mon", "chardev=qmp,mode=control");
-    line.add("-chardev", format!("ringbuf,id={CONSOLE},size={CONSOLE_SIZE}"));
-    line.add("-serial", format!("chardev:{CONSOLE}"));
-    line.add("-device", "virtio-rng-device");
-    line.add("-device", "virtio-balloon-device");
-    line.add("-device", "virtio-serial-device");
-    line.add("-chardev", format!("socket,id=agent,fd={}", launch.channel.as_raw_fd()));
-    line.add("-device", format!("virtserialport,chardev=agent,name={PORT}"));
-    if let Some(share) = &launch.share {
-        line.add("-chardev", format!("socket,id=share,fd={}", share.as_raw_fd()));
-        line.add("-device", format!("vhost-user-fs-device,chardev=share,tag={TAG}"));
+    if has_ports(launch.machine) {
+        for number in 0..PORTS {
+            line.add("-device", format!("pcie-root-port,id={},chassis={}", port(number), number + 1));
+        }
     }
-    for (number, nic) in launch.nics.iter().enumerate() {
-        line.add("-netdev", format!("tap,id=nic{number},fd={}", nic.tap.as_raw_fd()));
-        line.add("-device", format!("virtio-net-device,netdev=nic{number},mac={}", nic.mac));
-    }
-    line.0
 }
 
-#[derive(Default)]
-struct Line(Vec<OsString>);
+fn channel(line: &mut Line, end: &MonitorEnd) {
+    match end {
+        MonitorEnd::Serial(socket) => {
+            line.device("virtio-serial", "");
+            line.add("-chardev", format!("socket,id=agent,fd={}", socket.as_raw_fd()));
+            line.add("-device", format!("virtserialport,chardev=agent,name={PORT}"));
+        }
+        MonitorEnd::Vsock { device, cid, .. } => {
+            line.device("vhost-vsock", &format!(",guest-cid={cid},vhostfd={}", device.as_raw_fd()));
+        }
+        // Another monitor's; `wire` makes none for this one.
+        MonitorEnd::Hybrid { .. } => {}
+    }
+}
+
+/// What of the launch QEMU has to have open.
+pub fn passed(launch: &Launch) -> Vec<BorrowedFd<'_>> {
+    let channel = match &launch.channel {
+        MonitorEnd::Serial(socket) => Some(socket.as_fd()),
+        MonitorEnd::Vsock { device, .. } => Some(device.as_fd()),
+        MonitorEnd::Hybrid { .. } => None,
+    };
+    channel.into_iter().chain(launch.nics.iter().map(|nic| nic.tap.as_fd())).collect()
+}
+
+struct Line {
+    words: Vec<OsString>,
+    /// How the names of devices end that sit on the machine's own bus.
+    bus: &'static str,
+}
 
 impl Line {
+    fn of(machine: MachineType) -> Self {
+        let bus = match machine {
+            MachineType::Microvm | MachineType::MicrovmPci => "device",
+            MachineType::Q35 => "pci",
+        };
+        Line { words: Vec::new(), bus }
+    }
+
     fn add(&mut self, option: &str, value: impl Into<OsString>) {
-        self.0.extend([option.into(), value.into()]);
+        self.words.extend([option.into(), value.into()]);
     }
 
     fn path(&mut self, option: &str, value: &Path) {
         self.add(option, value.as_os_str());
     }
+
+    fn device(&mut self, kind: &str, properties: &str) {
+        self.add("-device", format!("{kind}-{}{properties}", self.bus));
+    }
+
+    /// Nobody boots from a card.
+    fn no_rom(&self) -> &'static str {
+        if self.bus == "pci" { ",romfile=" } else { "" }
+    }
 }
 
-fn kernel_line(accelerator: Accelerator, khz: Option<u64>) -> String {
+fn kernel_line(launch: &Launch, khz: Option<u64>) -> String {
     let mut line = "console=ttyS0 quiet panic=-1 rdinit=/init".to_owned();
-    if let (Accelerator::Tcg, Some(khz)) = (accelerator, khz) {
+    if let (Accelerator::Tcg, Some(khz)) = (launch.accelerator, khz) {
         // Measuring it fails at random on a busy host.
         line.push_str(&format!(" tsc_early_khz={khz}"));
     }
+    if launch.machine == MachineType::MicrovmPci {
+        // Nothing in this machine's tables gives the kernel leave to handle the ports itself.
+        line.push_str(" pcie_ports=native");
+    }
+    line.push_str(&guest_words(has_ports(launch.machine), &launch.channel));
     line
 }
 
@@ -91,14 +183,17 @@ mod tests {
     use super::*;
     use crate::config::Parts;
     use crate::vmm::Nic;
-    use std::os::fd::{AsFd, OwnedFd};
+    use std::os::fd::OwnedFd;
 
-    fn launch() -> Launch {
-        let file = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+    fn file() -> OwnedFd {
+        OwnedFd::from(std::fs::File::open("/dev/null").unwrap())
+    }
+
+    fn launch(machine: MachineType) -> Launch {
         let parts = Parts {
             monitor: "/q".into(),
             virtiofsd: "/v".into(),
-            firmware: "/f".into(),
+            firmware: Some("/f".into()),
             kernel: "/k".into(),
             image: "/i".into(),
         };
@@ -108,31 +203,67 @@ mod tests {
             accelerator: Accelerator::Tcg,
             memory: 128,
             cpus: 2,
-            channel: file(),
-            share: Some(file()),
+            machine,
+            channel: MonitorEnd::Serial(file()),
+            share: None,
             nics,
+            folder: "/p".into(),
         }
+    }
+
+    fn text(launch: &Launch, share: bool) -> String {
+        let open = file();
+        let connections =
+            Connections { qmp: open.as_fd(), console: open.as_fd(), share: share.then(|| open.as_fd()) };
+        let words = of(launch, connections);
+        words.iter().map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
     }
 
     #[test]
     fn devices_follow_what_is_launched() {
-        let mut launch = launch();
-        let text = |launch: &Launch| {
-            let words = of(launch, launch.channel.as_fd());
-            words.iter().map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
-        };
-        let line = text(&launch);
-        for part in ["accel=tcg", "-m 128M", "tag=pod", "mac=02:00:00:00:00:01", "spawn=deny", "-smp 2"] {
+        let mut launch = launch(MachineType::Microvm);
+        let line = text(&launch, true);
+        for part in ["accel=tcg", "-m 128M", "tag=pod", "mac=02:00:00:00:00:01", "spawn=deny", "-smp 2", PORT]
+        {
             assert!(line.contains(part), "{part}: {line}");
         }
-        (launch.share, launch.nics) = (None, Vec::new());
-        let line = text(&launch);
+        assert!(!line.contains("pci"), "{line}");
+        launch.nics = Vec::new();
+        let line = text(&launch, false);
         assert!(!line.contains("vhost-user") && !line.contains("netdev"), "{line}");
     }
 
     #[test]
+    fn machines_with_ports_are_told_how_to_use_them() {
+        let line = text(&launch(MachineType::MicrovmPci), true);
+        for part in ["pcie=on", "port7", "pcie_ports=native", "virtio-rng-device", "COFFERDAM_MODULES=pci"] {
+            assert!(line.contains(part), "{part}: {line}");
+        }
+        let line = text(&launch(MachineType::Q35), true);
+        for part in ["q35", "port7", "virtio-rng-pci", "virtio-net-pci", "vhost-user-fs-pci"] {
+            assert!(line.contains(part), "{part}: {line}");
+        }
+        assert!(!line.contains("virtio-mmio") && !line.contains("pcie_ports"), "{line}");
+    }
+
+    #[test]
+    fn over_vsock_the_guest_is_told_where_the_node_listens() {
+        let mut launch = launch(MachineType::Microvm);
+        launch.channel = MonitorEnd::Vsock { device: file(), cid: 77, port: 4242 };
+        let line = text(&launch, true);
+        for part in
+            ["vhost-vsock-device,guest-cid=77,vhostfd=", "COFFERDAM_CHANNEL=vsock:4242", "MODULES=vsock"]
+        {
+            assert!(line.contains(part), "{part}: {line}");
+        }
+        assert!(!line.contains("virtserialport"), "{line}");
+    }
+
+    #[test]
     fn only_emulated_clocks_are_told_their_frequency() {
-        assert!(kernel_line(Accelerator::Tcg, Some(2_000_000)).ends_with("tsc_early_khz=2000000"));
-        assert!(!kernel_line(Accelerator::Kvm, Some(2_000_000)).contains("tsc"));
+        let mut launch = launch(MachineType::Microvm);
+        assert!(kernel_line(&launch, Some(2_000_000)).contains("tsc_early_khz=2000000"));
+        launch.accelerator = Accelerator::Kvm;
+        assert!(!kernel_line(&launch, Some(2_000_000)).contains("tsc"));
     }
 }

@@ -3,15 +3,17 @@
 //! Invariant: QEMU is not trusted either, its guest may have taken it over: answers are bounded in length and time.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
+use crate::sys::rights;
 use crate::vmm::MonitorError;
 
 const LONGEST_ANSWER: u64 = 256 << 10;
@@ -61,6 +63,20 @@ impl Qmp {
         command: &str,
         arguments: Value,
     ) -> Result<Value, MonitorError> {
+        self.execute_with(operation, command, arguments, &[]).await
+    }
+
+    /// The same, with descriptors for the monitor beside the command.
+    ///
+    /// # Errors
+    /// As above.
+    pub async fn execute_with(
+        &self,
+        operation: &'static str,
+        command: &str,
+        arguments: Value,
+        passed: &[BorrowedFd<'_>],
+    ) -> Result<Value, MonitorError> {
         let mut connection = self.connection.lock().await;
         let talk = |source| MonitorError::Talk { operation, source };
         if connection.lost {
@@ -69,10 +85,10 @@ impl Qmp {
         connection.lost = true;
         let work = async {
             if !connection.negotiated {
-                connection.exchange("qmp_capabilities", &json!({})).await?.map_err(io::Error::other)?;
+                connection.exchange("qmp_capabilities", &json!({}), &[]).await?.map_err(io::Error::other)?;
                 connection.negotiated = true;
             }
-            connection.exchange(command, &arguments).await
+            connection.exchange(command, &arguments, passed).await
         };
         let outcome = timeout(PATIENCE, work).await.map_err(|_| MonitorError::Silent { operation })?;
         let answer = outcome.map_err(talk)?;
@@ -83,10 +99,15 @@ impl Qmp {
 
 impl Connection {
     /// The inner error is the monitor's refusal.
-    async fn exchange(&mut self, command: &str, arguments: &Value) -> io::Result<Result<Value, String>> {
+    async fn exchange(
+        &mut self,
+        command: &str,
+        arguments: &Value,
+        passed: &[BorrowedFd<'_>],
+    ) -> io::Result<Result<Value, String>> {
         let mut line = json!({ "execute": command, "arguments": arguments }).to_string();
         line.push('\n');
-        self.stream.write_all(line.as_bytes()).await?;
+        rights::send(self.stream.get_mut(), line.as_bytes(), passed).await?;
         for _ in 0..MOST_EVENTS {
             let mut line = Vec::new();
             let read = (&mut self.stream).take(LONGEST_ANSWER).read_until(b'\n', &mut line).await?;
@@ -110,6 +131,7 @@ impl Connection {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::io::AsyncWriteExt;
 
     async fn against(answers: &'static str) -> Result<Value, MonitorError> {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
