@@ -50,7 +50,7 @@ impl Node {
     #[must_use]
     pub fn here() -> Self {
         let info = rustix::system::sysinfo();
-        let bytes = u64::try_from(info.totalram).unwrap_or(u64::MAX).saturating_mul(info.mem_unit.into());
+        let bytes = info.totalram.saturating_mul(info.mem_unit.into());
         let cpus = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
         Node { memory: bytes / MIB, cpus }
     }
