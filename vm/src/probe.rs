@@ -13,6 +13,7 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
+use crate::architecture::Architecture;
 use crate::boot::{BootError, Plan};
 use crate::config::{ConfigError, MonitorKind, Parts, VmConfig};
 use crate::vmm::Accelerator;
@@ -46,17 +47,47 @@ struct Finding {
     obstacle: Option<String>,
 }
 
+/// How machines run on a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Means {
+    pub accelerator: Accelerator,
+    /// Why it is not KVM.
+    pub obstacle: Option<String>,
+}
+
 /// How machines of this configuration are to run on this node. `folder` keeps the finding.
 ///
 /// # Errors
 /// When they cannot run.
 pub async fn accelerator(config: &VmConfig, folder: &Path) -> Result<Accelerator, ProbeError> {
+    look(config, folder).await.map(|means| means.accelerator)
+}
+
+/// The same, with what stands in KVM's way.
+///
+/// # Errors
+/// When they cannot run.
+pub async fn look(config: &VmConfig, folder: &Path) -> Result<Means, ProbeError> {
     let parts = config.parts()?;
-    let obstacle = match File::options().read(true).write(true).open("/dev/kvm") {
-        Err(error) => Some(format!("/dev/kvm: {error}")),
-        Ok(_) => finding(config, &parts, folder).await?.obstacle,
+    let obstacle = match foreign(&parts) {
+        Some(words) => Some(words),
+        None => obstacle(config, &parts, folder).await?,
     };
-    choose(obstacle, config.emulation, config.monitor_kind())
+    let accelerator = choose(obstacle.clone(), config.emulation, config.monitor_kind())?;
+    Ok(Means { accelerator, obstacle })
+}
+
+/// No processor executes what is made for another.
+fn foreign(parts: &Parts) -> Option<String> {
+    let (native, guest) = (Architecture::NATIVE, parts.architecture);
+    (guest != native).then(|| format!("the guest's kernel is made for {guest}, this node is {native}"))
+}
+
+async fn obstacle(config: &VmConfig, parts: &Parts, folder: &Path) -> Result<Option<String>, ProbeError> {
+    match File::options().read(true).write(true).open("/dev/kvm") {
+        Err(error) => Ok(Some(format!("/dev/kvm: {error}"))),
+        Ok(_) => Ok(finding(config, parts, folder).await?.obstacle),
+    }
 }
 
 fn choose(

@@ -1,4 +1,4 @@
-//! QEMU: its machines `microvm` and `q35` on x86_64, spoken to over QMP.
+//! QEMU: its machines `microvm` and `q35` on x86_64 and `virt` on arm64, spoken to over QMP.
 //!
 //! The process has no network (its tap comes as a descriptor), no capability, QEMU's own seccomp filter, and dies with
 //! the process that started it. All its connections are socket pairs made beforehand: nothing of it has a name.
