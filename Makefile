@@ -18,7 +18,7 @@ PEER_PACKAGES := docker-registry busybox-static containernetworking-plugins cont
 VM_CACHE := $(or $(COFFERDAM_VM_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/cofferdam-vm)
 VM_PACKAGES := qemu-system-x86 kmod cpio busybox-static nftables
 
-.PHONY: help build shim failpoints setup setup-build setup-vm vm-test vm-systemd vm-selinux vm-critest microvm-ten bench-vm arm64-build arm64-test arm64-boot demo test unit e2e soak power-cut lint ci bench fuzz install clean
+.PHONY: help build shim failpoints setup setup-build setup-vm vm-test vm-systemd vm-selinux vm-critest microvm-ten bench-vm arm64-build arm64-test arm64-boot demo demo-vm test unit e2e soak power-cut lint ci bench fuzz install clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | column -t -s "$$(printf '\t')"
@@ -65,6 +65,9 @@ setup-vm: setup-build ## installs what virtual machines need and is missing, and
 
 demo: setup build ## a pod runs, on throwaway folders; leaves nothing behind
 	$(SUDO) tests/demo.sh target/release
+
+demo-vm: setup setup-vm build ## a pod with a kernel of its own, in a virtual machine, on throwaway folders; leaves nothing behind
+	$(SUDO) COFFERDAM_VM_CACHE=$(VM_CACHE) tests/demo-vm.sh target/release
 
 test: setup setup-vm build failpoints unit e2e ## all tests
 

@@ -286,4 +286,12 @@ impl extension::Shim for Service {
         }
         Ok(extension::AttachResponse::new())
     }
+
+    async fn dial(
+        &self,
+        _: &TtrpcContext,
+        _: extension::DialRequest,
+    ) -> ttrpc::Result<extension::DialResponse> {
+        Err(ShimError::Unsupported("connecting to a pod whose network namespace is the node's").into())
+    }
 }

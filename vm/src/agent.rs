@@ -22,6 +22,8 @@ pub const SHM: &str = "/run/cofferdam/shm";
 pub const NETNS: &str = "/run/cofferdam/netns";
 /// Where the guest keeps the FIFOs of standard streams.
 pub const STREAMS: &str = "/run/cofferdam/io";
+/// Connections to ports of a pod at a time: part of the streams that the channel has, so that commands find one as well.
+pub const MOST_CONNECTIONS: usize = 128;
 /// The tag by which the guest mounts the pod's share.
 pub const TAG: &str = "pod";
 /// What the kernel gives to the guest's first process: the groups of modules to load besides those of every guest.

@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use crate::sys::mount::{self, Shown, Source};
+use crate::sys::mount::{self, Shown, Source, Submounts};
 use crate::sys::process::{Child, Program};
 use crate::sys::socket;
 use crate::vmm::ShareSocket;
@@ -40,6 +40,7 @@ pub struct Item {
     pub name: String,
     pub source: Source,
     pub read_only: bool,
+    pub below: Submounts,
 }
 
 #[derive(Debug)]
@@ -81,6 +82,7 @@ impl Share {
             .map(|item| Shown {
                 source: item.source.clone(),
                 read_only: item.read_only,
+                below: item.below,
                 target: Path::new(container).join(&item.name),
             })
             .collect();

@@ -9,7 +9,7 @@ use cofferdam_vm::boot::BootError;
 use cofferdam_vm::channel::Purpose;
 use cofferdam_vm::config::VmConfig;
 use cofferdam_vm::share::Item;
-use cofferdam_vm::sys::mount::Source;
+use cofferdam_vm::sys::mount::{Source, Submounts};
 use cofferdam_vm::vmm::MonitorError;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -30,11 +30,17 @@ async fn a_guest_boots_is_given_files_and_streams_and_ends() {
     let file = bench.folder.path().join("secret");
     std::fs::write(&file, "for the guest").unwrap();
     let items = [
-        Item { name: "mounts/0".into(), source: Source::Bind(file.clone()), read_only: true },
+        Item {
+            name: "mounts/0".into(),
+            source: Source::Bind(file.clone()),
+            read_only: true,
+            below: Submounts::default(),
+        },
         Item {
             name: "mounts/1".into(),
             source: Source::Bind(bench.folder.path().to_owned()),
             read_only: false,
+            below: Submounts::default(),
         },
     ];
     machine.share().show("c1", &items).unwrap();
@@ -42,7 +48,12 @@ async fn a_guest_boots_is_given_files_and_streams_and_ends() {
     machine.share().hide("c1").unwrap();
     machine.share().hide("c1").unwrap();
     assert!(file.exists(), "a hidden file is gone from the host");
-    let absent = [Item { name: "x".into(), source: Source::Bind("/no/such/file".into()), read_only: true }];
+    let absent = [Item {
+        name: "x".into(),
+        source: Source::Bind("/no/such/file".into()),
+        read_only: true,
+        below: Submounts::default(),
+    }];
     assert!(machine.share().show("c1", &absent).unwrap_err().to_string().contains("/no/such/file"));
 
     let path = machine.agent().put_bundle("c1", b"{}".to_vec()).await.unwrap();

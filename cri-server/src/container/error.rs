@@ -78,7 +78,7 @@ pub enum ContainerError {
     #[error("a layer of its image was found damaged after it was created: create it again")]
     Spoiled,
     #[error("cannot start the container: {message}")]
-    Start { message: String, exhausted: bool },
+    Start { message: String, fault: Fault },
     #[error("the container is {state}, not running")]
     NotRunning { state: &'static str },
     #[error("the container is {state}: its resources cannot be changed")]
@@ -115,12 +115,26 @@ pub enum ContainerError {
     Shared(String),
 }
 
+/// Why a container cannot be started, as far as its caller can do something about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The node has run out of something: see [`crate::report::exhausted`].
+    Exhausted,
+    /// It asks for what there is not, or for what its handler cannot give.
+    Input,
+    Unknown,
+}
+
 impl ContainerError {
-    /// Whether the node has run out of something: see [`crate::report::exhausted`].
-    pub(super) fn is_exhausted(&self) -> bool {
-        let shim = |error: &RuntimeError| {
-            matches!(error, RuntimeError::Shim { code: ttrpc::Code::RESOURCE_EXHAUSTED, .. })
-        };
-        crate::report::exhausted(self) || matches!(self, Self::Runtime(error) if shim(error))
+    /// Whose fault it is that a container cannot be started.
+    pub(super) fn fault(&self) -> Fault {
+        let told = |code| matches!(self, Self::Runtime(RuntimeError::Shim { code: own, .. }) if *own == code);
+        if crate::report::exhausted(self) || told(ttrpc::Code::RESOURCE_EXHAUSTED) {
+            Fault::Exhausted
+        } else if told(ttrpc::Code::INVALID_ARGUMENT) {
+            Fault::Input
+        } else {
+            Fault::Unknown
+        }
     }
 }

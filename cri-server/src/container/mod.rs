@@ -29,7 +29,7 @@ use arc_swap::ArcSwapOption;
 use cofferdam_proto::cri;
 use tokio::sync::{Mutex, watch};
 
-pub use error::ContainerError;
+pub use error::{ContainerError, Fault};
 pub use exec::{AttachTarget, ExecTarget};
 pub use record::{ContainerRecord, ContainerState, Exit, ExitCause};
 

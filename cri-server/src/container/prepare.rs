@@ -119,7 +119,10 @@ impl Containers {
             if let Err(left) = self.end_task_of(container, Some(Arc::clone(&shim))).await {
                 tracing::warn!(container = %container.id(), error = %crate::report::chain(&left), "undo");
             }
-            gone(&shim).await;
+            // A shim of the whole pod stays, for the others.
+            if sandbox.shim().is_none_or(|pods| pods.endpoint().address != shim.endpoint().address) {
+                gone(&shim).await;
+            }
             return Err(error);
         }
         Ok(shim)

@@ -65,7 +65,7 @@ impl Containers {
                 stage.set("ending what was made");
                 let message = crate::report::chain(&*error);
                 self.never_ran(container, &message).await?;
-                Err(ContainerError::Start { message, exhausted: error.is_exhausted() })
+                Err(ContainerError::Start { message, fault: error.fault() })
             }
         }
     }

@@ -10,7 +10,7 @@ use tonic::{Code, Status};
 
 use crate::cdi::CdiError;
 use crate::cgroup::KillError;
-use crate::container::ContainerError;
+use crate::container::{ContainerError, Fault};
 use crate::event::Lagged;
 use crate::image::ImageError;
 use crate::index::LookupError;
@@ -113,7 +113,8 @@ fn of_container(error: &ContainerError) -> Option<Code> {
         ContainerError::NoArchive { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
             Some(Code::NotFound)
         }
-        ContainerError::Start { exhausted: true, .. } => Some(Code::ResourceExhausted),
+        ContainerError::Start { fault: Fault::Exhausted, .. } => Some(Code::ResourceExhausted),
+        ContainerError::Start { fault: Fault::Input, .. } => Some(Code::InvalidArgument),
         ContainerError::Volume(error) => of_volume(error),
         ContainerError::Cdi(error) => of_cdi(error),
         ContainerError::Relabel(RelabelError::System(_)) => Some(Code::InvalidArgument),

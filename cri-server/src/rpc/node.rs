@@ -59,8 +59,7 @@ pub(super) async fn status_call(
 fn features(daemon: &Daemon, handler: &Handler) -> cri::RuntimeHandlerFeatures {
     let node = &daemon.ports.features;
     cri::RuntimeHandlerFeatures {
-        // What a machine shows of the node's files is read-only there as a whole; more is not promised.
-        recursive_read_only_mounts: node.recursive_readonly && handler.isolation.is_empty(),
+        recursive_read_only_mounts: node.recursive_readonly,
         user_namespaces: handler.maps_owners() && node.user_namespaces == UserNamespaces::Available,
     }
 }

@@ -56,7 +56,8 @@ pub(super) fn port_forward(
     };
     let ports = request.port.iter().map(port).collect::<Result<_, _>>()?;
     let netns = daemon.sandboxes.network_namespace(&sandbox);
-    let url = url(daemon, Ticket::Forward(ForwardRequest { sandbox, netns, ports }))?;
+    let bundle = daemon.sandboxes.folder(&sandbox);
+    let url = url(daemon, Ticket::Forward(ForwardRequest { sandbox, bundle, netns, ports }))?;
     Ok(answer(daemon, cri::PortForwardResponse { url }))
 }
 

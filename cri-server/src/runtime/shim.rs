@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use cofferdam_proto::shim::{
-    AttachRequest, AttachResponse, NEWEST_PROTOCOL, ReopenLogRequest, ReopenLogResponse,
+    AttachRequest, AttachResponse, DialRequest, DialResponse, NEWEST_PROTOCOL, ReopenLogRequest,
+    ReopenLogResponse,
 };
 use containerd_shim_protos::api;
 use oci_spec::runtime::{LinuxResources, Process};
@@ -523,6 +524,23 @@ impl Shim {
         let request = AttachRequest { id: self.id.to_string(), stdout, stderr, ..Default::default() };
         let deadline = Some(self.deadlines.light);
         self.connection.call::<AttachResponse>(OWN_SERVICE, "Attach", &request, deadline).await.map(drop)
+    }
+
+    /// Has our own shim connect to a port of its pod, and join that to these FIFOs, whose other sides must be open
+    /// already.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Unimplemented`] where the pod's network namespace is the node's, and on any other shim.
+    pub async fn dial(&self, port: u16, input: String, output: String) -> Result<(), RuntimeError> {
+        self.speaks("Dial")?;
+        if self.endpoint.kind != ShimKind::Own {
+            let message = "only containerd-shim-cofferdam-v1 connects to pods".to_owned();
+            return Err(RuntimeError::Unimplemented { call: "Dial", message });
+        }
+        let id = self.id.to_string();
+        let request = DialRequest { id, port: port.into(), input, output, ..Default::default() };
+        let deadline = Some(self.deadlines.light);
+        self.connection.call::<DialResponse>(OWN_SERVICE, "Dial", &request, deadline).await.map(drop)
     }
 
     /// After an older daemon has taken over from a newer one, only what every shim serves is asked of its shims.

@@ -203,6 +203,12 @@ impl Sandbox {
         }
     }
 
+    /// Its shim, where the daemon is connected to it.
+    #[must_use]
+    pub fn shim(&self) -> Option<Arc<Shim>> {
+        self.shim.load_full().filter(|shim| !shim.is_closed())
+    }
+
     /// Whether the daemon is connected to its shim.
     #[must_use]
     pub fn has_shim(&self) -> bool {
@@ -276,6 +282,12 @@ impl Sandboxes {
     #[must_use]
     pub fn network_namespace(&self, sandbox: &Sandbox) -> Option<PathBuf> {
         sandbox.made.own_network.then(|| run::netns_path(&self.ports, sandbox.id()))
+    }
+
+    /// The pod's folder, its shim's bundle.
+    #[must_use]
+    pub fn folder(&self, sandbox: &Sandbox) -> PathBuf {
+        self.ports.places.sandbox(sandbox.id())
     }
 
     /// What is being done to sandboxes now.

@@ -3,7 +3,7 @@
 //! Invariant: each connection lives and fails alone, an end of one direction leaves the other open, and what is idle
 //! for too long or belongs to a pod that stopped is closed.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,8 +14,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::copy;
+use super::dial::{DialError, Way};
 use super::remote::{BoxDuplex, BoxWrite, Forward, ForwardSession};
-use crate::network::dial::dial;
+use crate::report::chain;
 use crate::sandbox::Sandbox;
 
 /// The most connections at a time, of all sessions together.
@@ -26,6 +27,8 @@ const IDLE: Duration = Duration::from_secs(4 * 3600);
 /// What the client asked for.
 pub struct Request {
     pub sandbox: Arc<Sandbox>,
+    /// The pod's folder.
+    pub bundle: PathBuf,
     /// None for a pod in the node's own namespace.
     pub netns: Option<PathBuf>,
     pub ports: Vec<u16>,
@@ -39,6 +42,7 @@ pub(super) async fn serve(
     stopping: &CancellationToken,
 ) {
     let mut connections = JoinSet::new();
+    let way = Arc::new(Way::to(Arc::clone(&request.sandbox), request.bundle, request.netns));
     let over = async {
         tokio::select! {
             () = request.sandbox.ended() => {}
@@ -53,21 +57,21 @@ pub(super) async fn serve(
             () = &mut over => break,
         };
         let Some(forward) = forward else { break };
-        connections.spawn(connect(request.netns.clone(), forward, Arc::clone(room)));
+        connections.spawn(connect(Arc::clone(&way), forward, Arc::clone(room)));
     }
     connections.shutdown().await;
 }
 
-async fn connect(netns: Option<PathBuf>, forward: Forward, room: Arc<Semaphore>) {
+async fn connect(way: Arc<Way>, forward: Forward, room: Arc<Semaphore>) {
     let Forward { port, data, mut error, .. } = forward;
     let Ok(_room) = room.try_acquire_owned() else {
         let words = format!("port {port}: {MOST} connections are forwarded already");
         return refuse(error, &words).await;
     };
-    match relay(netns.as_deref(), port, data).await {
+    match relay(&way, port, data).await {
         // Closed without a word: all went well.
         Ok(()) => drop(error.shutdown().await),
-        Err(failure) => refuse(error, &format!("port {port}: {failure}")).await,
+        Err(failure) => refuse(error, &format!("port {port}: {}", chain(&failure))).await,
     }
 }
 
@@ -77,14 +81,13 @@ async fn refuse(mut error: BoxWrite, words: &str) {
     let _ = error.shutdown().await;
 }
 
-async fn relay(netns: Option<&Path>, port: u16, data: BoxDuplex) -> std::io::Result<()> {
-    let mut pod = dial(netns, port).await?;
-    let (from_pod, to_pod) = pod.split();
+async fn relay(way: &Way, port: u16, data: BoxDuplex) -> Result<(), DialError> {
+    let pod = way.dial(port).await?;
     let (from_client, to_client) = tokio::io::split(data);
     let last = Mutex::new(Instant::now());
     let moved = || *last.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     let both = async {
-        tokio::try_join!(copy::half(from_client, to_pod, moved), copy::half(from_pod, to_client, moved))
+        tokio::try_join!(copy::half(from_client, pod.to, moved), copy::half(pod.from, to_client, moved))
     };
     tokio::select! {
         // Either side may break off: clients do it with every connection that they are done with, and dropping the
@@ -95,7 +98,7 @@ async fn relay(netns: Option<&Path>, port: u16, data: BoxDuplex) -> std::io::Res
             }
             Ok(())
         }
-        () = idle(&last) => Err(std::io::Error::other(format!("nothing moved for {IDLE:?}"))),
+        () = idle(&last) => Err(std::io::Error::other(format!("nothing moved for {IDLE:?}")).into()),
     }
 }
 

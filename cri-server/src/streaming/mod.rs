@@ -8,6 +8,7 @@ mod attach;
 #[cfg(test)]
 mod checks;
 mod copy;
+mod dial;
 mod exec;
 mod forward;
 pub mod link;

@@ -10,6 +10,7 @@
 
 mod error;
 mod events;
+mod forward;
 mod guest;
 mod place;
 mod pod;

@@ -15,6 +15,7 @@ use cofferdam_vm::size::{Node, Size};
 use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Spec};
 
 use super::VmError;
+use super::forward::Connections;
 use super::guest::Guest;
 use super::place::Place;
 use super::{sizes, spec};
@@ -39,6 +40,7 @@ pub struct Pod {
     pub since: Instant,
     /// Its own /dev/shm on the node, which stands for the guest's.
     pub shm: Option<PathBuf>,
+    pub connections: Connections,
     config: VmConfig,
     cgroups: CgroupPaths,
 }
@@ -75,7 +77,8 @@ impl Pod {
         match connected {
             Ok((machine, guest)) => {
                 let (id, config) = (id.to_owned(), options.vm.clone());
-                Ok(Pod { id, machine, guest, size, since, shm, config, cgroups })
+                let connections = Connections::default();
+                Ok(Pod { id, machine, guest, size, since, shm, connections, config, cgroups })
             }
             Err(error) => {
                 remove_cgroups(&cgroups, bundle).await;

@@ -313,6 +313,22 @@ impl extension::Shim for Service {
         }
         Ok(extension::AttachResponse::new())
     }
+
+    async fn dial(
+        &self,
+        _: &TtrpcContext,
+        r: extension::DialRequest,
+    ) -> ttrpc::Result<extension::DialResponse> {
+        let port = match u16::try_from(r.port) {
+            Ok(port @ 1..) => port,
+            _ => return Err(ShimError::Invalid(format!("port {} is no port", r.port)).into()),
+        };
+        let task = self.task(&r.id)?;
+        let pod = task.pod();
+        let (input, output) = (Path::new(&r.input), Path::new(&r.output));
+        pod.connections.dial(pod.machine.channel(), port, input, output).await?;
+        Ok(extension::DialResponse::new())
+    }
 }
 
 impl From<VmError> for ttrpc::Error {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use cofferdam_vm::agent::{NETNS, RUNTIME, SHM};
 use cofferdam_vm::share::{Item, Share};
-use cofferdam_vm::sys::mount::Source;
+use cofferdam_vm::sys::mount::{Source, Submounts};
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, LinuxResources, Mount, Spec};
 
 use crate::error::ShimError;
@@ -124,14 +124,33 @@ fn translate_mounts(
                 return Err(refused("a bind mount without a source"));
             };
             let name = format!("mounts/{number}");
-            let read_only = options.iter().any(|option| option == "ro");
-            items.push(Item { name: name.clone(), source: Source::Bind(path), read_only });
+            let has = |word: &str| options.iter().any(|option| option == word);
+            let below = Submounts { read_only: has("rro"), follow: has("rslave") };
+            let read_only = has("ro") || has("rro");
+            items.push(Item { name: name.clone(), source: Source::Bind(path), read_only, below });
             Share::guest_path(id, &name)
         };
         mount.set_source(Some(source));
     }
     spec.set_mounts(Some(mounts));
     Ok(items)
+}
+
+/// In the guest, what is mounted below a read-only mount would be read-only as well. Where that is not asked for, and
+/// there is something (`has_mounts`), read-only is left to the node's side alone.
+pub fn leave_to_the_node(spec: &mut Spec, id: &str, items: &[Item], has_mounts: impl Fn(&Path) -> bool) {
+    let apart = items.iter().filter(|item| match &item.source {
+        Source::Bind(path) => item.read_only && !item.below.read_only && has_mounts(path),
+        Source::New { .. } => false,
+    });
+    let sources: Vec<PathBuf> = apart.map(|item| Share::guest_path(id, &item.name)).collect();
+    for mount in spec.mounts_mut().iter_mut().flatten() {
+        if mount.source().as_ref().is_some_and(|source| sources.contains(source)) {
+            let rest = mount.options().iter().flatten().filter(|option| *option != "ro").cloned();
+            let options = rest.chain(["rw".to_owned()]).collect();
+            mount.set_options(Some(options));
+        }
+    }
 }
 
 fn is_bind(mount: &Mount, options: &[String]) -> bool {
@@ -251,6 +270,24 @@ mod tests {
         let cpu = limits.cpu().clone().unwrap();
         assert_eq!((cpu.shares(), cpu.cpus(), limits.hugepage_limits()), (Some(5), &None, &None));
         assert_eq!(limits.memory().unwrap().limit(), Some(7));
+    }
+
+    #[test]
+    fn what_lies_in_a_read_only_volume_is_as_deep_as_asked() {
+        let options = |deep: &str, mounts: bool| {
+            let mut deeper = spec("");
+            let mut all = deeper.mounts().clone().unwrap();
+            all[3].set_options(Some(vec!["rbind".into(), deep.into()]));
+            deeper.set_mounts(Some(all));
+            let mut got = translate(deeper, "c1", Role::Pause, None).unwrap();
+            assert!(got.items[0].read_only);
+            assert_eq!(got.items[0].below.read_only, deep == "rro");
+            leave_to_the_node(&mut got.spec, "c1", &got.items, |_| mounts);
+            got.spec.mounts().as_ref().unwrap()[3].options().clone().unwrap()
+        };
+        assert_eq!(options("ro", false), ["rbind", "ro"]);
+        assert_eq!(options("ro", true), ["rbind", "rw"]);
+        assert_eq!(options("rro", true), ["rbind", "rro"]);
     }
 
     #[test]

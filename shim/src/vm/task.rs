@@ -4,12 +4,13 @@
 
 use cofferdam_failpoints::failpoint;
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use cofferdam_vm::share::{Item, Share};
-use cofferdam_vm::sys::mount::Source;
+use cofferdam_vm::sys::mount::{self, Source, Submounts};
 use containerd_shim_protos::api::{self, CreateTaskRequest, ExecProcessRequest};
 use oci_spec::runtime::Spec;
 use protobuf::MessageField;
@@ -380,6 +381,8 @@ async fn make(
         bundle.read_json("config.json").map_err(ShimError::path("read", bundle.join("config.json")))?;
     let shm = pod.shm.as_deref();
     let mut translated = spec::translate(spec, id, role, shm)?;
+    let has_mounts = |path: &Path| mount::has_below(path).unwrap_or(false);
+    spec::leave_to_the_node(&mut translated.spec, id, &translated.items, has_mounts);
     for what in &translated.without {
         bundle.warn(&format!("in a virtual machine the container does without {what}"));
     }
@@ -443,7 +446,8 @@ fn rootfs_item(request: &CreateTaskRequest) -> Result<Option<Item>, ShimError> {
             options: mount.options.clone(),
         }
     };
-    Ok(Some(Item { name: ROOTFS.into(), source, read_only: has("ro") }))
+    let below = Submounts::default();
+    Ok(Some(Item { name: ROOTFS.into(), source, read_only: has("ro"), below }))
 }
 
 /// The guest's kernel has none of the node's security modules.

@@ -5,12 +5,14 @@
 //!  open(Purpose) ── "agent\n" ───────────────▶ the agent's own service (ttrpc)
 //!                ── "task\n" ────────────────▶ the container code's Task service (ttrpc)
 //!                ── "in NAME\n", "out NAME\n" ▶ one standard stream of one process
+//!                ── "port NUMBER\n" ─────────▶ a connection to this port of the pod
 //!                ◀─ "ok\n" or words ──────────
 //! ```
 //! Only the host opens streams. Invariant: what the guest can make the host hold is bounded: streams by their number,
 //! each stream by its window, the answer to a purpose by its length.
 
 mod purpose;
+mod relay;
 
 use std::future::poll_fn;
 use std::io;
@@ -24,6 +26,7 @@ use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt};
 use yamux::{Config, Connection, Mode};
 
 pub use purpose::{Purpose, PurposeError};
+pub use relay::relay;
 
 /// One stream. Closing the write side tells the other end; the read side goes on.
 pub type Stream = Compat<yamux::Stream>;

@@ -17,6 +17,8 @@ pub enum Purpose {
     Input(String),
     /// Bytes of a process.
     Output(String),
+    /// A connection to this port of the pod, on its loopback. Both directions; an end of one leaves the other open.
+    Port(u16),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -25,6 +27,8 @@ pub enum PurposeError {
     Unknown(String),
     #[error("{0:?} is not usable as a stream's name")]
     Name(String),
+    #[error("{0:?} is no port")]
+    Port(String),
 }
 
 impl fmt::Display for Purpose {
@@ -34,6 +38,7 @@ impl fmt::Display for Purpose {
             Purpose::Task => f.write_str("task"),
             Purpose::Input(name) => write!(f, "in {name}"),
             Purpose::Output(name) => write!(f, "out {name}"),
+            Purpose::Port(port) => write!(f, "port {port}"),
         }
     }
 }
@@ -47,6 +52,10 @@ impl FromStr for Purpose {
             None if line == "task" => Ok(Purpose::Task),
             Some(("in", name)) => Ok(Purpose::Input(checked(name)?)),
             Some(("out", name)) => Ok(Purpose::Output(checked(name)?)),
+            Some(("port", number)) => match number.parse() {
+                Ok(port @ 1..) => Ok(Purpose::Port(port)),
+                _ => Err(PurposeError::Port(number.chars().take(LONGEST_NAME).collect())),
+            },
             _ => Err(PurposeError::Unknown(line.chars().take(LONGEST_NAME).collect())),
         }
     }
@@ -69,10 +78,17 @@ mod tests {
 
     #[test]
     fn purposes_are_lines() {
-        for purpose in
-            [Purpose::Agent, Purpose::Task, Purpose::Input("a-1".into()), Purpose::Output("b.2".into())]
+        let (input, output) = (Purpose::Input("a-1".into()), Purpose::Output("b.2".into()));
+        for purpose in [Purpose::Agent, Purpose::Task, input, output, Purpose::Port(1), Purpose::Port(65535)]
         {
             assert_eq!(purpose.to_string().parse(), Ok(purpose));
+        }
+    }
+
+    #[test]
+    fn a_port_is_a_number_of_a_port() {
+        for line in ["port 0", "port 65536", "port -1", "port ", "port 80 81", "port http"] {
+            assert!(line.parse::<Purpose>().is_err(), "{line:?}");
         }
     }
 

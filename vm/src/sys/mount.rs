@@ -25,11 +25,21 @@ pub enum Source {
     New { kind: String, source: String, options: Vec<String> },
 }
 
+/// What of a bind holds for what is mounted below it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Submounts {
+    /// They are read-only as well.
+    pub read_only: bool,
+    /// Those that the node mounts later appear, too.
+    pub follow: bool,
+}
+
 /// One mount, and where it is put.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shown {
     pub source: Source,
     pub read_only: bool,
+    pub below: Submounts,
     /// Relative to where all of them are put.
     pub target: PathBuf,
 }
@@ -56,7 +66,7 @@ pub fn tmpfs_pair() -> io::Result<(OwnedFd, OwnedFd)> {
         let flags =
             OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
         let shown = open_tree(&writable, "", flags)?;
-        set_read_only(shown.as_fd())?;
+        change(shown.as_fd(), 0, &MountAttr::READ_ONLY)?;
         Ok(shown)
     })?;
     Ok((writable, shown))
@@ -126,6 +136,16 @@ pub fn hide(of: BorrowedFd<'_>, folder: &Path) -> io::Result<()> {
     })
 }
 
+/// Whether anything is mounted below `folder` in this namespace.
+///
+/// # Errors
+/// When it is not there, or the table of mounts cannot be read.
+pub fn has_below(folder: &Path) -> io::Result<bool> {
+    let folder = folder.canonicalize()?;
+    let table = std::fs::read_to_string("/proc/thread-self/mountinfo")?;
+    Ok(table.lines().filter_map(mount_point).any(|point| point != folder && point.starts_with(&folder)))
+}
+
 fn make_place(place: &Path, is_folder: bool) -> io::Result<()> {
     if is_folder {
         return std::fs::create_dir_all(place);
@@ -161,14 +181,19 @@ fn detach(shown: &Shown) -> io::Result<Detached> {
             let flags = OpenTreeFlags::OPEN_TREE_CLONE
                 | OpenTreeFlags::OPEN_TREE_CLOEXEC
                 | OpenTreeFlags::AT_RECURSIVE;
-            open_tree(CWD, path, flags).map_err(|e| named(e, path))?
+            let mount = open_tree(CWD, path, flags).map_err(|e| named(e, path))?;
+            // A copy of a shared mount is its peer: what is taken away there would go here.
+            let propagation = if shown.below.follow { libc::MS_SLAVE } else { libc::MS_PRIVATE };
+            change(mount.as_fd(), libc::AT_RECURSIVE, &MountAttr { propagation, ..MountAttr::default() })?;
+            mount
         }
         Source::New { kind, source, options } => {
             new_mount(kind, source, options).map_err(|e| named(e, &shown.source))?
         }
     };
     if shown.read_only {
-        set_read_only(mount.as_fd())?;
+        let reach = if shown.below.read_only { libc::AT_RECURSIVE } else { 0 };
+        change(mount.as_fd(), reach, &MountAttr::READ_ONLY)?;
     }
     let kind = FileType::from_raw_mode(rustix::fs::fstat(&mount)?.st_mode);
     Ok(Detached { mount, is_folder: kind == FileType::Directory, target: shown.target.clone() })
@@ -219,9 +244,13 @@ struct MountAttr {
     userns_fd: u64,
 }
 
-/// The whole tree. See mount_setattr(2).
-fn set_read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
-    let attr = MountAttr { set: libc::MOUNT_ATTR_RDONLY, ..MountAttr::default() };
+impl MountAttr {
+    const READ_ONLY: Self =
+        MountAttr { set: libc::MOUNT_ATTR_RDONLY, clear: 0, propagation: 0, userns_fd: 0 };
+}
+
+/// One mount, or with AT_RECURSIVE the tree below it as well. See mount_setattr(2).
+fn change(mount: BorrowedFd<'_>, reach: i32, attr: &MountAttr) -> io::Result<()> {
     // SAFETY: the descriptor is open for the length of the call, the path is an empty C string, and the structure has
     // the layout and the size that the kernel is told.
     let outcome = unsafe {
@@ -229,8 +258,8 @@ fn set_read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
             libc::SYS_mount_setattr,
             mount.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
-            std::ptr::from_ref(&attr),
+            libc::AT_EMPTY_PATH | reach,
+            std::ptr::from_ref(attr),
             size_of::<MountAttr>(),
         )
     };

@@ -5,6 +5,7 @@
 #![deny(unsafe_code)]
 
 mod early;
+mod forward;
 mod hardware;
 mod network;
 mod port;

@@ -13,7 +13,7 @@ use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
 
 use crate::service::Service;
-use crate::stdio;
+use crate::{forward, stdio};
 
 /// Connections to the agent's own service that wait to be taken.
 const WAITING: usize = 4;
@@ -55,6 +55,7 @@ async fn take(mut stream: Stream, calls: mpsc::Sender<Stream>, runtime: String) 
         },
         Purpose::Input(name) => stdio::input(stream, &name).await,
         Purpose::Output(name) => stdio::output(stream, &name).await,
+        Purpose::Port(port) => forward::connection(stream, port).await,
     };
     if let Err(error) = outcome {
         eprintln!("cofferdam-agent: a stream ended: {error}");

@@ -25,7 +25,7 @@ use async_trait::async_trait;
 use rustix::fs::{Mode, OFlags};
 
 use super::{Capabilities, Launch, Monitor, MonitorError, Nic, Place, ShareSocket, checked, excerpt};
-use crate::sys::mount::{self, Shown, Source};
+use crate::sys::mount::{self, Shown, Source, Submounts};
 use crate::sys::process::{Child, Program};
 use crate::sys::{landlock, socket};
 use crate::wire::HYBRID_SOCKET;
@@ -124,6 +124,7 @@ impl CloudHypervisor {
         let shown = Shown {
             source: Source::Bind(format!("/proc/self/fd/{}", image.as_raw_fd()).into()),
             read_only: true,
+            below: Submounts::default(),
             target: name.into(),
         };
         mount::show(self.process.pidfd(), &folder, self.disks.as_fd(), &[shown])?;
