@@ -213,7 +213,8 @@ mod tests {
 
     fn text(launch: &Launch, share: bool) -> String {
         let open = file();
-        let connections = Connections { qmp: open.as_fd(), console: open.as_fd(), share: share.then(|| open.as_fd()) };
+        let connections =
+            Connections { qmp: open.as_fd(), console: open.as_fd(), share: share.then(|| open.as_fd()) };
         let words = of(launch, connections);
         words.iter().map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
     }

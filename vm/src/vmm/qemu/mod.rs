@@ -23,7 +23,6 @@ use console::Console;
 use hotplug::Ports;
 use qmp::Qmp;
 
-
 #[derive(Debug)]
 pub struct Qemu {
     process: Child,
