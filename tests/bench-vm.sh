@@ -111,7 +111,7 @@ for n in $(seq "$samples"); do
     run "boot$n" vm
     end=$(date +%s%N)
     boot=$dir/state/sandboxes/$pod/vm/boot.json
-    for _ in $(seq 100); do line=$(cf logs -t "$container" | head -1); [ -n "$line" ] && break; sleep 0.1; done
+    for _ in $(seq 100); do line=$(cf logs -t "$container" 2>/dev/null | head -1 || true); [ -n "$line" ] && break; sleep 0.1; done
     started=$(number monitor_started "$boot")
     first=$(date -d "${line%% *}" +%s%N)
     echo "  agent answers $(milliseconds "$started" "$(number agent_answered "$boot")")," \

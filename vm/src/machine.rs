@@ -245,10 +245,10 @@ impl Machine {
 
 /// A panic, or what the agent had to say, is the end of what the guest printed.
 fn with_last_words(what: &str, console: &str) -> String {
-    let words = plain(console.trim());
+    let words = console.trim();
     let surplus = words.chars().count().saturating_sub(LAST_WORDS);
     let skipped = if words.starts_with(PANIC) { 0 } else { surplus };
-    let last: String = words.chars().skip(skipped).take(LAST_WORDS).collect();
+    let last = plain(&words.chars().skip(skipped).take(LAST_WORDS).collect::<String>());
     if last.is_empty() { what.to_owned() } else { format!("{what}; the guest printed last: {last:?}") }
 }
 

@@ -13,6 +13,7 @@ use cofferdam_vm::sys::mount::Source;
 use containerd_shim_protos::api::{self, CreateTaskRequest, ExecProcessRequest};
 use oci_spec::runtime::Spec;
 use protobuf::MessageField;
+use protobuf::well_known_types::any::Any;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
@@ -20,6 +21,7 @@ use super::guest::Name;
 use super::pod::Pod;
 use super::spec::{self, Role};
 use super::streams::{self, Carriers};
+use super::usage::Usage;
 use super::{VmError, events};
 use crate::bundle::Bundle;
 use crate::error::ShimError;
@@ -51,8 +53,9 @@ pub struct VmTask {
     /// Of the first process, in the guest.
     pub guest_pid: u32,
     pod: Arc<Pod>,
-    publisher: Arc<Publisher>,
+    pub(super) publisher: Arc<Publisher>,
     max_line: usize,
+    pub(super) usage: Mutex<Usage>,
     execs: Mutex<HashMap<String, Arc<Process>>>,
     /// The first process is to be killed.
     killed: Notify,
@@ -85,6 +88,7 @@ impl VmTask {
             pod,
             publisher,
             max_line,
+            usage: Mutex::default(),
             execs: Mutex::default(),
             killed: Notify::new(),
         });
@@ -188,6 +192,9 @@ impl VmTask {
         tokio::spawn(async move {
             let status = task.end_of(&exec).await;
             let exit = Exit { pid: task.pod.pid(), status, at: log::now() };
+            if exec.is_empty() || status == KILLED {
+                task.count_at_end().await;
+            }
             process.mark_stopped(exit);
             if exec.is_empty()
                 && let Err(error) = task.bundle.write_json("exit.json", &exit)
@@ -371,7 +378,8 @@ async fn make(
     let id = &request.id;
     let spec: Spec =
         bundle.read_json("config.json").map_err(ShimError::path("read", bundle.join("config.json")))?;
-    let mut translated = spec::translate(spec, id, role)?;
+    let shm = pod.shm.as_deref();
+    let mut translated = spec::translate(spec, id, role, shm)?;
     for what in &translated.without {
         bundle.warn(&format!("in a virtual machine the container does without {what}"));
     }
@@ -439,14 +447,14 @@ fn rootfs_item(request: &CreateTaskRequest) -> Result<Option<Item>, ShimError> {
 }
 
 /// The guest's kernel has none of the node's security modules.
-fn guest_process(process: &str) -> Result<protobuf::well_known_types::any::Any, ShimError> {
+fn guest_process(process: &str) -> Result<Any, ShimError> {
     let wrong = |error: serde_json::Error| ShimError::Invalid(format!("the exec's process: {error}"));
     let mut process: oci_spec::runtime::Process = serde_json::from_str(process).map_err(wrong)?;
     process.set_apparmor_profile(None);
     process.set_selinux_label(None);
     let value = serde_json::to_vec(&process).map_err(wrong)?;
     let type_url = "types.containerd.io/opencontainers/runtime-spec/1/Process".to_owned();
-    Ok(protobuf::well_known_types::any::Any { type_url, value, ..Default::default() })
+    Ok(Any { type_url, value, ..Default::default() })
 }
 
 /// First in the guest, which would keep them busy, then on the node.
