@@ -84,7 +84,7 @@ async fn a_machine_of_which_a_part_is_killed_is_ended_as_a_whole() {
     victim.falls(&node, "its virtiofsd ended").await;
     let victim = Victim::start(&node, &base, "shim").await;
     kill(shim::of(&victim.pod.id), Signal::SIGKILL).unwrap();
-    victim.falls(&node, "the container's shim died").await;
+    victim.falls(&node, "the container's shim").await;
     node.assert_clean().await;
 }
 

@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use crate::agent::{Agent, AgentError, Guest, plain};
 use crate::channel::Channel;
 use crate::share::Share;
-use crate::vmm::{Accelerator, Monitor, MonitorError};
+use crate::vmm::{Accelerator, Monitor, MonitorError, PANIC};
 use crate::wire::WireKind;
 
 /// How long the guest may take to turn itself off.
@@ -246,8 +246,9 @@ impl Machine {
 /// A panic, or what the agent had to say, is the end of what the guest printed.
 fn with_last_words(what: &str, console: &str) -> String {
     let words = console.trim();
-    let skipped = words.chars().count().saturating_sub(LAST_WORDS);
-    let last = plain(&words.chars().skip(skipped).collect::<String>());
+    let surplus = words.chars().count().saturating_sub(LAST_WORDS);
+    let skipped = if words.starts_with(PANIC) { 0 } else { surplus };
+    let last = plain(&words.chars().skip(skipped).take(LAST_WORDS).collect::<String>());
     if last.is_empty() { what.to_owned() } else { format!("{what}; the guest printed last: {last:?}") }
 }
 
@@ -261,6 +262,8 @@ mod tests {
         assert!(told.len() < 500 && told.ends_with("[2J panic\""), "{told}");
         assert!(!told.contains(['\u{1b}', '\n']));
         assert_eq!(with_last_words("it ended", " \n"), "it ended");
+        let panic = with_last_words("it ended", &format!("Kernel panic - why{}", "x".repeat(5000)));
+        assert!(panic.contains("\"Kernel panic - why"), "{panic}");
     }
 
     #[test]

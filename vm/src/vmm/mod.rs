@@ -129,10 +129,17 @@ fn checked<'a>(operation: &'static str, name: &'a str) -> Result<&'a str, Monito
 /// Much of a console's end, and little enough for an error's text.
 const CONSOLE_EXCERPT: usize = 2000;
 
-/// The end of what a guest printed, without what a terminal would obey.
+/// What begins the last of what a kernel prints that cannot go on; a trace follows, which says less.
+pub const PANIC: &str = "Kernel panic";
+
+/// The end of what a guest printed, or its panic, without what a terminal would obey.
 fn excerpt(text: &str) -> String {
+    let text = text.rfind(PANIC).map_or(text, |at| &text[at..]);
     let plain: Vec<char> =
         text.trim().chars().map(|c| if c.is_control() && c != '\n' { ' ' } else { c }).collect();
+    if text.starts_with(PANIC) {
+        return plain.iter().take(CONSOLE_EXCERPT).collect();
+    }
     plain[plain.len().saturating_sub(CONSOLE_EXCERPT)..].iter().collect()
 }
 
