@@ -18,7 +18,7 @@ PEER_PACKAGES := docker-registry busybox-static containernetworking-plugins cont
 VM_CACHE := $(or $(COFFERDAM_VM_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/cofferdam-vm)
 VM_PACKAGES := qemu-system-x86 kmod cpio busybox-static nftables
 
-.PHONY: help build shim failpoints setup setup-build setup-vm vm-test vm-systemd vm-selinux vm-critest microvm-ten bench-vm demo demo-vm test unit e2e soak power-cut lint ci bench fuzz install clean
+.PHONY: help build shim failpoints setup setup-build setup-vm vm-test vm-systemd vm-selinux vm-critest microvm-ten bench-vm arm64-build arm64-test arm64-boot demo demo-vm test unit e2e soak power-cut lint ci bench fuzz install clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | column -t -s "$$(printf '\t')"
@@ -115,6 +115,22 @@ vm-selinux: setup-vm build ## labels, categories and relabelled volumes under SE
 vm-critest: setup-vm build ## critest in that machine, with AppArmor; needs critest and a registry with its images
 	COFFERDAM_VM_SECONDS=$${COFFERDAM_VM_SECONDS:-7200} \
 	tests/vm/run.sh --critest $(if $(FOCUS),--focus '$(FOCUS)') $(if $(SKIP),--skip '$(SKIP)') target/release
+
+# Not part of CI: a cross compiler is unpacked into a folder of its own (tests/arm64/tree.sh; 3 GB), and the first build takes
+# as long as one for the own processor.
+ARM64_PACKAGES := debootstrap busybox-static
+arm64-build: setup-build ## compiles all of it for arm64, into target/arm64, on x86_64
+	@SUDO="$(SUDO)" tests/setup.sh $(ARM64_PACKAGES)
+	$(SUDO) tests/arm64/build.sh
+
+arm64-test: arm64-build ## unit tests and the built programs for arm64, executed by qemu-user
+	$(SUDO) tests/arm64/test.sh
+
+arm64-boot: build ## a pod whose machine is an arm64 one, emulated
+	@SUDO="$(SUDO)" tests/setup.sh $(ARM64_PACKAGES) qemu-system-arm qemu-system-common
+	$(SUDO) tests/arm64/build.sh guest
+	$(SUDO) tests/arm64/guest.sh
+	$(SUDO) tests/arm64/boot.sh target/release
 
 # Under emulation ten machines take minutes to boot.
 microvm-ten: setup setup-vm build ## ten pods in virtual machines at once

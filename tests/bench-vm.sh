@@ -96,11 +96,12 @@ memory_of() {
     awk -v what="$2" '/^Rss:/ {rss = $2} /^Pss:/ {pss = $2} END {printf "  %-26s %7d KiB resident, %7d KiB its share\n", what, rss, pss}' \
         "/proc/$1/smaps_rollup"
 }
-# Seconds that a command takes, then MiB a second.
+# MiB a second of a command in the container, by the container's own clock.
 rate() {
-    local begin end
-    begin=$(date +%s%N); "${@:2}" >/dev/null; end=$(date +%s%N)
-    awk -v what="$1" -v s="$(( (end - begin) / 1000000 ))" -v m="$size" 'BEGIN {printf "  %-44s %8.1f MiB/s\n", what, m * 1000 / s}'
+    local times
+    times=$(in_pod "set -- \$(cat /proc/uptime); begin=\$1; { $2; } >/dev/null 2>&1; set -- \$(cat /proc/uptime); echo \$begin \$1")
+    echo "$times" | awk -v what="$1" -v m="$size" \
+        '{s = $2 - $1; if (s < 0.01) s = 0.01; printf "  %-44s %8.1f MiB/s (%.2f s)\n", what, m / s, s}'
 }
 
 echo "machines of $memory MiB, $(nproc) processors on the node, load $(cut -d' ' -f1 /proc/loadavg)"
@@ -110,10 +111,9 @@ for n in $(seq "$samples"); do
     run "boot$n" vm
     end=$(date +%s%N)
     boot=$dir/state/sandboxes/$pod/vm/boot.json
-    log=$(find "$dir/root/run-logs" -name '*.log' -path "*boot$n*" | head -1)
-    for _ in $(seq 100); do [ -s "$log" ] && break; sleep 0.1; done
+    for _ in $(seq 100); do line=$(cf logs -t "$container" | head -1); [ -n "$line" ] && break; sleep 0.1; done
     started=$(number monitor_started "$boot")
-    first=$(date -d "$(cut -d' ' -f1 "$log" | head -1)" +%s%N)
+    first=$(date -d "${line%% *}" +%s%N)
     echo "  agent answers $(milliseconds "$started" "$(number agent_answered "$boot")")," \
          "guest is set up $(milliseconds "$started" "$(number set_up "$boot")")," \
          "first output of a container $(milliseconds "$started" "$first");" \
@@ -137,20 +137,22 @@ peer() { # PORT direction: the node's end of a connection
 }
 measure() {
     head -c "${size}M" /dev/zero > "$dir/volume/from-node"
-    rate "writes a volume, and syncs it" in_pod "dd if=/dev/zero of=/data/$1 bs=1M count=$size conv=fsync 2>/dev/null"
-    rate "reads a volume that the node has in memory" in_pod "dd if=/data/from-node of=/dev/null bs=1M 2>/dev/null"
-    rate "reads it again" in_pod "dd if=/data/from-node of=/dev/null bs=1M 2>/dev/null"
-    rate "writes its root filesystem, and syncs it" in_pod "dd if=/dev/zero of=/root-file bs=1M count=$size conv=fsync 2>/dev/null"
-    rate "1000 small files made and removed (as if $size MiB)" in_pod \
-        "mkdir /data/many; i=0; while [ \$i -lt 1000 ]; do echo x > /data/many/\$i; i=\$((i+1)); done; rm -r /data/many"
+    rate "writes a volume, and syncs it" "dd if=/dev/zero of=/data/$1 bs=1M count=$size conv=fsync"
+    rate "reads a volume that the node has in memory" "dd if=/data/from-node of=/dev/null bs=1M"
+    rate "reads it again" "dd if=/data/from-node of=/dev/null bs=1M"
+    rate "writes its root filesystem, and syncs it" "dd if=/dev/zero of=/root-file bs=1M count=$size conv=fsync"
+    rate "200 small files made and removed" \
+        "mkdir /data/many; i=0; while [ \$i -lt 200 ]; do echo x > /data/many/\$i; i=\$((i+1)); done; rm -r /data/many"
     peer $((port + 1)) take & sleep 0.5
-    rate "sends to the node over TCP" in_pod "head -c ${size}M /dev/zero | nc 10.96.0.1 $((port + 1))"; wait $!
-    peer $((port + 2)) give & sleep 0.5
-    rate "receives from the node over TCP" in_pod "nc 10.96.0.1 $((port + 2)) < /dev/null | wc -c"; wait $!
-    rate "an exec of nothing (as if $size MiB)" in_pod true
+    rate "sends to the node over TCP" "head -c ${size}M /dev/zero | nc 10.96.0.1 $((port + 1))"; wait $!
+    port=$((port + 2))
+    peer "$port" give & sleep 0.5
+    rate "receives from the node over TCP" "nc 10.96.0.1 $port < /dev/null | wc -c"; wait $!
+    begin=$(date +%s%N); in_pod true; end=$(date +%s%N)
+    echo "  an exec of nothing takes $(milliseconds "$begin" "$end") ms"
     rm -f "$dir/volume/$1"
 }
-echo "a container in the machine ($size MiB each; the time to start the command is in it):"
+echo "a container in the machine, $size MiB each:"
 measure vm
 cf rm -f "$pod" >/dev/null
 run node cofferdam

@@ -1,8 +1,8 @@
 //! `containerd-shim-cofferdam-v1`: one small process that owns a container.
 //!
 //! This file only chooses what the process is: the built-in pause, one of the bootstrap commands (`start`, `delete`),
-//! the short-lived child that makes a container or an exec, the log writer, a trial of what the kernel can do, or the builder of
-//! the image of virtual machines. Invariant: the long-lived server never
+//! the short-lived child that makes a container or an exec, the log writer, a trial of what the kernel can do, the builder of
+//! the image of virtual machines, or their trial. Invariant: the long-lived server never
 //! calls the OCI runtime itself, so it never holds that code's memory.
 #![deny(unsafe_code)]
 
@@ -26,6 +26,7 @@ mod task;
 mod tasks;
 mod vm;
 mod vm_image;
+mod vm_trial;
 mod wire;
 mod work;
 
@@ -43,6 +44,8 @@ fn main() -> ExitCode {
         Some(backend::CHILD_COMMAND) => return backend::child_main(&argv[2..]),
         Some("log-writer") => log_writer::main(&argv[2..]).map_err(|e| e.to_string()),
         Some(vm_image::COMMAND) => vm_image::main(&argv[2..]),
+        Some(vm_trial::CHECK) => vm_trial::check(&argv[2..]),
+        Some(vm_trial::MEASURE) => vm_trial::measure(&argv[2..]),
         Some("mount-layers") => backend::mount_layers(&argv[2..]),
         Some("probe-user-namespaces") => backend::probe_user_namespaces(&argv[2..]),
         Some("-v" | "-version" | "--version") => {

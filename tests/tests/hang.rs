@@ -207,8 +207,8 @@ async fn lists_and_statuses_ask_no_shim() {
             assert_eq!(node.cri.status(id).await.unwrap().state(), ContainerState::ContainerRunning);
         }
     }
-    // One question to one of these shims takes as long.
-    assert!(since.elapsed() < Duration::from_secs(2), "300 answers took {:?}", since.elapsed());
+    // Half a second and more would be lost with each question to one of these shims.
+    assert!(since.elapsed() < SOON, "300 answers took {:?}", since.elapsed());
     for (pod, _) in &ids {
         node.destroy(pod).await;
     }

@@ -67,7 +67,7 @@ impl Victim {
     /// Runs a script in the guest that it does not survive.
     async fn ruin(&self, node: &Node, script: &str) {
         // Whatever is answered: the guest may be gone first.
-        drop(node.cri.exec_sync(&self.main, &["sh", "-c", script], 10).await);
+        drop(node.cri.exec_sync(&self.main, &["sh", "-c", script], SECONDS).await);
     }
 }
 

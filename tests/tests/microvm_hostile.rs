@@ -37,7 +37,8 @@ fn is_there() -> bool {
 
 fn assert_harmless(words: &str) {
     assert!(words.len() <= LONGEST_WORDS, "{} bytes of words", words.len());
-    assert!(!words.chars().any(|c| c.is_control() && c != '\n'), "{words:?}");
+    let tricks = |c: char| c.is_control() && c != '\n' || c == '\u{202e}';
+    assert!(!words.chars().any(tricks), "{words:?}");
 }
 
 /// The most memory that the pod's shim has ever held, in KiB.
@@ -56,14 +57,14 @@ async fn a_machine_that_misbehaves_from_the_beginning_makes_no_pod() {
     let mut builder = Node::builder().config("shim", "task_seconds = 8");
     let tricks: [([&'static str; 2], &str, &str); 10] = [
         (["runtimes.dies", "runtimes.dies.vm"], "dies", "no such machine: it dies"),
-        (["runtimes.garbage", "runtimes.garbage.vm"], "garbage", "the channel to the guest has ended"),
+        (["runtimes.garbage", "runtimes.garbage.vm"], "garbage", "does not come up"),
         (["runtimes.opener", "runtimes.opener.vm"], "opener", "does not come up"),
         (["runtimes.hangs", "runtimes.hangs.vm"], "hangs", "does not come up"),
-        (["runtimes.closes", "runtimes.closes.vm"], "closes", "the channel to the guest has ended"),
+        (["runtimes.closes", "runtimes.closes.vm"], "closes", "does not come up"),
         (["runtimes.liar", "runtimes.liar.vm"], "liar", "it answers nonsense"),
         (["runtimes.refuses", "runtimes.refuses.vm"], "refuses", "guest"),
-        (["runtimes.tgarbage", "runtimes.tgarbage.vm"], "taskgarbage", "guest"),
-        (["runtimes.thuge", "runtimes.thuge.vm"], "taskhuge", "guest"),
+        (["runtimes.tgarbage", "runtimes.tgarbage.vm"], "taskgarbage", ""),
+        (["runtimes.thuge", "runtimes.thuge.vm"], "taskhuge", ""),
         (["runtimes.tforeign", "runtimes.tforeign.vm"], "taskforeign", ""),
     ];
     for (section, trick, _) in tricks {

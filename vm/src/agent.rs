@@ -31,7 +31,9 @@ pub const MODULES: &str = "COFFERDAM_MODULES";
 /// The container code in the guest.
 pub const RUNTIME: &str = "/bin/containerd-shim-cofferdam-v1";
 
-const LIGHT: Duration = Duration::from_secs(10);
+/// What is little work; a node that is busy with many guests takes its time all the same.
+const LIGHT: Duration = Duration::from_secs(30);
+const SLACK: Duration = Duration::from_secs(1);
 const LONGEST_RELEASE: usize = 64;
 /// More than any machine of ours has of one kind.
 const MOST_DEVICES: usize = 64;
@@ -68,7 +70,13 @@ fn is_plain(name: &str) -> bool {
 /// A guest's words, bounded and without what a terminal would obey.
 #[must_use]
 pub fn plain(words: &str) -> String {
-    words.chars().take(LONGEST_WORDS).map(|c| if c.is_control() { ' ' } else { c }).collect()
+    let obeyed = |c: char| c.is_control() || turns_text(c);
+    words.chars().take(LONGEST_WORDS).map(|c| if obeyed(c) { ' ' } else { c }).collect()
+}
+
+/// What makes a terminal show the words around it in another order.
+fn turns_text(c: char) -> bool {
+    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// What booted, in its own words.
@@ -134,8 +142,20 @@ impl std::fmt::Debug for Agent {
     }
 }
 
-fn light() -> Context {
-    context::with_duration(LIGHT)
+/// The client's own deadline, a little later than that of [`within`], which has words.
+fn later(after: Duration) -> Context {
+    context::with_duration(after + SLACK)
+}
+
+async fn within<T>(
+    call: &'static str,
+    after: Duration,
+    calling: impl Future<Output = ttrpc::Result<T>>,
+) -> Result<T, AgentError> {
+    match tokio::time::timeout(after, calling).await {
+        Ok(answer) => answer.map_err(|error| AgentError::of_call(call, &error)),
+        Err(_) => Err(AgentError::Silent { call, after }),
+    }
 }
 
 impl Agent {
@@ -167,7 +187,9 @@ impl Agent {
         Ok((Agent { client }, Guest { kernel_release: release }))
     }
 
-    pub async fn set_up(&self, setup: &GuestSetup) -> Result<(), AgentError> {
+    /// # Errors
+    /// When the guest refuses, or does not answer in time.
+    pub async fn set_up(&self, setup: &GuestSetup, deadline: Duration) -> Result<(), AgentError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
         let interface = |one: &Interface| proto::Interface {
             mac: one.mac.clone(),
@@ -190,16 +212,14 @@ impl Agent {
             shm_size: setup.shm_size,
             ..Default::default()
         };
-        let answer = self.client.set_up(light(), &request).await;
-        answer.map(drop).map_err(|error| AgentError::of_call("set up the pod", &error))
+        within("set up the pod", deadline, self.client.set_up(later(deadline), &request)).await.map(drop)
     }
 
     /// Where the bundle is in the guest.
     pub async fn put_bundle(&self, id: &str, config: Vec<u8>) -> Result<PathBuf, AgentError> {
         let call = "make a bundle";
         let request = proto::PutBundleRequest { id: id.to_owned(), config, ..Default::default() };
-        let answer = self.client.put_bundle(light(), &request).await;
-        let answer = answer.map_err(|error| AgentError::of_call(call, &error))?;
+        let answer = within(call, LIGHT, self.client.put_bundle(later(LIGHT), &request)).await?;
         let expected = Path::new(BUNDLES).join(id);
         if Path::new(&answer.path) != expected {
             return Err(AgentError::Nonsense { call, what: "another path than it must be".to_owned() });
@@ -209,8 +229,8 @@ impl Agent {
 
     pub async fn remove_bundle(&self, id: &str) -> Result<(), AgentError> {
         let request = proto::RemoveBundleRequest { id: id.to_owned(), ..Default::default() };
-        let answer = self.client.remove_bundle(light(), &request).await;
-        answer.map(drop).map_err(|error| AgentError::of_call("remove a bundle", &error))
+        let calling = self.client.remove_bundle(later(LIGHT), &request);
+        within("remove a bundle", LIGHT, calling).await.map(drop)
     }
 
     /// What there is by now: a device that was added a moment ago may still be on its way.
@@ -219,8 +239,8 @@ impl Agent {
     /// When the agent does not answer, or with more than a machine can have.
     pub async fn hardware(&self) -> Result<Hardware, AgentError> {
         let call = "look at the hardware";
-        let answer = self.client.hardware(light(), &proto::HardwareRequest::default()).await;
-        let answer = answer.map_err(|error| AgentError::of_call(call, &error))?;
+        let request = proto::HardwareRequest::default();
+        let answer = within(call, LIGHT, self.client.hardware(later(LIGHT), &request)).await?;
         let are_plain = answer.disks.iter().all(|disk| is_plain(&disk.device) && is_plain(&disk.serial))
             && answer.cards.iter().all(|card| is_plain(card));
         if answer.disks.len().max(answer.cards.len()) > MOST_DEVICES || !are_plain {

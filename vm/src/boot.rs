@@ -94,6 +94,8 @@ pub struct Greeted {
 #[derive(Debug)]
 struct Up {
     folder: PathBuf,
+    /// For what belongs to the boot.
+    patience: Duration,
     started: SystemTime,
     accelerator: Accelerator,
     wire: WireKind,
@@ -168,9 +170,10 @@ impl Launched {
     /// When it does not answer in time, with the end of the console; everything is ended then.
     pub async fn greet(self) -> Result<Greeted, BootError> {
         let Launched { config, folder, started, accelerator, processes, wire } = self;
-        let up = Up { folder, started, accelerator, wire: wire.kind(), processes };
+        let patience = config.boot_deadline();
+        let up = Up { folder, patience, started, accelerator, wire: wire.kind(), processes };
         let greeted = tokio::select! {
-            greeted = greet(wire, config.boot_deadline()) => greeted,
+            greeted = greet(wire, patience) => greeted,
             () = up.processes.monitor.exited() => Err(ChannelError::Ended.into()),
         };
         match greeted {
@@ -207,7 +210,7 @@ impl Greeted {
     /// # Errors
     /// When the agent refuses; everything is ended then.
     pub async fn set_up(self, setup: &GuestSetup) -> Result<Machine, BootError> {
-        match self.connected.agent.set_up(setup).await {
+        match self.connected.agent.set_up(setup, self.up.patience).await {
             Ok(()) => {
                 self.note_times();
                 Ok(self.into_machine())

@@ -6,11 +6,14 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::architecture::Architecture;
+
 /// No guest of ours boots with less.
 const LEAST_MEMORY: u32 = 96;
 
 /// Where each program or file is looked for when the configuration does not say.
-const MONITORS: [&str; 2] = ["/usr/bin/qemu-system-x86_64", "/usr/local/bin/qemu-system-x86_64"];
+const MONITORS_X86_64: [&str; 2] = ["/usr/bin/qemu-system-x86_64", "/usr/local/bin/qemu-system-x86_64"];
+const MONITORS_AARCH64: [&str; 2] = ["/usr/bin/qemu-system-aarch64", "/usr/local/bin/qemu-system-aarch64"];
 const CLOUD_HYPERVISORS: [&str; 2] = ["/usr/bin/cloud-hypervisor", "/usr/local/bin/cloud-hypervisor"];
 const SHARERS: [&str; 4] =
     ["/usr/libexec/virtiofsd", "/usr/local/bin/virtiofsd", "/usr/bin/virtiofsd", "/usr/lib/qemu/virtiofsd"];
@@ -83,14 +86,22 @@ pub struct VmConfig {
     pub channel: ChannelKind,
     /// The program that serves a folder to the guest (virtio-fs); looked for when empty.
     pub virtiofsd: PathBuf,
-    /// The monitor's firmware; looked for when empty.
+    /// The monitor's firmware; looked for when empty. Guests on arm64 need none.
     pub firmware: PathBuf,
-    /// The guest's kernel: `vmlinux` with a PVH entry (boots fastest), or `bzImage`.
+    /// The guest's kernel: `vmlinux` with a PVH entry (boots fastest) or `bzImage`, on arm64 `Image`. The machine is one
+    /// for the kernel.
     pub kernel: PathBuf,
     /// The guest's initramfs, made by `cofferdam vm build-image`.
     pub image: PathBuf,
-    /// Of each machine, in MiB.
+    /// Of a machine whose pod has no limit of memory, in MiB.
     pub memory: u32,
+    /// No machine has less, in MiB.
+    pub min_memory: u32,
+    /// Of a machine's memory, what the guest's own system takes: it comes on top of a pod's limit. In MiB.
+    pub guest_memory: u32,
+    /// What the monitor and virtiofsd may take beside the machine's memory, in MiB.
+    pub monitor_memory: u32,
+    /// Of a machine whose pod has no limit of processor time.
     pub cpus: u32,
     /// Whether machines may run under emulation where KVM cannot be used: slow, and meant for tests.
     pub emulation: bool,
@@ -109,6 +120,9 @@ impl Default for VmConfig {
             kernel: "/usr/lib/cofferdam/vm/kernel".into(),
             image: "/usr/lib/cofferdam/vm/initramfs".into(),
             memory: 256,
+            min_memory: 128,
+            guest_memory: 96,
+            monitor_memory: 160,
             cpus: 1,
             emulation: false,
             boot_seconds: 30,
@@ -124,6 +138,8 @@ pub struct ConfigError(pub Vec<String>);
 /// The files that a machine is started from; all were there when it was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parts {
+    /// Of the kernel, so of the machine.
+    pub architecture: Architecture,
     pub monitor: PathBuf,
     pub virtiofsd: PathBuf,
     /// QEMU's.
@@ -144,8 +160,10 @@ impl VmConfig {
     /// Finds the files, or says all that is wrong.
     pub fn parts(&self) -> Result<Parts, ConfigError> {
         let mut wrong = Vec::new();
-        if self.memory < LEAST_MEMORY {
-            wrong.push(format!("memory = {} MiB is less than {LEAST_MEMORY}", self.memory));
+        for (key, value) in [("memory", self.memory), ("min_memory", self.min_memory)] {
+            if value < LEAST_MEMORY {
+                wrong.push(format!("{key} = {value} MiB is less than {LEAST_MEMORY}"));
+            }
         }
         if self.cpus == 0 || self.cpus > 255 {
             wrong.push(format!("cpus = {} is not between 1 and 255", self.cpus));
@@ -165,10 +183,22 @@ impl VmConfig {
         let named_only = [MonitorKind::QEMU, MonitorKind::CLOUD_HYPERVISOR].map(Path::new);
         let named =
             if named_only.contains(&self.monitor.as_path()) { Path::new("") } else { self.monitor.as_path() };
-        let (programs, package) = match kind {
-            MonitorKind::Qemu => (MONITORS, "Debian: qemu-system-x86"),
-            MonitorKind::CloudHypervisor => (CLOUD_HYPERVISORS, "its releases are static programs"),
+        let architecture = Architecture::of_kernel_file(&self.kernel);
+        if architecture == Architecture::Aarch64 && self.machine != MachineType::default() {
+            wrong.push("machine is for x86_64; QEMU's for arm64 is always virt".to_owned());
+        }
+        let (programs, package, has_firmware) = match (kind, architecture) {
+            (MonitorKind::Qemu, Architecture::X86_64) => (MONITORS_X86_64, "Debian: qemu-system-x86", true),
+            (MonitorKind::Qemu, Architecture::Aarch64) => {
+                (MONITORS_AARCH64, "Debian: qemu-system-arm", false)
+            }
+            // It boots kernels without any firmware.
+            (MonitorKind::CloudHypervisor, _) => {
+                (CLOUD_HYPERVISORS, "its releases are static programs", false)
+            }
         };
+        let named_firmware = kind == MonitorKind::Qemu && !self.firmware.as_os_str().is_empty();
+        let needs_firmware = has_firmware || named_firmware;
         let mut find = |what: &str, named: &Path, usual: &[&str], hint: &str| {
             let found = if named.as_os_str().is_empty() {
                 usual.iter().map(PathBuf::from).find(|path| path.is_file())
@@ -183,6 +213,7 @@ impl VmConfig {
             })
         };
         let parts = Parts {
+            architecture,
             monitor: find("monitor", named, &programs, package),
             virtiofsd: find(
                 "virtiofsd",
@@ -190,13 +221,8 @@ impl VmConfig {
                 &SHARERS,
                 "Debian: virtiofsd, or qemu-system-common up to 12",
             ),
-            firmware: match kind {
-                MonitorKind::Qemu => {
-                    Some(find("firmware", &self.firmware, &FIRMWARES, "Debian: qemu-system-data"))
-                }
-                // It boots kernels without any.
-                MonitorKind::CloudHypervisor => None,
-            },
+            firmware: needs_firmware
+                .then(|| find("firmware", &self.firmware, &FIRMWARES, "Debian: qemu-system-data")),
             kernel: find("kernel", &self.kernel, &[], "cofferdam vm build-image"),
             image: find("guest image", &self.image, &[], "cofferdam vm build-image"),
         };
@@ -221,6 +247,31 @@ mod tests {
         for part in ["memory = 1", "cpus = 0", "/no/kernel", "/no/image", "build-image"] {
             assert!(words.contains(part), "{part}: {words}");
         }
+    }
+
+    #[test]
+    fn the_machine_is_one_for_the_kernel() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, content: &[u8]| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, content).unwrap();
+            path
+        };
+        let mut arm = [0; 64];
+        arm[0x38..0x3c].copy_from_slice(b"ARM\x64");
+        let config = VmConfig {
+            monitor: file("qemu", b""),
+            virtiofsd: file("virtiofsd", b""),
+            kernel: file("kernel", &arm),
+            image: file("initramfs", b""),
+            ..VmConfig::default()
+        };
+        let parts = config.parts().unwrap();
+        assert_eq!((parts.architecture, parts.firmware), (Architecture::Aarch64, None));
+        let nowhere = VmConfig { monitor: PathBuf::new(), image: "/no/image".into(), ..config };
+        let words = nowhere.parts().unwrap_err().to_string();
+        let told = words.contains("qemu-system-arm");
+        assert!(told || MONITORS_AARCH64.iter().any(|path| Path::new(path).is_file()), "{words}");
     }
 
     #[test]

@@ -28,6 +28,8 @@ const POWER_OFF: Duration = Duration::from_secs(3);
 const MONITOR_STOP: Duration = Duration::from_secs(1);
 /// A killed process is gone sooner than this, or something is wrong with the node.
 const DEATH: Duration = Duration::from_secs(5);
+/// How long after another part of the machine the monitor may be seen to end, and still be the cause.
+const CAUSE: Duration = Duration::from_millis(500);
 /// How much of what the guest printed last is told with its end.
 const LAST_WORDS: usize = 300;
 
@@ -135,6 +137,11 @@ impl Machine {
                 () = watched.share.exited() => "its virtiofsd ended",
                 _ = driver.join_next() => "the channel to its agent ended",
             };
+            // The connections of a dying monitor break before it is seen to be dead.
+            let what = match timeout(CAUSE, watched.monitor.exited()).await {
+                Ok(()) => "its monitor ended",
+                Err(_) => what,
+            };
             // The guest turns itself off in the end; the rest follows.
             watched.kill();
             let _ = timeout(DEATH, async { tokio::join!(watched.monitor.exited(), watched.share.exited()) })
@@ -238,9 +245,9 @@ impl Machine {
 
 /// A panic, or what the agent had to say, is the end of what the guest printed.
 fn with_last_words(what: &str, console: &str) -> String {
-    let words = plain(console.trim());
+    let words = console.trim();
     let skipped = words.chars().count().saturating_sub(LAST_WORDS);
-    let last: String = words.chars().skip(skipped).collect();
+    let last = plain(&words.chars().skip(skipped).collect::<String>());
     if last.is_empty() { what.to_owned() } else { format!("{what}; the guest printed last: {last:?}") }
 }
 

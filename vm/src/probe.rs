@@ -13,6 +13,7 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
+use crate::architecture::Architecture;
 use crate::boot::{BootError, Plan};
 use crate::config::{ConfigError, MonitorKind, Parts, VmConfig};
 use crate::vmm::Accelerator;
@@ -46,17 +47,47 @@ struct Finding {
     obstacle: Option<String>,
 }
 
+/// How machines run on a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Means {
+    pub accelerator: Accelerator,
+    /// Why it is not KVM.
+    pub obstacle: Option<String>,
+}
+
 /// How machines of this configuration are to run on this node. `folder` keeps the finding.
 ///
 /// # Errors
 /// When they cannot run.
 pub async fn accelerator(config: &VmConfig, folder: &Path) -> Result<Accelerator, ProbeError> {
+    look(config, folder).await.map(|means| means.accelerator)
+}
+
+/// The same, with what stands in KVM's way.
+///
+/// # Errors
+/// When they cannot run.
+pub async fn look(config: &VmConfig, folder: &Path) -> Result<Means, ProbeError> {
     let parts = config.parts()?;
-    let obstacle = match File::options().read(true).write(true).open("/dev/kvm") {
-        Err(error) => Some(format!("/dev/kvm: {error}")),
-        Ok(_) => finding(config, &parts, folder).await?.obstacle,
+    let obstacle = match foreign(&parts) {
+        Some(words) => Some(words),
+        None => obstacle(config, &parts, folder).await?,
     };
-    choose(obstacle, config.emulation, config.monitor_kind())
+    let accelerator = choose(obstacle.clone(), config.emulation, config.monitor_kind())?;
+    Ok(Means { accelerator, obstacle })
+}
+
+/// No processor executes what is made for another.
+fn foreign(parts: &Parts) -> Option<String> {
+    let (native, guest) = (Architecture::NATIVE, parts.architecture);
+    (guest != native).then(|| format!("the guest's kernel is made for {guest}, this node is {native}"))
+}
+
+async fn obstacle(config: &VmConfig, parts: &Parts, folder: &Path) -> Result<Option<String>, ProbeError> {
+    match File::options().read(true).write(true).open("/dev/kvm") {
+        Err(error) => Ok(Some(format!("/dev/kvm: {error}"))),
+        Ok(_) => Ok(finding(config, parts, folder).await?.obstacle),
+    }
 }
 
 fn choose(
@@ -77,7 +108,7 @@ async fn finding(config: &VmConfig, parts: &Parts, folder: &Path) -> Result<Find
     let path = folder.join("kvm-probe.json");
     let keep = |source| ProbeError::Keep { path: path.clone(), source };
     fs::create_dir_all(folder).map_err(keep)?;
-    let of = subject(parts);
+    let of = subject(config, parts);
     let lock = File::options().create(true).append(true).open(folder.join("kvm-probe.lock")).map_err(keep)?;
     while let Err(errno) = flock(&lock, FlockOperation::NonBlockingLockExclusive) {
         if errno != rustix::io::Errno::WOULDBLOCK {
@@ -115,8 +146,8 @@ async fn boot(config: &VmConfig, folder: &Path) -> Result<(), BootError> {
     outcome
 }
 
-/// What a finding is true for: this boot of the node, and these files.
-fn subject(parts: &Parts) -> String {
+/// What a finding is true for: this boot of the node, this kind of machine, and these files.
+fn subject(config: &VmConfig, parts: &Parts) -> String {
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let file = |path: &Path| {
         let about =
@@ -125,7 +156,7 @@ fn subject(parts: &Parts) -> String {
     };
     let files = [Some(&parts.monitor), parts.firmware.as_ref(), Some(&parts.kernel), Some(&parts.image)];
     let files: Vec<String> = files.into_iter().flatten().map(|path| file(path)).collect();
-    format!("{} {}", boot.trim(), files.join(" "))
+    format!("{} {:?} {:?} {}", boot.trim(), config.machine, config.channel, files.join(" "))
 }
 
 #[cfg(test)]

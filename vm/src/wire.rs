@@ -231,9 +231,8 @@ impl AsyncRead for VsockWire {
         loop {
             let mut ready = ready!(self.0.poll_read_ready(context))?;
             let room = buffer.initialize_unfilled();
-            match ready.try_io(|stream| (&mut stream.get_ref()).read(room)) {
-                Ok(outcome) => return Poll::Ready(outcome.map(|count| buffer.advance(count))),
-                Err(_) => {}
+            if let Ok(outcome) = ready.try_io(|stream| (&mut stream.get_ref()).read(room)) {
+                return Poll::Ready(outcome.map(|count| buffer.advance(count)));
             }
         }
     }
@@ -244,9 +243,8 @@ impl AsyncWrite for VsockWire {
         let bytes = &bytes[..bytes.len().min(CHUNK)];
         loop {
             let mut ready = ready!(self.0.poll_write_ready(context))?;
-            match ready.try_io(|stream| (&mut stream.get_ref()).write(bytes)) {
-                Ok(outcome) => return Poll::Ready(outcome),
-                Err(_) => {}
+            if let Ok(outcome) = ready.try_io(|stream| (&mut stream.get_ref()).write(bytes)) {
+                return Poll::Ready(outcome);
             }
         }
     }

@@ -130,6 +130,6 @@ async fn garbage_in_place_of_messages_is_an_error() {
 async fn a_refusal_without_end_is_cut() {
     let (channel, _tasks, _server) = guest(Trick::EndlessRefusal).await;
     let (agent, _) = Agent::greet(&channel, DEADLINE).await.unwrap();
-    let words = agent.set_up(&GuestSetup::default()).await.unwrap_err().to_string();
+    let words = agent.set_up(&GuestSetup::default(), DEADLINE).await.unwrap_err().to_string();
     assert!(words.len() < 5000, "{} bytes", words.len());
 }

@@ -164,7 +164,15 @@ fn handler(handler: &Value) -> String {
         }
     };
     let shim = handler["error"].as_str().map(|error| format!("unusable: {error}"));
-    format!("{}: {}{isolation}", word(&handler["name"]), shim.unwrap_or_else(|| word(&handler["shim"])))
+    let means = match (handler["kvm"].as_bool(), handler["obstacle"].as_str()) {
+        (Some(true), _) => ", by KVM".to_owned(),
+        (Some(false), why) => format!(", by EMULATION, which is slow: {}", why.unwrap_or("KVM is not there")),
+        (None, _) => String::new(),
+    };
+    let overhead = handler["overheadMiB"].as_u64();
+    let overhead = overhead.map(|mib| format!(", overhead of a pod {mib}Mi")).unwrap_or_default();
+    let shim = shim.unwrap_or_else(|| word(&handler["shim"]));
+    format!("{}: {shim}{isolation}{overhead}{means}", word(&handler["name"]))
 }
 
 fn finding(finding: &Value) -> String {
@@ -207,6 +215,23 @@ mod tests {
         condition.reason = "ShimMissing".to_owned();
         condition.message = "install it".to_owned();
         assert_eq!(state(&condition), "no: ShimMissing: install it");
+    }
+
+    #[test]
+    fn a_handler_says_what_its_pods_run_by() {
+        let emulated = json!({"name": "vm", "shim": "/s", "isolation": "vm", "kvm": false,
+            "obstacle": "/dev/kvm: gone", "overheadMiB": 256});
+        let told = handler(&emulated);
+        assert!(
+            told.contains("EMULATION")
+                && told.contains("/dev/kvm: gone")
+                && told.contains(", overhead of a pod 256Mi, by"),
+            "{told}"
+        );
+        let unusable = json!({"name": "vm", "shim": "/s", "isolation": "vm", "error": "no KVM"});
+        assert!(handler(&unusable).starts_with("vm: unusable: no KVM"), "{}", handler(&unusable));
+        let plain = json!({"name": "c", "shim": "/s", "isolation": ""});
+        assert_eq!(handler(&plain), "c: /s");
     }
 
     #[test]

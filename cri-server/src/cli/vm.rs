@@ -1,14 +1,18 @@
 //! `cofferdam vm`: what pods in virtual machines need on the node.
 //!
-//! The image is made by the shim, whose code runs in it; this only finds the kernel's files.
+//! The image is made by the shim, whose code runs in it; this only finds the kernel's files. The shim also boots the machine
+//! that is measured.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use clap::Subcommand;
+use serde::Deserialize;
 
 use super::error::CliError;
-use crate::runtime::{Handler, OWN_TYPE, RuntimeConfig};
+use super::output;
+use crate::config::{Config, Overrides};
+use crate::runtime::{Handler, OWN_TYPE, RuntimeConfig, measure};
 
 const PREFIX: &str = "vmlinuz-";
 
@@ -22,6 +26,18 @@ pub(super) struct VmCommand {
 enum Which {
     /// Makes the guest's kernel and initramfs of a kernel's files
     BuildImage(BuildImage),
+    /// Boots a machine, measures what it costs the node, and says which overhead a RuntimeClass should name
+    Overhead(Overhead),
+}
+
+#[derive(Debug, clap::Args)]
+struct Overhead {
+    /// The configuration file [default: /etc/cofferdam/config.toml, if it exists]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The handler whose machines are measured
+    #[arg(long, value_name = "NAME", default_value = "vm")]
+    handler: String,
 }
 
 #[derive(Debug, clap::Args)]
@@ -39,7 +55,10 @@ struct BuildImage {
 
 impl VmCommand {
     pub(super) fn run(self) -> Result<ExitCode, CliError> {
-        let Which::BuildImage(build) = self.command;
+        let build = match self.command {
+            Which::BuildImage(build) => build,
+            Which::Overhead(overhead) => return overhead.run(),
+        };
         let (kernel, modules) =
             kernel_files(&build.root, build.release.as_deref()).map_err(CliError::Usage)?;
         let failed = |words: String| CliError::Daemon(words.into());
@@ -56,6 +75,77 @@ impl VmCommand {
             .map_err(|error| failed(format!("{}: {error}", shim.display())))?;
         // It has said on stderr what was wrong.
         Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
+
+/// As `measure-machine` of the shim tells it.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Cost {
+    kvm: bool,
+    #[serde(rename = "guestKiB")]
+    guest: u64,
+    #[serde(rename = "monitorKiB")]
+    monitor: u64,
+    #[serde(rename = "shimKiB")]
+    shim: u64,
+    #[serde(rename = "guestMiBConfigured")]
+    guest_configured: u64,
+    #[serde(rename = "monitorMiBConfigured")]
+    monitor_configured: u64,
+}
+
+impl Overhead {
+    fn run(self) -> Result<ExitCode, CliError> {
+        let failed = |words: String| CliError::Daemon(words.into());
+        let config = Config::load(self.config.as_deref(), &Overrides::default())
+            .map_err(|error| failed(error.to_string()))?;
+        let own = std::env::current_exe().map_err(|error| failed(format!("find this program: {error}")))?;
+        let Some(runtime) = config.runtimes.get(&self.handler).filter(|one| !one.isolation.is_empty()) else {
+            return Err(CliError::Usage(format!("{:?} is no handler with isolation = \"vm\"", self.handler)));
+        };
+        let handler =
+            Handler::new(&self.handler, runtime, &own).map_err(|error| failed(error.to_string()))?;
+        let folder = tempfile::Builder::new().prefix("cofferdam-vm-").tempdir();
+        let folder = folder.map_err(|error| failed(format!("make a folder: {error}")))?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let measured = runtime.map_err(CliError::Setup)?.block_on(measure(&handler, folder.path()));
+        let cost: Cost = serde_json::from_str(&measured.map_err(failed)?)?;
+        output::print(&cost.text())?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Cost {
+    /// The overhead to name, in MiB: what was measured and a quarter for what grows, but not less than what the
+    /// configuration sets aside.
+    fn overhead(&self) -> u64 {
+        let measured = (self.guest + self.monitor + self.shim).div_ceil(1024);
+        (measured + measured / 4).max(self.guest_configured + self.monitor_configured).next_multiple_of(16)
+    }
+
+    fn text(&self) -> String {
+        let mib = |kib: u64| kib.div_ceil(1024);
+        let mut text = format!(
+            "Guest's own system  {} MiB (guest_memory = {})\nMonitor, virtiofsd  {} MiB (monitor_memory = {})\n\
+             Shim                {} MiB\nRuns by             {}\n\noverhead:\n  podFixed: {{memory: {}Mi, cpu: 100m}}\n",
+            mib(self.guest),
+            self.guest_configured,
+            mib(self.monitor),
+            self.monitor_configured,
+            mib(self.shim),
+            if self.kvm { "KVM" } else { "emulation" },
+            self.overhead(),
+        );
+        for (key, measured, configured) in [
+            ("guest_memory", mib(self.guest), self.guest_configured),
+            ("monitor_memory", mib(self.monitor), self.monitor_configured),
+        ] {
+            if measured > configured && (self.kvm || key == "guest_memory") {
+                text.push_str(&format!("\n{key} should be {} at least.\n", measured.next_multiple_of(16)));
+            }
+        }
+        text
     }
 }
 
@@ -91,6 +181,28 @@ fn only_release(boot: &Path) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_overhead_is_measured_and_not_below_what_is_set_aside() {
+        let mut cost = Cost {
+            kvm: true,
+            guest: 60 << 10,
+            monitor: 40 << 10,
+            shim: 4 << 10,
+            guest_configured: 96,
+            monitor_configured: 160,
+        };
+        assert_eq!(cost.overhead(), 256);
+        assert!(
+            cost.text().contains("memory: 256Mi") && !cost.text().contains("should be"),
+            "{}",
+            cost.text()
+        );
+        (cost.guest, cost.monitor) = (130 << 10, 200 << 10);
+        assert_eq!(cost.overhead(), 432, "334 and a quarter, in whole 16 MiB");
+        let text = cost.text();
+        assert!(text.contains("guest_memory should be 144") && text.contains("monitor_memory should be 208"));
+    }
 
     #[test]
     fn the_only_kernel_is_taken_and_one_of_several_has_to_be_named() {

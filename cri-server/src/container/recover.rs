@@ -213,7 +213,9 @@ impl Containers {
         why: String,
     ) -> Result<(), ContainerError> {
         let exit = match self.exit_left(container).await {
-            Some(end) => Exit { message: why, ..self.exit_of(container, end) },
+            Some(left) => {
+                Exit { message: why, ..self.exit_of(container, End::ShimDead(left), left.oom_killed) }
+            }
             None => lost_exit(&why),
         };
         let exited = |s: &ContainerState| Ok::<_, ContainerError>(s.exited(exit.clone()));
@@ -244,7 +246,7 @@ impl Containers {
     }
 
     /// The exit that a dead shim wrote down, as its own command tells it.
-    async fn exit_left(&self, container: &Container) -> Option<End> {
+    async fn exit_left(&self, container: &Container) -> Option<Left> {
         let bundle = self.ports.places.container(container.id());
         Launcher::recorded(&bundle)?;
         let handler = self.handler(container).ok()?;
@@ -255,7 +257,7 @@ impl Containers {
         // The shim's command takes the cgroup away, and with it the count.
         let oom_killed = self.ports.cgroups.oom_kill_count(container.cgroups_path()).unwrap_or(0) > 0;
         let exit = self.ports.launcher.delete(handler, id, task::NAMESPACE, &bundle).await.ok()?;
-        Some(End::ShimDead(Left { exit: Some(exit), oom_killed }))
+        Some(Left { exit: Some(exit), oom_killed })
     }
 }
 

@@ -147,9 +147,10 @@ impl Containers {
         if signal == libc::SIGKILL {
             return false;
         }
-        let sent = self.first_process(container).is_some_and(|process| process.signal_number(signal).is_ok());
+        let Some(process) = self.first_process(container) else { return false };
+        let sent = process.signal_number(signal);
         failpoint!("container.stop.signalled_directly", infallible);
-        sent
+        sent.is_ok()
     }
 
     /// The first process of a running container whose processes are the host's.

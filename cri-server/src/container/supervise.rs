@@ -1,7 +1,7 @@
 //! Watches a running container, and records its exit as soon as it is known.
 //!
-//! Invariant: whether the kernel's OOM killer struck is read from the cgroup before the exit is seen by anyone, and
-//! the shim is let go only after the exit is on disk.
+//! Invariant: whether the kernel's OOM killer struck is read from the cgroup, or asked of the shim where the node has none,
+//! before the exit is seen by anyone, and the shim is let go only after the exit is on disk.
 
 use cofferdam_failpoints::failpoint;
 use std::sync::Arc;
@@ -10,10 +10,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::{Container, ContainerError, ContainerState, Containers, Exit, ExitCause};
 use crate::ports::now;
 use crate::runtime::{Launcher, Shim};
+use crate::stats::told;
 use crate::task::{self, End};
 
 /// Between attempts to settle an exit.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long a shim may take to tell whether the OOM killer struck.
+const COUNTED: Duration = Duration::from_secs(2);
 /// The exit code of a container whose own one nobody knows.
 pub(super) const UNKNOWN_CODE: i32 = 255;
 
@@ -51,7 +54,8 @@ impl Containers {
                 Err(error) => self.not_yet(container, &error).await,
             }
         };
-        let exit = self.exit_of(container, end);
+        let oom_killed = self.oom_killed(container, end).await;
+        let exit = self.exit_of(container, end, oom_killed);
         failpoint!("container.exit.seen", infallible);
         let exited = |s: &ContainerState| Ok::<_, ContainerError>(s.exited(exit.clone()));
         while let Err(error) = container.change(&self.ports, exited).await {
@@ -72,17 +76,35 @@ impl Containers {
         tokio::time::sleep(RETRY).await;
     }
 
-    pub(super) fn exit_of(&self, container: &Container, end: End) -> Exit {
-        let (exit, oom_killed, message) = match end {
+    /// Whether the kernel's OOM killer struck. One whose processes were in no cgroup of the node has a shim that
+    /// counts them.
+    async fn oom_killed(&self, container: &Container, end: End) -> bool {
+        let exit = match end {
+            End::Told(exit) => exit,
+            End::ShimDead(left) | End::ShimSilent(left) => return left.oom_killed,
+        };
+        match self.ports.cgroups.oom_kill_count(container.cgroups_path()) {
+            Some(kills) if kills > 0 => return true,
+            // An empty cgroup of that name counts nothing; nobody is killed with a code of 0.
+            Some(_) if !self.shares_shim(container) => return false,
+            Some(_) | None if exit.status == 0 => return false,
+            Some(_) | None => {}
+        }
+        let Some(shim) = container.shim.load_full().filter(|shim| !shim.is_gone()) else { return false };
+        let answer = shim.usage_within(COUNTED).await.ok().flatten();
+        answer.as_ref().and_then(told).is_some_and(|told| told.oom_killed())
+    }
+
+    pub(super) fn exit_of(&self, container: &Container, end: End, oom_killed: bool) -> Exit {
+        let (exit, message) = match end {
             End::Told(exit) => {
-                let kills = self.ports.cgroups.oom_kill_count(container.cgroups_path());
                 let why = Launcher::why(&self.ports.places.container(container.id()));
-                (Some(exit), kills.unwrap_or(0) > 0, why.unwrap_or_default())
+                (Some(exit), why.unwrap_or_default())
             }
-            End::ShimDead(left) => (left.exit, left.oom_killed, "the container's shim died".to_owned()),
+            End::ShimDead(left) => (left.exit, "the container's shim died".to_owned()),
             End::ShimSilent(left) => {
                 let message = "the container's shim did not answer any more and was ended";
-                (left.exit, left.oom_killed, message.to_owned())
+                (left.exit, message.to_owned())
             }
         };
         let finished_at = exit.and_then(|e| e.exited_at).map_or_else(now, nanoseconds);

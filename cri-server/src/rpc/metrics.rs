@@ -11,13 +11,11 @@ use tonic::Status;
 use super::Daemon;
 use super::chunk::Chunks;
 use super::stream_lists::read_in_pieces;
-use super::usage::blocking;
+use super::usage::{Answers, ask_shims, blocking, members, network_of};
 use crate::container::{Container, ContainerState};
 use crate::ports::now;
 use crate::sandbox::Sandbox;
-use crate::stats::{
-    CONTAINER, DiskUsage, Family, Kind, POD, Seen, detail, device_name, network_of_process, processes_of,
-};
+use crate::stats::{CONTAINER, DiskUsage, Family, Kind, POD, Seen, detail, device_name, processes_of};
 
 /// The labels of every metric.
 const LABELS: [&str; 6] = ["container", "id", "image", "name", "namespace", "pod"];
@@ -39,12 +37,14 @@ pub(super) async fn list_pod_sandbox_metrics(
     daemon: &Daemon,
 ) -> Result<cri::ListPodSandboxMetricsResponse, Status> {
     let pods = ready(daemon);
-    let read = move |daemon: &Daemon| pods.iter().map(|pod| of_pod(daemon, pod)).collect();
+    let containers = pods.iter().flat_map(|pod| members(daemon, pod)).collect();
+    let answers = ask_shims(daemon, containers).await?;
+    let read = move |daemon: &Daemon| pods.iter().map(|pod| of_pod(daemon, pod, &answers)).collect();
     Ok(cri::ListPodSandboxMetricsResponse { pod_metrics: blocking(daemon, read).await? })
 }
 
 pub(super) fn stream_pod_sandbox_metrics(daemon: &Daemon) -> Chunks<cri::StreamPodSandboxMetricsResponse> {
-    read_in_pieces(daemon, ready(daemon), of_pod, |pod_sandbox_metrics| {
+    read_in_pieces(daemon, ready(daemon), members, of_pod, |pod_sandbox_metrics| {
         cri::StreamPodSandboxMetricsResponse { pod_sandbox_metrics }
     })
 }
@@ -72,18 +72,20 @@ fn metrics<S>(families: &[Family<S>], source: &S, labels: &[String; 6], timestam
     families.iter().flat_map(of_family).collect()
 }
 
-fn of_pod(daemon: &Daemon, sandbox: &Arc<Sandbox>) -> cri::PodSandboxMetrics {
+fn of_pod(daemon: &Daemon, sandbox: &Arc<Sandbox>, answers: &Answers) -> cri::PodSandboxMetrics {
     let metadata = sandbox.metadata();
     let cgroup = sandbox.cgroups_path(&daemon.ports).unwrap_or_default();
     let name = sandbox.id().to_string();
     let labels = [String::new(), cgroup, String::new(), name.clone(), metadata.namespace, metadata.name];
-    let pid = sandbox.pid().filter(|_| sandbox.made().own_network);
-    let links = pid.and_then(|pid| network_of_process(pid).ok()).unwrap_or_default();
-    let containers = daemon.containers.of_sandbox(sandbox.id());
+    let links = network_of(daemon, sandbox).unwrap_or_default();
+    let containers = members(daemon, sandbox);
     cri::PodSandboxMetrics {
         pod_sandbox_id: name,
         metrics: metrics(&POD, &links, &labels, now()),
-        container_metrics: containers.iter().filter_map(|c| of_container(daemon, c, &labels)).collect(),
+        container_metrics: containers
+            .iter()
+            .filter_map(|c| of_container(daemon, c, &labels, answers))
+            .collect(),
     }
 }
 
@@ -91,14 +93,22 @@ fn of_container(
     daemon: &Daemon,
     container: &Arc<Container>,
     [.., namespace, pod]: &[String; 6],
+    answers: &Answers,
 ) -> Option<cri::ContainerMetrics> {
     let ContainerState::Running { pid, started_at } = container.state() else { return None };
     let (made, config) = (container.made(), container.config());
-    let paths = daemon.ports.cgroups.hierarchies().paths(container.cgroups_path()).unwrap_or_default();
+    let (cgroup, processes) = match answers.get(container.id()) {
+        Some(told) => (told.detail.clone(), None),
+        None => {
+            let paths =
+                daemon.ports.cgroups.hierarchies().paths(container.cgroups_path()).unwrap_or_default();
+            (detail(&paths), Some(processes_of(&paths, Some(pid))))
+        }
+    };
     let timestamp = now();
     let seen = Seen {
-        cgroup: detail(&paths),
-        processes: processes_of(&paths, Some(pid)),
+        cgroup,
+        processes,
         disk: disk(daemon, container),
         seen_at: seconds(timestamp),
         started_at: seconds(started_at),

@@ -11,7 +11,7 @@ use crate::cgroup::Driver;
 use crate::image::{LayerStage, PullUnderWay};
 use crate::node::{Severity, UserNamespaces, preflight};
 use crate::report::chain;
-use crate::runtime::{Handler, said};
+use crate::runtime::{Handler, means, said};
 
 /// The version of the CRI that is served.
 const CRI_VERSION: &str = "v1";
@@ -97,21 +97,7 @@ async fn verbose(daemon: &Daemon) -> HashMap<String, String> {
     let ports = &daemon.ports;
     let under_way = [daemon.pods.under_way(), ports.images.under_way()].concat();
     let findings = preflight();
-    let handlers: Vec<_> = ports
-        .handlers
-        .iter()
-        .map(|h| match h.check() {
-            Ok(path) => serde_json::json!({
-                "name": h.name,
-                "shim": path,
-                "isolation": h.isolation,
-                "said": said(&daemon.config.state, h),
-            }),
-            Err(error) => {
-                serde_json::json!({"name": h.name, "error": chain(&error), "isolation": h.isolation})
-            }
-        })
-        .collect();
+    let handlers = futures::future::join_all(ports.handlers.iter().map(|h| handler(daemon, h))).await;
     let network = ports.network.status().await;
     let network = match &network {
         Ok(ready) => serde_json::json!({"name": ready.network, "configuration": ready.source}),
@@ -135,6 +121,31 @@ async fn verbose(daemon: &Daemon) -> HashMap<String, String> {
         "containers": daemon.containers.all().len(),
     });
     HashMap::from([("info".to_owned(), info.to_string())])
+}
+
+/// A handler, and whether pods can run with it. A trial of its own is what the shim keeps the outcome of.
+async fn handler(daemon: &Daemon, handler: &Handler) -> serde_json::Value {
+    let mut told = serde_json::json!({"name": handler.name, "isolation": handler.isolation});
+    match handler.check() {
+        Ok(path) => told["shim"] = serde_json::json!(path),
+        Err(error) => {
+            told["error"] = chain(&error).into();
+            return told;
+        }
+    }
+    match means(handler, daemon.ports.places.state()).await {
+        None => {}
+        Some(Ok(found)) => {
+            told["said"] = said(daemon.ports.places.state(), handler).into();
+            told["kvm"] = found.kvm.into();
+            told["overheadMiB"] = found.overhead_mib.into();
+            if let Some(obstacle) = found.obstacle {
+                told["obstacle"] = obstacle.into();
+            }
+        }
+        Some(Err(why)) => told["error"] = why.into(),
+    }
+    told
 }
 
 /// A pull with its progress; layers that were here already do not count.

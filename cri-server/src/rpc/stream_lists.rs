@@ -12,6 +12,7 @@ use tonic::Status;
 
 use super::chunk::{Chunks, in_chunks};
 use super::{Daemon, container, sandbox, usage};
+use crate::container::Container;
 
 /// How many cgroups are read between two messages.
 const READ_AT_ONCE: usize = 50;
@@ -37,7 +38,8 @@ pub(super) fn container_stats(
     filter: Option<cri::ContainerStatsFilter>,
 ) -> Chunks<cri::StreamContainerStatsResponse> {
     let selected = usage::selected_containers(daemon, filter);
-    read_in_pieces(daemon, selected, usage::of_container, |container_stats| {
+    let itself = |_: &Daemon, container: &Arc<Container>| vec![Arc::clone(container)];
+    read_in_pieces(daemon, selected, itself, usage::of_container, |container_stats| {
         cri::StreamContainerStatsResponse { container_stats }
     })
 }
@@ -47,16 +49,17 @@ pub(super) fn pod_sandbox_stats(
     filter: Option<cri::PodSandboxStatsFilter>,
 ) -> Chunks<cri::StreamPodSandboxStatsResponse> {
     let selected = usage::selected_pods(daemon, filter);
-    read_in_pieces(daemon, selected, usage::of_pod, |pod_sandbox_stats| cri::StreamPodSandboxStatsResponse {
-        pod_sandbox_stats,
+    read_in_pieces(daemon, selected, usage::members, usage::of_pod, |pod_sandbox_stats| {
+        cri::StreamPodSandboxStatsResponse { pod_sandbox_stats }
     })
 }
 
-/// Reads some of the selected ones, sends them, and goes on.
+/// Reads some of the selected ones, sends them, and goes on; `containers` are those that belong to one.
 pub(super) fn read_in_pieces<S, T, M>(
     daemon: &Daemon,
     selected: Vec<Arc<S>>,
-    read: fn(&Daemon, &Arc<S>) -> T,
+    containers: fn(&Daemon, &Arc<S>) -> Vec<Arc<Container>>,
+    read: fn(&Daemon, &Arc<S>, &usage::Answers) -> T,
     message: fn(Vec<T>) -> M,
 ) -> Chunks<M>
 where
@@ -69,7 +72,11 @@ where
     let reading = futures::stream::iter(pieces).then(move |piece| {
         let daemon = daemon.clone();
         async move {
-            let work = move |daemon: &Daemon| piece.iter().map(|one| read(daemon, one)).collect::<Vec<_>>();
+            let all = piece.iter().flat_map(|one| containers(&daemon, one)).collect();
+            let answers = usage::ask_shims(&daemon, all).await?;
+            let work = move |daemon: &Daemon| {
+                piece.iter().map(|one| read(daemon, one, &answers)).collect::<Vec<_>>()
+            };
             usage::blocking(&daemon, work).await
         }
     });

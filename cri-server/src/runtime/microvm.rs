@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 /// The keys there are.
-pub const KEYS: [&str; 11] = [
+pub const KEYS: [&str; 14] = [
     "monitor",
     "machine",
     "channel",
@@ -15,6 +15,9 @@ pub const KEYS: [&str; 11] = [
     "kernel",
     "image",
     "memory",
+    "min_memory",
+    "guest_memory",
+    "monitor_memory",
     "cpus",
     "emulation",
     "boot_seconds",
@@ -45,10 +48,19 @@ pub struct MicroVm {
     /// The guest's initramfs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<PathBuf>,
-    /// MiB of each machine.
+    /// MiB of a machine whose pod has no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<u32>,
-    /// Processors of each machine.
+    /// MiB that every machine has at least.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_memory: Option<u32>,
+    /// MiB that the guest's own system takes of a machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guest_memory: Option<u32>,
+    /// MiB that a machine's processes may take beside its memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub monitor_memory: Option<u32>,
+    /// Processors of a machine whose pod has no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpus: Option<u32>,
     /// Whether machines may run without KVM.
@@ -74,7 +86,9 @@ mod tests {
         let all: String = KEYS
             .iter()
             .map(|key| match *key {
-                "memory" | "cpus" | "boot_seconds" => format!("{key} = 1\n"),
+                "memory" | "min_memory" | "guest_memory" | "monitor_memory" | "cpus" | "boot_seconds" => {
+                    format!("{key} = 1\n")
+                }
                 "emulation" => format!("{key} = true\n"),
                 _ => format!("{key} = \"/x\"\n"),
             })

@@ -22,6 +22,7 @@ mod options;
 mod probe;
 mod process_tree;
 mod shim;
+mod usage;
 
 pub use bootstrap::{AnswerError, Endpoint, ShimKind};
 pub use error::RuntimeError;
@@ -30,6 +31,6 @@ pub use handler::{Handler, HandlerError, HandlerTable, OWN_BINARY, OWN_TYPE, Run
 pub use held::{HeldProcess, ProcessName};
 pub use launcher::Launcher;
 pub use options::{GenericOptions, OwnOptions};
-pub use probe::user_namespaces;
+pub use probe::{Means, means, measure, user_namespaces};
 pub use saying::said;
 pub use shim::{CreateTask, Deadlines, ExecProcess, Exit, Mount, Shim, ShimConfig, TaskState, TaskStatus};

@@ -41,7 +41,8 @@ pub struct DiskUsage {
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
     pub cgroup: Detail,
-    pub processes: Processes,
+    /// None where they are none of the node's.
+    pub processes: Option<Processes>,
     pub disk: Option<DiskUsage>,
     /// Seconds since 1970.
     pub seen_at: u64,

@@ -11,7 +11,7 @@ fn everything() -> Seen {
     let pair = |name: &str, n| (name.to_owned(), n);
     let mut seen = Seen { seen_at: 5, started_at: 4, ..Seen::default() };
     seen.disk = Some(DiskUsage { device: "/dev/x".to_owned(), used_bytes: 1, ..DiskUsage::default() });
-    seen.processes.open_files_limit = full(1024);
+    seen.processes = Some(Processes { open_files_limit: full(1024), ..Processes::default() });
     let cgroup = &mut seen.cgroup;
     cgroup.cpu.usage = full(2_500_000_000);
     (cgroup.cpu.user, cgroup.cpu.system, cgroup.cpu.periods) = (full(0), full(0), full(0));

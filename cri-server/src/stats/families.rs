@@ -158,7 +158,7 @@ pub static CONTAINER: [Family<Seen>; 50] = [
     gauge("container_fs_inodes_total", "Inodes of that file system.", &["device"], |s| {
         disk(s, |disk| disk.inodes)
     }),
-    gauge("container_processes", "Processes.", &[], |s| one(Some(s.processes.processes))),
+    gauge("container_processes", "Processes.", &[], |s| one(s.processes.map(|p| p.processes))),
     gauge("container_threads", "Threads.", &[], |s| one(s.cgroup.threads)),
     gauge(
         "container_threads_max",
@@ -167,11 +167,13 @@ pub static CONTAINER: [Family<Seen>; 50] = [
         |s| one(s.cgroup.threads_max),
     ),
     gauge("container_file_descriptors", "Open file descriptors of all processes.", &[], |s| {
-        one(Some(s.processes.descriptors))
+        one(s.processes.map(|p| p.descriptors))
     }),
-    gauge("container_sockets", "Open sockets of all processes.", &[], |s| one(Some(s.processes.sockets))),
+    gauge("container_sockets", "Open sockets of all processes.", &[], |s| {
+        one(s.processes.map(|p| p.sockets))
+    }),
     gauge("container_ulimits_soft", "Soft limits of the first process; 2^64-1 for none.", &["ulimit"], |s| {
-        labelled("max_open_files", s.processes.open_files_limit)
+        labelled("max_open_files", s.processes.and_then(|p| p.open_files_limit))
     }),
     gauge("container_last_seen", "When the container was last seen, in seconds since 1970.", &[], |s| {
         one(Some(s.seen_at))

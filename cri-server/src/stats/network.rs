@@ -1,7 +1,15 @@
-//! Counters of a pod's interfaces, read through its pause process, which lives in the pod's network namespace.
+//! Counters of a pod's interfaces, read through its pause process, which lives in the pod's network namespace; where it
+//! does not, as the monitor of a machine, from inside of that namespace.
 
-use std::fs;
+use std::collections::BTreeSet;
+use std::fs::{self, File};
 use std::io;
+use std::net::Ipv6Addr;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use nix::ifaddrs::getifaddrs;
+use nix::sched::{CloneFlags, setns};
 
 /// One interface since it was made.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -56,12 +64,43 @@ impl NetworkSample {
     }
 }
 
-/// The counters of the network namespace that process `pid` lives in.
+/// The counters of the pod whose first process is `pid`, and whose network namespace is pinned at `netns`.
 ///
 /// # Errors
-/// When the process is gone.
-pub fn network_of_process(pid: u32) -> io::Result<NetworkSample> {
+/// When both are gone.
+pub fn network_of_pod(pid: u32, netns: &Path) -> io::Result<NetworkSample> {
+    let theirs = fs::metadata(format!("/proc/{pid}/ns/net"))?;
+    let another = |pinned: fs::Metadata| pinned.dev() == theirs.dev() && pinned.ino() != theirs.ino();
+    if fs::metadata(netns).is_ok_and(another) {
+        return network_inside(netns);
+    }
     fs::read_to_string(format!("/proc/{pid}/net/dev")).map(|text| NetworkSample::parse(&text))
+}
+
+/// Of the interfaces that have addresses: a tap that hands on what one of them gets would count it once more.
+fn network_inside(netns: &Path) -> io::Result<NetworkSample> {
+    let namespace = File::open(netns)?;
+    // The thread that enters it does nothing else and ends.
+    let thread = std::thread::Builder::new().name("counters".to_owned()).spawn(move || {
+        setns(namespace, CloneFlags::CLONE_NEWNET)?;
+        let text = fs::read_to_string("/proc/thread-self/net/dev")?;
+        Ok::<_, io::Error>((NetworkSample::parse(&text), addressed()?))
+    })?;
+    let (mut read, addressed) =
+        thread.join().map_err(|_| io::Error::other("the thread that reads the counters panicked"))??;
+    read.0.retain(|interface| addressed.contains(&interface.name));
+    Ok(read)
+}
+
+/// The interfaces of this thread's network namespace that have an address which is more than a link's own.
+fn addressed() -> io::Result<BTreeSet<String>> {
+    let is_address = |address: &nix::sys::socket::SockaddrStorage| {
+        let own = |ip: Ipv6Addr| ip.is_unicast_link_local();
+        address.as_sockaddr_in().is_some() || address.as_sockaddr_in6().is_some_and(|v6| !own(v6.ip()))
+    };
+    let all = getifaddrs()?;
+    let named = all.filter(|one| one.address.as_ref().is_some_and(is_address));
+    Ok(named.map(|one| one.interface_name).collect())
 }
 
 #[cfg(test)]
@@ -82,6 +121,8 @@ mod tests {
         assert_eq!((eth0.rx_bytes, eth0.rx_errors, eth0.tx_bytes, eth0.tx_errors), (2000, 3, 4000, 5));
         assert_eq!((eth0.rx_packets, eth0.rx_dropped, eth0.tx_packets, eth0.tx_dropped), (20, 1, 40, 2));
         assert_eq!(NetworkSample::parse("").default_interface(), None);
-        assert!(network_of_process(std::process::id()).is_ok());
+        let own = std::process::id();
+        assert!(network_of_pod(own, Path::new("/proc/self/ns/net")).is_ok());
+        assert!(network_of_pod(own, Path::new("/nonexistent")).is_ok(), "then the process tells");
     }
 }

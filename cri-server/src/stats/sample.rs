@@ -136,7 +136,7 @@ fn io(paths: &CgroupPaths) -> Io {
 }
 
 /// Now, as the wire wants it.
-fn timestamp() -> i64 {
+pub(super) fn timestamp() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }

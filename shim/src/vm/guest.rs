@@ -18,6 +18,9 @@ const LIGHT: Duration = Duration::from_secs(8);
 /// A guest that is too busy for a signal for so long hangs.
 const SIGNAL: Duration = Duration::from_secs(5);
 
+/// So much later the client's own deadline is.
+const SLACK: Duration = Duration::from_secs(1);
+
 pub struct Guest {
     client: TaskClient,
 }
@@ -32,8 +35,8 @@ pub struct Name<'a> {
 macro_rules! call {
     ($self:ident, $method:ident, $request:expr, $after:expr) => {{
         let after: Duration = $after;
-        let calling = $self.client.$method(context::with_duration(after), $request);
-        // The client's own deadline is not relied on: the other end of its connection is the guest.
+        // The client's own deadline is not relied on: the other end of its connection is the guest. Ours is first.
+        let calling = $self.client.$method(context::with_duration(after + SLACK), $request);
         match tokio::time::timeout(after, calling).await {
             Ok(answer) => answer.map_err(|error| VmError::of_call(stringify!($method), error)),
             Err(_) => Err(VmError::Silent { call: stringify!($method), after }),

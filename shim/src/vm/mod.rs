@@ -16,9 +16,12 @@ mod place;
 mod pod;
 mod saying;
 mod service;
+mod sizes;
 mod spec;
 mod streams;
 mod task;
+mod update;
+mod usage;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

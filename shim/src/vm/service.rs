@@ -22,7 +22,7 @@ use ttrpc::r#async::TtrpcContext;
 use super::VmError;
 use super::pod::Pod;
 use super::saying;
-use super::spec::{Role, translate};
+use super::spec::{Role, shm_of, translate};
 use super::task::VmTask;
 use crate::bundle::Bundle;
 use crate::error::ShimError;
@@ -84,11 +84,8 @@ impl Service {
         let bundle = Bundle::new(&request.bundle);
         let read = bundle.read_json::<Spec>("config.json");
         let spec = read.map_err(ShimError::path("read", bundle.join("config.json")))?;
-        if options.systemd_cgroup {
-            return Err(ShimError::Unsupported("a virtual machine where systemd keeps the cgroups"));
-        }
         // What a machine cannot give is refused before one boots.
-        translate(spec.clone(), &request.id, Role::Pause)?;
+        translate(spec.clone(), &request.id, Role::Pause, shm_of(&spec).as_deref())?;
         let booted = Pod::boot(&request.id, &bundle, &spec, &options, &self.probes).await;
         let outcome = booted.as_ref().map(|pod| &pod.machine);
         saying::leave(&self.probes, request.options.as_ref(), outcome);
@@ -250,8 +247,7 @@ impl TaskRpc for Service {
 
     async fn update(&self, _: &TtrpcContext, r: UpdateTaskRequest) -> ttrpc::Result<Empty> {
         let task = self.task(&r.id)?;
-        let resources = r.resources.into_option().unwrap_or_default();
-        task.pod().guest.update(&task.id, resources).await.map_err(ShimError::from)?;
+        task.update(&r.resources.into_option().unwrap_or_default().value, &r.annotations).await?;
         Ok(Empty::new())
     }
 
@@ -266,8 +262,7 @@ impl TaskRpc for Service {
     async fn stats(&self, _: &TtrpcContext, r: StatsRequest) -> ttrpc::Result<StatsResponse> {
         let task = self.task(&r.id)?;
         let mut response = StatsResponse::new();
-        let stats = task.pod().guest.stats(&task.id).await.map_err(ShimError::from)?;
-        response.stats = MessageField::some(stats);
+        response.stats = MessageField::some(task.stats().await?);
         Ok(response)
     }
 

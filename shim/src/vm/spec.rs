@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use cofferdam_vm::agent::{NETNS, RUNTIME, SHM};
 use cofferdam_vm::share::{Item, Share};
 use cofferdam_vm::sys::mount::{Source, Submounts};
-use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Mount, Spec};
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, LinuxResources, Mount, Spec};
 
 use crate::error::ShimError;
 
@@ -35,13 +35,33 @@ fn refused(what: &str) -> ShimError {
     ShimError::Invalid(format!("a pod in a virtual machine cannot have {what}"))
 }
 
-pub fn translate(mut spec: Spec, id: &str, role: Role) -> Result<Translated, ShimError> {
+/// The pod's own /dev/shm on the node, for which the guest has its own.
+pub fn shm_of(pause: &Spec) -> Option<PathBuf> {
+    let mount = pause.mounts().as_ref()?.iter().find(|mount| is_shm(mount))?;
+    mount.source().clone()
+}
+
+fn is_shm(mount: &Mount) -> bool {
+    mount.destination().as_os_str() == "/dev/shm"
+        && is_bind(mount, mount.options().as_deref().unwrap_or_default())
+}
+
+/// The limits that have a meaning in the guest: the others count the node's processors, disks and huge pages.
+pub fn guests(resources: &mut LinuxResources) {
+    resources.set_block_io(None).set_hugepage_limits(None).set_rdma(None);
+    if let Some(cpu) = resources.cpu_mut() {
+        cpu.set_cpus(None).set_mems(None);
+    }
+}
+
+/// `shm` is what [`shm_of`] found in the pause's specification.
+pub fn translate(mut spec: Spec, id: &str, role: Role, shm: Option<&Path>) -> Result<Translated, ShimError> {
     if has_hooks(&spec) {
         return Err(refused("hooks, which are programs of the node"));
     }
     let mut without = Vec::new();
     leave_labels_out(&mut spec, &mut without);
-    let items = translate_mounts(&mut spec, id, role)?;
+    let items = translate_mounts(&mut spec, id, role, shm)?;
     translate_linux(&mut spec, id, role)?;
     Ok(Translated { spec, items, without })
 }
@@ -75,7 +95,12 @@ fn leave_labels_out(spec: &mut Spec, without: &mut Vec<&'static str>) {
     }
 }
 
-fn translate_mounts(spec: &mut Spec, id: &str, role: Role) -> Result<Vec<Item>, ShimError> {
+fn translate_mounts(
+    spec: &mut Spec,
+    id: &str,
+    role: Role,
+    shm: Option<&Path>,
+) -> Result<Vec<Item>, ShimError> {
     let mut items = Vec::new();
     let mut mounts = spec.mounts().clone().unwrap_or_default();
     for (number, mount) in mounts.iter_mut().enumerate() {
@@ -89,7 +114,8 @@ fn translate_mounts(spec: &mut Spec, id: &str, role: Role) -> Result<Vec<Item>, 
         if !is_bind(mount, &options) {
             continue;
         }
-        let source = if mount.destination().as_os_str() == "/dev/shm" {
+        // A volume of the container's own may lie there as well.
+        let source = if is_shm(mount) && mount.source().as_deref() == shm {
             PathBuf::from(SHM)
         } else if role == Role::Pause && mount.destination().as_os_str() == "/pause" {
             PathBuf::from(RUNTIME)
@@ -140,11 +166,7 @@ fn translate_linux(spec: &mut Spec, id: &str, role: Role) -> Result<(), ShimErro
     linux.set_cgroups_path(Some(format!("/pod/{id}").into()));
     linux.set_rootfs_propagation(None);
     if let Some(resources) = linux.resources_mut() {
-        // These count the node's processors, disks and huge pages.
-        resources.set_block_io(None).set_hugepage_limits(None).set_rdma(None);
-        if let Some(cpu) = resources.cpu_mut() {
-            cpu.set_cpus(None).set_mems(None);
-        }
+        guests(resources);
     }
     Ok(())
 }
@@ -214,7 +236,7 @@ mod tests {
 
     #[test]
     fn nothing_of_the_node_is_left_but_through_the_share() {
-        let got = translate(spec(""), "c1", Role::Pause).unwrap();
+        let got = translate(spec(""), "c1", Role::Pause, Some(Path::new("/host/shm"))).unwrap();
         let words = text(&got.spec);
         assert!(!words.contains("/host") && !words.contains("slice"), "{words}");
         assert!(
@@ -228,13 +250,36 @@ mod tests {
     }
 
     #[test]
+    fn shared_memory_is_the_guests_and_a_volume_in_its_place_is_shown() {
+        assert_eq!(shm_of(&spec("")), Some("/host/shm".into()));
+        let shown = |shm: &str| {
+            let role = Role::Container { pause: 1 };
+            translate(spec(""), "c1", role, Some(Path::new(shm))).unwrap().items
+        };
+        let volume = Source::Bind("/host/shm".into());
+        assert!(shown("/host/shm").iter().all(|item| item.source != volume));
+        assert!(shown("/host/other").iter().any(|item| item.source == volume));
+    }
+
+    #[test]
+    fn limits_that_count_what_is_the_nodes_are_left_out() {
+        let text = r#"{"cpu":{"shares":5,"cpus":"0-3","mems":"0"},"memory":{"limit":7},
+            "hugepageLimits":[{"pageSize":"2MB","limit":0}]}"#;
+        let mut limits: LinuxResources = serde_json::from_str(text).unwrap();
+        guests(&mut limits);
+        let cpu = limits.cpu().clone().unwrap();
+        assert_eq!((cpu.shares(), cpu.cpus(), limits.hugepage_limits()), (Some(5), &None, &None));
+        assert_eq!(limits.memory().unwrap().limit(), Some(7));
+    }
+
+    #[test]
     fn what_lies_in_a_read_only_volume_is_as_deep_as_asked() {
         let options = |deep: &str, mounts: bool| {
             let mut deeper = spec("");
             let mut all = deeper.mounts().clone().unwrap();
             all[3].set_options(Some(vec!["rbind".into(), deep.into()]));
             deeper.set_mounts(Some(all));
-            let mut got = translate(deeper, "c1", Role::Pause).unwrap();
+            let mut got = translate(deeper, "c1", Role::Pause, None).unwrap();
             assert!(got.items[0].read_only);
             assert_eq!(got.items[0].below.read_only, deep == "rro");
             leave_to_the_node(&mut got.spec, "c1", &got.items, |_| mounts);
@@ -256,7 +301,7 @@ mod tests {
             }
         }
         linux.set_namespaces(Some(namespaces));
-        let words = text(&translate(joined, "c1", Role::Container { pause: 42 }).unwrap().spec);
+        let words = text(&translate(joined, "c1", Role::Container { pause: 42 }, None).unwrap().spec);
         assert!(
             words.contains("/proc/42/ns/ipc") && !words.contains("777") && !words.contains("/host/net"),
             "{words}"
@@ -265,7 +310,7 @@ mod tests {
 
     #[test]
     fn what_has_no_meaning_in_a_machine_is_refused_in_words() {
-        let refusal = |spec| translate(spec, "c1", Role::Pause).unwrap_err().to_string();
+        let refusal = |spec| translate(spec, "c1", Role::Pause, None).unwrap_err().to_string();
         assert!(refusal(spec(r#",{"type":"user"}"#)).contains("users of its own"));
         let mut host = spec("");
         host.linux_mut().as_mut().unwrap().set_namespaces(Some(Vec::new()));

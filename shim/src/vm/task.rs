@@ -14,6 +14,7 @@ use cofferdam_vm::sys::mount::{self, Source, Submounts};
 use containerd_shim_protos::api::{self, CreateTaskRequest, ExecProcessRequest};
 use oci_spec::runtime::Spec;
 use protobuf::MessageField;
+use protobuf::well_known_types::any::Any;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
@@ -21,6 +22,7 @@ use super::guest::Name;
 use super::pod::Pod;
 use super::spec::{self, Role};
 use super::streams::{self, Carriers};
+use super::usage::Usage;
 use super::{VmError, events};
 use crate::bundle::Bundle;
 use crate::error::ShimError;
@@ -37,6 +39,8 @@ const NEVER_RAN: u32 = 128;
 const DEATH: Duration = Duration::from_secs(10);
 /// The same before the whole machine is ended for it. Less, and less than the daemon's patience.
 const OUTLIVED: Duration = Duration::from_secs(8);
+/// How long the end of a machine may take to be known after its connections broke.
+const CAUSE: Duration = Duration::from_secs(2);
 /// No exit status is higher.
 const HIGHEST_STATUS: u32 = 255;
 
@@ -50,8 +54,9 @@ pub struct VmTask {
     /// Of the first process, in the guest.
     pub guest_pid: u32,
     pod: Arc<Pod>,
-    publisher: Arc<Publisher>,
+    pub(super) publisher: Arc<Publisher>,
     max_line: usize,
+    pub(super) usage: Mutex<Usage>,
     execs: Mutex<HashMap<String, Arc<Process>>>,
     /// The first process is to be killed.
     killed: Notify,
@@ -84,6 +89,7 @@ impl VmTask {
             pod,
             publisher,
             max_line,
+            usage: Mutex::default(),
             execs: Mutex::default(),
             killed: Notify::new(),
         });
@@ -187,6 +193,9 @@ impl VmTask {
         tokio::spawn(async move {
             let status = task.end_of(&exec).await;
             let exit = Exit { pid: task.pod.pid(), status, at: log::now() };
+            if exec.is_empty() || status == KILLED {
+                task.count_at_end().await;
+            }
             process.mark_stopped(exit);
             if exec.is_empty()
                 && let Err(error) = task.bundle.write_json("exit.json", &exit)
@@ -204,17 +213,26 @@ impl VmTask {
     /// Waits for a process's end, or for the machine's, and answers the exit status.
     async fn end_of(&self, exec: &str) -> u32 {
         let machine = &self.pod.machine;
-        tokio::select! {
+        let wrong = tokio::select! {
             ended = self.pod.guest.wait(self.name(exec)) => match ended {
                 Ok(status) => return status.min(HIGHEST_STATUS),
+                // One that was deleted in the guest, say: the machine is none the worse for it.
+                Err(error @ VmError::Refused { .. }) if !exec.is_empty() => {
+                    self.bundle.warn(&format!("exec {exec}: how it ends is not known: {error}"));
+                    return KILLED;
+                }
                 // A guest that does not say how its processes end has lost them, or lies: it is of no use.
-                Err(error) => machine.give_up(format!("it does not tell how a process ends: {error}")),
+                Err(error) => {
+                    // Connections break before it is known what of the machine has ended, which is the better reason.
+                    drop(timeout(CAUSE, machine.ended()).await);
+                    format!("it does not tell how a process ends: {error}")
+                }
             },
-            _ = machine.ended() => {}
-            () = self.outlived(exec) => {
-                machine.give_up(format!("{} was not dead {} s after SIGKILL", self.id, OUTLIVED.as_secs()));
-            }
-        }
+            _ = machine.ended() => String::new(),
+            () = self.outlived(exec) => format!("{} was not dead {} s after SIGKILL", self.id, OUTLIVED.as_secs()),
+        };
+        // One that has ended keeps its reason.
+        machine.give_up(wrong);
         let reason = machine.ended().await;
         self.bundle.warn(&format!("the machine has ended under the task: {reason}"));
         if exec.is_empty() {
@@ -280,8 +298,10 @@ impl VmTask {
         &self.pod
     }
 
-    pub async fn delete_exec(&self, exec: &str) -> Result<Exit, ShimError> {
+    async fn forget_exec(&self, exec: &str) -> Result<Exit, ShimError> {
         let process = self.process(exec)?;
+        // A start that is under way would find it gone in the guest.
+        let _started = process.starting.lock().await;
         let exit = match process.state() {
             Lifecycle::Stopped(exit) => exit,
             Lifecycle::Added => Exit { pid: 0, status: 0, at: log::now() },
@@ -289,8 +309,14 @@ impl VmTask {
                 return Err(process.refuse("delete", state.name()));
             }
         };
+        process.mark_stopped(exit);
         process.streams.abandon();
         self.execs.lock().unwrap_or_else(PoisonError::into_inner).remove(exec);
+        Ok(exit)
+    }
+
+    pub async fn delete_exec(&self, exec: &str) -> Result<Exit, ShimError> {
+        let exit = self.forget_exec(exec).await?;
         // Of one that never ran the guest knows nothing.
         drop(self.pod.guest.delete(self.name(exec)).await);
         events::deleted(&self.publisher, &self.id, exec, exit);
@@ -353,7 +379,8 @@ async fn make(
     let id = &request.id;
     let spec: Spec =
         bundle.read_json("config.json").map_err(ShimError::path("read", bundle.join("config.json")))?;
-    let mut translated = spec::translate(spec, id, role)?;
+    let shm = pod.shm.as_deref();
+    let mut translated = spec::translate(spec, id, role, shm)?;
     let has_mounts = |path: &Path| mount::has_below(path).unwrap_or(false);
     spec::leave_to_the_node(&mut translated.spec, id, &translated.items, has_mounts);
     for what in &translated.without {
@@ -424,14 +451,14 @@ fn rootfs_item(request: &CreateTaskRequest) -> Result<Option<Item>, ShimError> {
 }
 
 /// The guest's kernel has none of the node's security modules.
-fn guest_process(process: &str) -> Result<protobuf::well_known_types::any::Any, ShimError> {
+fn guest_process(process: &str) -> Result<Any, ShimError> {
     let wrong = |error: serde_json::Error| ShimError::Invalid(format!("the exec's process: {error}"));
     let mut process: oci_spec::runtime::Process = serde_json::from_str(process).map_err(wrong)?;
     process.set_apparmor_profile(None);
     process.set_selinux_label(None);
     let value = serde_json::to_vec(&process).map_err(wrong)?;
     let type_url = "types.containerd.io/opencontainers/runtime-spec/1/Process".to_owned();
-    Ok(protobuf::well_known_types::any::Any { type_url, value, ..Default::default() })
+    Ok(Any { type_url, value, ..Default::default() })
 }
 
 /// First in the guest, which would keep them busy, then on the node.

@@ -133,13 +133,17 @@ fn allowance(kind: &str) -> usize {
     }
 }
 
-/// Databases, their locks, the build-up of empty folders, IPAM's own books, the CIDR that the kubelet gave, and what
-/// a probe of KVM found.
+/// Databases, their locks, the build-up of empty folders, IPAM's own books, the CIDR that the kubelet gave, what
+/// a probe of KVM found, and what shims say of the machines of a configuration.
 fn kept_on_purpose(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let book =
         ["last_reserved_ip.0", "lock", "pod-cidr", "kvm-probe.json"].iter().any(|suffix| name == *suffix);
-    book || name.ends_with(".redb") || name.ends_with(".lock") || (path.is_dir() && !looks_like_an_id(&name))
+    let said = name.starts_with("said-");
+    book || said
+        || name.ends_with(".redb")
+        || name.ends_with(".lock")
+        || (path.is_dir() && !looks_like_an_id(&name))
 }
 
 fn looks_like_an_id(name: &str) -> bool {

@@ -54,18 +54,19 @@ pub fn image() -> Option<tempfile::TempDir> {
 
 /// A node with the handler `vm`, whose machines boot from `image`. A test adds what it needs besides.
 pub fn builder(image: &Path) -> NodeBuilder {
-    builder_with(image, "boot_seconds = 50\n")
+    builder_within(image, 150)
 }
 
-/// The same with other lines for the machines, among them `boot_seconds`.
-pub fn builder_with(image: &Path, lines: &str) -> NodeBuilder {
+/// The same with another time for a machine's boot. Where the processors are free it takes a few seconds.
+pub fn builder_within(image: &Path, boot_seconds: u32) -> NodeBuilder {
     let machines = format!(
-        "kernel = {:?}\nimage = {:?}\nmemory = 192\nemulation = true\n{lines}",
+        "kernel = {:?}\nimage = {:?}\nmemory = 192\nemulation = true\nboot_seconds = {boot_seconds}\n",
         image.join("kernel"),
         image.join("initramfs")
     );
     let handler = "type = \"io.containerd.cofferdam.v1\"\nisolation = \"vm\"\n";
-    Node::builder().config("runtimes.vm", handler).config("runtimes.vm.vm", &machines)
+    let builder = Node::builder().config("runtimes.vm", handler).config("runtimes.vm.vm", &machines);
+    builder.config("shim", &format!("task_seconds = {}", boot_seconds + 60))
 }
 
 /// Runs a pod in a machine of its own.

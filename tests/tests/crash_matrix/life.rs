@@ -103,13 +103,17 @@ impl Life {
         besides: Besides,
         start_created: bool,
     ) -> Self {
+        let mut config = node.pod("life");
+        if besides == Besides::Restores {
+            build::pod_security(&mut config).privileged = true;
+        }
         Self {
             cri: node.cri.clone(),
             tolerance,
             besides,
             material: material.clone(),
             sessions: Sessions::of(node),
-            config: node.pod("life"),
+            config,
             dir: node.dir().to_owned(),
             mark: node.mark(),
             start_created,

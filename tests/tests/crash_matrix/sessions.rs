@@ -1,34 +1,39 @@
 //! Clients of the streaming server, as the operator's command has them.
 
 use std::io::Read;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use cofferdam_tests::harness::netns::Netns;
 use cofferdam_tests::harness::{Node, cli};
 use tonic::Status;
 
 /// The longest that a session may take.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// Makes the commands: what they need of the node does not change while it lives.
+/// What the commands need of the node; it does not change while that lives.
 pub struct Sessions {
-    command: Box<dyn Fn(&[&str]) -> Command>,
+    netns: Netns,
+    socket: PathBuf,
 }
 
 impl Sessions {
     pub fn of(node: &Node) -> Self {
-        let at = node.netns.clone();
-        let socket = node.cri.socket().to_owned();
-        Self { command: Box::new(move |words| cli::command_at(&at, &socket, words)) }
+        Self { netns: node.netns.clone(), socket: node.cri.socket().to_owned() }
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        cli::command_at(&self.netns, &self.socket, words)
     }
 
     /// Runs a command in the container of this name, and attaches to it until it says something.
     pub async fn hold(&self, container: &str) -> Result<(), Status> {
-        let exec = (self.command)(&["exec", "-i", container, "echo", "here"]);
+        let exec = self.command(&["exec", "-i", container, "echo", "here"]);
         if said(exec, usize::MAX).await? != "here\n" {
             return Err(Status::unavailable("exec said nothing"));
         }
-        let attach = (self.command)(&["attach", container]);
+        let attach = self.command(&["attach", container]);
         if said(attach, 1).await?.is_empty() {
             return Err(Status::unavailable("attach said nothing"));
         }

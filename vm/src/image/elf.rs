@@ -4,15 +4,20 @@ use std::fs;
 use std::path::Path;
 
 use super::ImageError;
+use crate::architecture::Architecture;
 
 const HEADER: usize = 64;
 const PROGRAM_HEADER: usize = 56;
 const INTERPRETER: u32 = 3;
 
-/// The program's bytes.
-pub fn load(path: &Path) -> Result<Vec<u8>, ImageError> {
+/// The program's bytes, when it is one for `wanted`.
+pub fn load(path: &Path, wanted: Architecture) -> Result<Vec<u8>, ImageError> {
     let bytes = fs::read(path).map_err(ImageError::file("read", path))?;
-    slim(bytes).map_err(|what| ImageError::Program { path: path.to_owned(), what })
+    let bytes = slim(bytes).map_err(|what| ImageError::Program { path: path.to_owned(), what })?;
+    match Architecture::of_program(&bytes) {
+        Some(is) if is != wanted => Err(ImageError::Foreign { path: path.to_owned(), is, wanted }),
+        _ => Ok(bytes),
+    }
 }
 
 fn number<const N: usize>(bytes: &[u8], at: usize) -> Option<u64> {
@@ -69,6 +74,18 @@ mod tests {
     #[test]
     fn only_what_is_mapped_stays() {
         assert_eq!(slim(program(1)).unwrap().len(), 130);
+    }
+
+    #[test]
+    fn a_program_for_another_processor_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("agent");
+        let mut bytes = program(1);
+        bytes[18] = 183;
+        fs::write(&path, bytes).unwrap();
+        assert!(load(&path, Architecture::Aarch64).is_ok());
+        let error = load(&path, Architecture::X86_64).unwrap_err().to_string();
+        assert!(error.contains("arm64") && error.contains("x86_64"), "{error}");
     }
 
     #[test]

@@ -1,12 +1,15 @@
-//! The kernel as it boots fastest: `vmlinux`, whose entry the monitor jumps to, taken out of a `bzImage`.
+//! The kernel as it boots fastest: on x86_64 `vmlinux`, whose entry the monitor jumps to, taken out of a `bzImage`; on
+//! arm64 `Image`, taken out of what compresses it.
 //!
-//! Only LZ4, as Debian compresses, is taken out here; with any other compression the file stays as it is and unpacks
-//! itself in the guest. See the kernel's x86 boot protocol and LZ4's block format.
+//! Of a `bzImage` only LZ4, as Debian compresses, is taken out here; with any other compression the file stays as it is
+//! and unpacks itself in the guest. An arm64 kernel does not unpack itself without firmware. See the kernel's x86 boot
+//! protocol, its arm64 booting document, `zboot-header.S`, and LZ4's block format.
 
 use std::fs;
 use std::path::Path;
 
-use super::ImageError;
+use super::{ImageError, compressed};
+use crate::architecture::Architecture;
 
 const LZ4_LEGACY: [u8; 4] = [0x02, 0x21, 0x4c, 0x18];
 /// A legacy block holds so much at most.
@@ -17,20 +20,41 @@ const SETUP_SECTORS: usize = 0x1f1;
 const MAGIC: usize = 0x202;
 const PAYLOAD_OFFSET: usize = 0x248;
 const PAYLOAD_LENGTH: usize = 0x24c;
+/// A kernel that is compressed inside an EFI program: its mark, and where its payload's place is told.
+const ZBOOT: (usize, &[u8]) = (4, b"zimg");
+const ZBOOT_OFFSET: usize = 8;
+const ZBOOT_LENGTH: usize = 12;
 
-/// What is booted in place of the file at `path`.
-pub fn unpack(path: &Path) -> Result<Vec<u8>, ImageError> {
+/// What is booted in place of the file at `path`, and on which machine.
+pub fn unpack(path: &Path) -> Result<(Vec<u8>, Architecture), ImageError> {
     let bytes = fs::read(path).map_err(ImageError::file("read the kernel", path))?;
-    if bytes.starts_with(b"\x7fELF") {
-        return Ok(bytes);
-    }
     let wrong = |what| ImageError::Kernel { path: path.to_owned(), what };
-    let payload = payload(&bytes).ok_or_else(|| wrong("is neither vmlinux nor bzImage"))?;
-    if !payload.starts_with(&LZ4_LEGACY) {
-        return Ok(bytes);
-    }
+    let expanded = |bytes: Vec<u8>| compressed::expand(bytes).map_err(|_| wrong("is damaged"));
+    let bytes = match zboot(&bytes) {
+        Some(payload) => expanded(payload.ok_or_else(|| wrong("is torn"))?.to_vec())?,
+        None => expanded(bytes)?,
+    };
+    let architecture =
+        Architecture::of_kernel(&bytes).ok_or_else(|| wrong("is neither vmlinux nor bzImage nor Image"))?;
+    let Some(payload) = payload(&bytes).filter(|payload| payload.starts_with(&LZ4_LEGACY)) else {
+        return Ok((bytes, architecture));
+    };
     let kernel = lz4(&payload[LZ4_LEGACY.len()..]).ok_or_else(|| wrong("is damaged"))?;
-    if kernel.starts_with(b"\x7fELF") { Ok(kernel) } else { Err(wrong("does not hold a vmlinux")) }
+    match Architecture::of_program(&kernel) {
+        Some(architecture) => Ok((kernel, architecture)),
+        None => Err(wrong("does not hold a vmlinux")),
+    }
+}
+
+/// The payload of a kernel of that form; nothing for others.
+fn zboot(bytes: &[u8]) -> Option<Option<&[u8]>> {
+    let (at, mark) = ZBOOT;
+    if !bytes.starts_with(b"MZ") || bytes.get(at..at + mark.len()) != Some(mark) {
+        return None;
+    }
+    let start = word(bytes, ZBOOT_OFFSET);
+    let end = start.zip(word(bytes, ZBOOT_LENGTH)).and_then(|(start, length)| start.checked_add(length));
+    Some(start.zip(end).and_then(|(start, end)| bytes.get(start..end)))
 }
 
 fn word(bytes: &[u8], at: usize) -> Option<usize> {
@@ -134,7 +158,31 @@ mod tests {
     fn what_is_no_kernel_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("k");
-        fs::write(&path, b"hello").unwrap();
-        assert!(matches!(unpack(&path), Err(ImageError::Kernel { .. })));
+        for content in [&b"hello"[..], b"\x1f\x8b\x08torn", b"MZ\0\0zimg\xff\xff\xff\xff\xff\xff\xff\xff"] {
+            fs::write(&path, content).unwrap();
+            assert!(matches!(unpack(&path), Err(ImageError::Kernel { .. })), "{content:?}");
+        }
+    }
+
+    #[test]
+    fn an_image_is_taken_out_of_what_compresses_it() {
+        use std::io::Write;
+        let mut image = vec![7; 4096];
+        image[0x38..0x3c].copy_from_slice(b"ARM\x64");
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(&image).unwrap();
+        let gzip = gzip.finish().unwrap();
+        let mut zboot = b"MZ\0\0zimg".to_vec();
+        zboot.extend_from_slice(&64_u32.to_le_bytes());
+        zboot.extend_from_slice(&u32::try_from(gzip.len()).unwrap().to_le_bytes());
+        zboot.resize(64, 0);
+        zboot.extend_from_slice(&gzip);
+        zboot.extend_from_slice(b"what follows");
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("k");
+        for content in [&image, &gzip, &zboot] {
+            fs::write(&path, content).unwrap();
+            assert!(unpack(&path).unwrap() == (image.clone(), Architecture::Aarch64));
+        }
     }
 }

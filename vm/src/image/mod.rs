@@ -3,10 +3,11 @@
 //!
 //! ```text
 //! OUTPUT/
-//!   kernel        vmlinux where the package's file gives it, else the file as it is
+//!   kernel        vmlinux or Image where the package's file gives it, else the file as it is
 //!   initramfs     /init -> bin/cofferdam-agent, /bin/…, /modules/NAME.ko, /modules/order
 //! ```
 
+mod compressed;
 mod cpio;
 mod elf;
 mod kernel;
@@ -17,6 +18,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::agent::RUNTIME;
+use crate::architecture::Architecture;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
@@ -26,8 +28,8 @@ pub enum ImageError {
     Program { path: PathBuf, what: &'static str },
     #[error("the kernel {} has no module {name}, and it is not built in", folder.display())]
     NoModule { folder: PathBuf, name: String },
-    #[error("the module {} is compressed; unpack it beside the others first", .0.display())]
-    Compressed(PathBuf),
+    #[error("{} is made for {is}, the kernel for {wanted}", path.display())]
+    Foreign { path: PathBuf, is: Architecture, wanted: Architecture },
     #[error("the kernel {}: {what}", path.display())]
     Kernel { path: PathBuf, what: &'static str },
 }
@@ -66,7 +68,7 @@ pub struct Image {
 /// # Errors
 /// When an ingredient is missing or not what it must be.
 pub fn build(from: &Ingredients, output: &Path) -> Result<Image, ImageError> {
-    let kernel = kernel::unpack(&from.kernel)?;
+    let (kernel, architecture) = kernel::unpack(&from.kernel)?;
     let modules = modules::collect(&from.modules)?;
     let mut archive = cpio::Archive::default();
     for folder in ["bin", "dev", "modules", "newroot"] {
@@ -74,8 +76,8 @@ pub fn build(from: &Ingredients, output: &Path) -> Result<Image, ImageError> {
     }
     // What the kernel opens for the first process's standard streams.
     archive.device("dev/console", 5, 1);
-    archive.file("bin/cofferdam-agent", &elf::load(&from.agent)?, 0o755);
-    archive.file(RUNTIME.trim_start_matches('/'), &elf::load(&from.runtime)?, 0o755);
+    archive.file("bin/cofferdam-agent", &elf::load(&from.agent, architecture)?, 0o755);
+    archive.file(RUNTIME.trim_start_matches('/'), &elf::load(&from.runtime, architecture)?, 0o755);
     archive.link("init", "bin/cofferdam-agent");
     let mut order = String::new();
     let mut names = Vec::new();

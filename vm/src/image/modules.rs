@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::ImageError;
+use super::{ImageError, compressed};
 
 /// Without these nothing works.
 const NEEDED: [&str; 4] = ["virtio_mmio", "virtio_console", "virtiofs", "virtio_net"];
@@ -87,11 +87,9 @@ impl Collection<'_> {
             }
             return Err(ImageError::NoModule { folder: self.folder.to_owned(), name: name.to_owned() });
         };
-        if path.extension().is_none_or(|extension| extension != "ko") {
-            return Err(ImageError::Compressed(path));
-        }
         self.loaded.push(name.to_owned());
-        let content = fs::read(&path).map_err(ImageError::file("read the module", &path))?;
+        let content = fs::read(&path).and_then(compressed::expand);
+        let content = content.map_err(ImageError::file("read the module", &path))?;
         for needed in needs(&content) {
             self.add(&needed, group)?;
         }
@@ -158,11 +156,31 @@ mod tests {
     }
 
     #[test]
-    fn a_module_that_is_missing_or_compressed_is_named() {
+    fn a_module_that_is_missing_or_damaged_is_named() {
         let folder = kernel(&[("virtio_mmio.ko", "")]);
         let error = collect(folder.path()).err().unwrap();
         assert!(matches!(&error, ImageError::NoModule { name, .. } if name == "virtio_console"), "{error}");
-        let folder = kernel(&[("virtio_mmio.ko.xz", "")]);
-        assert!(matches!(collect(folder.path()), Err(ImageError::Compressed(_))));
+        fs::write(folder.path().join("kernel/drivers/virtio_mmio.ko"), b"\xfd7zXZ\0torn").unwrap();
+        let error = collect(folder.path()).err().unwrap();
+        assert!(error.to_string().contains("virtio_mmio.ko"), "{error}");
+    }
+
+    #[test]
+    fn compressed_modules_are_expanded_and_keep_their_needs() {
+        let folder = kernel(&[
+            ("virtio_mmio.ko", "virtio-ring"),
+            ("virtio_console.ko", ""),
+            ("virtiofs.ko", ""),
+            ("virtio_ring.ko", ""),
+        ]);
+        let plain = folder.path().join("kernel/drivers/virtio_mmio.ko");
+        let content = fs::read(&plain).unwrap();
+        let mut packed = Vec::new();
+        lzma_rs::xz_compress(&mut content.as_slice(), &mut packed).unwrap();
+        fs::write(plain.with_extension("ko.xz"), packed).unwrap();
+        fs::remove_file(plain).unwrap();
+        let modules = collect(folder.path()).unwrap();
+        assert_eq!([&modules[0].file, &modules[1].file], ["virtio_ring.ko", "virtio_mmio.ko"]);
+        assert_eq!(modules[1].content, content);
     }
 }

@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, fsconfig_create,
-    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
+    UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_change,
+    move_mount, open_tree, unmount,
 };
 use rustix::thread::{ThreadNameSpaceType, UnshareFlags, move_into_thread_name_spaces, unshare_unsafe};
 
@@ -57,11 +58,26 @@ struct Detached {
 pub fn tmpfs_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let options = ["size=1m", "mode=755", "nosuid", "nodev"].map(str::to_owned);
     let writable = new_mount("tmpfs", "share", &options)?;
-    let flags =
-        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    let shown = open_tree(&writable, "", flags)?;
-    change(shown.as_fd(), 0, &MountAttr::READ_ONLY)?;
+    let shown = apart(|| {
+        // Kernels before 6.15 copy a mount only while it hangs in the caller's namespace, so it does in one that ends
+        // with this thread.
+        own_namespace()?;
+        move_mount(&writable, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+        let flags =
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+        let shown = open_tree(&writable, "", flags)?;
+        change(shown.as_fd(), 0, &MountAttr::READ_ONLY)?;
+        Ok(shown)
+    })?;
     Ok((writable, shown))
+}
+
+/// Gives this thread a mount namespace of its own, of which the others see nothing.
+fn own_namespace() -> io::Result<()> {
+    // SAFETY: this thread shares no view of the filesystem with others from here on and ends soon; no code of it relies
+    // on the sharing.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS) }?;
+    Ok(mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?)
 }
 
 /// Hangs a mount at `target`. For use between fork and exec: nothing is allocated.

@@ -3,6 +3,7 @@
 //! Invariant: a monitor is one confined process, held by a pidfd; dropping the value ends it.
 
 pub mod cloud_hypervisor;
+mod console;
 pub mod qemu;
 
 use std::fmt;

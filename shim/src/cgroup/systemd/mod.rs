@@ -141,7 +141,7 @@ pub fn enter(cgroups_path: &Path) -> Result<Visit, ScopeError> {
     let homes = homes(&mounts, &fs::read_to_string(own).map_err(failed("read", own))?);
     let mut visit = Visit { stays: Vec::new(), homes };
     if !below(first, place.folder).is_dir() {
-        begin(&place)?;
+        begin(&place, std::process::id())?;
     }
     for mount in &watched {
         let stay = Stay { making: below(mount, &making(cgroups_path)), own: below(mount, cgroups_path) };
@@ -155,10 +155,20 @@ pub fn enter(cgroups_path: &Path) -> Result<Visit, ScopeError> {
     Ok(visit)
 }
 
+/// Makes sure of the scope of a task whose first process `pid` is there already, as a machine's is: the scope begins with that
+/// process, whose place below it is its caller's business.
+pub fn begin_with(cgroups_path: &Path, pid: u32) -> Result<(), ScopeError> {
+    let place = Place::of(cgroups_path).ok_or_else(|| ScopeError::Path(cgroups_path.to_owned()))?;
+    let mounts = Path::new("/proc/self/mountinfo");
+    let watched = watched(&fs::read_to_string(mounts).map_err(failed("read", mounts))?);
+    let first = watched.first().ok_or(ScopeError::NoSystemd)?;
+    if below(first, place.folder).is_dir() { Ok(()) } else { begin(&place, pid) }
+}
+
 /// On v2 a container has the controllers that everything above it passes on. systemd does so down to the scope for those
 /// that it knows; the scope itself does it only now, as it must not have processes of its own. What is missing after
 /// all is the error of the limit that needs it.
-fn pass_controllers_on(mount: &Path, scope: &Path) {
+pub fn pass_controllers_on(mount: &Path, scope: &Path) {
     let mut folder = mount.to_owned();
     let below = scope.strip_prefix("/").unwrap_or(scope);
     for part in std::iter::once(Path::new("")).chain(below.iter().map(Path::new)) {
@@ -189,7 +199,7 @@ fn below(mount: &Path, path: &Path) -> PathBuf {
 }
 
 /// Has systemd make the scope with this process in it.
-fn begin(place: &Place<'_>) -> Result<(), ScopeError> {
+fn begin(place: &Place<'_>, pid: u32) -> Result<(), ScopeError> {
     let failed = |source| ScopeError::Bus { scope: place.scope.to_owned(), source };
     let properties = [
         ("Description", Property::Text(format!("Pod in {}", place.slice))),
@@ -204,11 +214,11 @@ fn begin(place: &Place<'_>) -> Result<(), ScopeError> {
         // Ends with its processes, not when the node begins to shut down: that is the kubelet's to arrange.
         ("DefaultDependencies", Property::Flag(false)),
         ("CollectMode", Property::Text("inactive-or-failed".to_owned())),
-        ("PIDs", Property::Numbers(vec![std::process::id()])),
+        ("PIDs", Property::Numbers(vec![pid])),
     ];
     Bus::connect().and_then(|mut bus| bus.start_transient_unit(place.scope, &properties)).map_err(failed)?;
     let deadline = Instant::now() + PATIENCE;
-    while !is_inside(place) {
+    while !is_inside(place, pid) {
         if Instant::now() > deadline {
             return Err(ScopeError::Slow { scope: place.scope.to_owned() });
         }
@@ -217,8 +227,8 @@ fn begin(place: &Place<'_>) -> Result<(), ScopeError> {
     Ok(())
 }
 
-fn is_inside(place: &Place<'_>) -> bool {
-    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+fn is_inside(place: &Place<'_>, pid: u32) -> bool {
+    let own = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     own.lines().any(|line| line.splitn(3, ':').nth(2).is_some_and(|path| Path::new(path) == place.folder))
 }
 
@@ -235,6 +245,13 @@ mod tests {
         for other in ["/a.slice/b/c1", "/a/b.scope/c1", "a.slice:cri:c1", "a.slice/b.scope/c1", "/", ""] {
             assert_eq!(Place::of(Path::new(other)), None, "{other}");
         }
+    }
+
+    #[test]
+    fn a_scope_that_cannot_be_is_not_asked_for() {
+        let own = std::process::id();
+        let outside = begin_with(Path::new("/kubepods/pod7/c1"), own).unwrap_err();
+        assert!(matches!(outside, ScopeError::Path(_)), "{outside}");
     }
 
     #[test]

@@ -142,7 +142,7 @@ async fn take(
             }
             _ => drop(tasks.send(stream).await),
         },
-        Purpose::Input(_) => {
+        Purpose::Input(_) | Purpose::Port(_) => {
             // Taken, and never read.
             tokio::time::sleep(Duration::from_secs(3600)).await;
         }

@@ -1,45 +1,28 @@
-//! The guest's serial console: a FIFO that the monitor writes to, always read, whose end is kept.
+//! The guest's serial console: a FIFO that the monitor writes to, always read.
 
-use std::collections::VecDeque;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{CWD, Mode, mkfifoat};
-use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
-use tokio::task::JoinSet;
 
-/// What a guest prints before that is lost, and costs nothing.
-const KEPT: usize = 16 << 10;
+use crate::vmm::console::Console;
 
+/// Its name goes with the value at the latest.
 #[derive(Debug)]
-pub struct Console {
+pub struct Fifo {
     path: PathBuf,
-    end: Arc<Mutex<VecDeque<u8>>>,
-    _reader: JoinSet<()>,
+    console: Console,
 }
 
-impl Console {
+impl Fifo {
     pub fn make(path: &Path) -> io::Result<Self> {
         drop(fs::remove_file(path));
         mkfifoat(CWD, path, Mode::RUSR | Mode::WUSR)?;
         // Open for both directions, so that it has no end while the monitor is not there yet.
-        let mut receiver = pipe::OpenOptions::new().read_write(true).open_receiver(path)?;
-        let end = Arc::new(Mutex::new(VecDeque::with_capacity(KEPT)));
-        let kept = Arc::clone(&end);
-        let mut reader = JoinSet::new();
-        reader.spawn(async move {
-            let mut buffer = [0; 1024];
-            while let Ok(count @ 1..) = receiver.read(&mut buffer).await {
-                let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-                kept.extend(&buffer[..count]);
-                let over = kept.len().saturating_sub(KEPT);
-                drop(kept.drain(..over));
-            }
-        });
-        Ok(Console { path: path.to_owned(), end, _reader: reader })
+        let receiver = pipe::OpenOptions::new().read_write(true).open_receiver(path)?;
+        Ok(Fifo { path: path.to_owned(), console: Console::follow(receiver) })
     }
 
     /// Once the monitor has it open, nobody needs its name.
@@ -48,12 +31,11 @@ impl Console {
     }
 
     pub fn text(&self) -> String {
-        let mut kept = self.end.lock().unwrap_or_else(PoisonError::into_inner);
-        String::from_utf8_lossy(kept.make_contiguous()).into_owned()
+        self.console.text()
     }
 }
 
-impl Drop for Console {
+impl Drop for Fifo {
     fn drop(&mut self) {
         self.unlink();
     }
@@ -66,27 +48,20 @@ mod tests {
     use std::time::Duration;
 
     #[tokio::test]
-    async fn the_end_of_what_is_printed_is_kept_and_no_more() {
+    async fn what_comes_after_the_name_is_gone_is_still_read() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("console");
-        let console = Console::make(&path).unwrap();
+        let fifo = Fifo::make(&path).unwrap();
         let mut printed = fs::File::options().write(true).open(&path).unwrap();
-        console.unlink();
-        let written = tokio::task::spawn_blocking(move || {
-            for _ in 0..100 {
-                printed.write_all(&[b'x'; 1000]).unwrap();
-            }
-            printed.write_all(b"the end").unwrap();
-        });
-        written.await.unwrap();
+        fifo.unlink();
+        printed.write_all(b"the end").unwrap();
         for _ in 0..100 {
-            if console.text().ends_with("the end") {
+            if fifo.text() == "the end" {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        assert!(console.text().ends_with("xthe end"));
-        assert_eq!(console.text().len(), KEPT);
+        assert_eq!(fifo.text(), "the end");
         assert!(!path.exists());
     }
 }

@@ -29,7 +29,7 @@ use crate::sys::mount::{self, Shown, Source, Submounts};
 use crate::sys::process::{Child, Program};
 use crate::sys::{landlock, socket};
 use crate::wire::HYBRID_SOCKET;
-use console::Console;
+use console::Fifo;
 use http::Api;
 use request::Places;
 
@@ -42,7 +42,7 @@ const DISKS: &str = "disks";
 pub struct CloudHypervisor {
     process: Child,
     api: Api,
-    console: Console,
+    console: Fifo,
     /// In bytes.
     memory: u64,
     folder: PathBuf,
@@ -137,7 +137,7 @@ fn spawn(launch: &Launch, log: Option<OwnedFd>) -> io::Result<CloudHypervisor> {
     fs::create_dir_all(path(DISKS))?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let folder = rustix::fs::open(&launch.folder, flags, Mode::empty())?;
-    let console = Console::make(&path(CONSOLE))?;
+    let console = Fifo::make(&path(CONSOLE))?;
     let (disks, shown) = mount::tmpfs_pair()?;
     let target = CString::new(path(DISKS).as_os_str().as_bytes())?;
     // The connection waits in the queue; whoever comes later finds no name.

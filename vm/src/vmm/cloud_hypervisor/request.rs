@@ -33,7 +33,9 @@ pub fn memory(launch: &Launch) -> u64 {
 
 /// The machine, but for its network cards: those come with descriptors, which this request cannot have.
 pub fn create(launch: &Launch, places: Places<'_>, landlock: bool) -> Value {
-    let line = format!("console=ttyS0 quiet panic=-1 rdinit=/init{}", guest_words(true, &launch.channel));
+    let console = launch.parts.architecture.console();
+    let words = guest_words(true, &launch.channel);
+    let line = format!("console={console} quiet panic=-1 rdinit=/init{words}");
     let mut body = json!({
         "cpus": { "boot_vcpus": launch.cpus, "max_vcpus": launch.cpus },
         // Shared, so that virtiofsd reaches what the guest wants it to read and write.

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 
 use crate::agent::TAG;
+use crate::architecture::Architecture;
 use crate::config::MachineType;
 use crate::vmm::{Accelerator, Launch, guest_words};
 use crate::wire::MonitorEnd;
@@ -74,16 +75,27 @@ fn machine(line: &mut Line, launch: &Launch) {
         Accelerator::Kvm => "kvm",
         Accelerator::Tcg => "tcg",
     };
-    let kind = match launch.machine {
-        MachineType::Microvm => "microvm,rtc=on,isa-serial=on",
-        MachineType::MicrovmPci => "microvm,rtc=on,isa-serial=on,pcie=on",
-        MachineType::Q35 => "q35,usb=off,smbus=off,sata=off,vmport=off",
+    let kind = match (launch.parts.architecture, launch.machine) {
+        // Its devices sit on virtio-mmio as microvm's do. The newest interrupt controller that the accelerator has, as the
+        // oldest serves no more than 8 processors.
+        (Architecture::Aarch64, _) => "virt,gic-version=max",
+        (Architecture::X86_64, MachineType::Microvm) => "microvm,rtc=on,isa-serial=on",
+        (Architecture::X86_64, MachineType::MicrovmPci) => "microvm,rtc=on,isa-serial=on,pcie=on",
+        (Architecture::X86_64, MachineType::Q35) => "q35,usb=off,smbus=off,sata=off,vmport=off",
     };
     line.add("-M", format!("{kind},accel={accelerator},memory-backend=mem"));
     if let Some(firmware) = &launch.parts.firmware {
         line.path("-bios", firmware);
     }
-    line.add("-cpu", if launch.accelerator == Accelerator::Kvm { "host" } else { "max" });
+    line.add(
+        "-cpu",
+        match (launch.accelerator, launch.parts.architecture) {
+            (Accelerator::Kvm, _) => "host",
+            (Accelerator::Tcg, Architecture::X86_64) => "max",
+            // The pointer authentication of newer ones costs an emulator much.
+            (Accelerator::Tcg, Architecture::Aarch64) => "cortex-a72",
+        },
+    );
     line.add("-smp", launch.cpus.to_string());
     line.add("-m", format!("{}M", launch.memory));
     // Shared, so that virtiofsd reaches what the guest wants it to read and write.
@@ -158,8 +170,10 @@ impl Line {
 }
 
 fn kernel_line(launch: &Launch, khz: Option<u64>) -> String {
-    let mut line = "console=ttyS0 quiet panic=-1 rdinit=/init".to_owned();
-    if let (Accelerator::Tcg, Some(khz)) = (launch.accelerator, khz) {
+    let console = launch.parts.architecture.console();
+    let mut line = format!("console={console} quiet panic=-1 rdinit=/init");
+    let clock = (launch.parts.architecture, launch.accelerator, khz);
+    if let (Architecture::X86_64, Accelerator::Tcg, Some(khz)) = clock {
         // Measuring it fails at random on a busy host.
         line.push_str(&format!(" tsc_early_khz={khz}"));
     }
@@ -191,6 +205,7 @@ mod tests {
 
     fn launch(machine: MachineType) -> Launch {
         let parts = Parts {
+            architecture: Architecture::X86_64,
             monitor: "/q".into(),
             virtiofsd: "/v".into(),
             firmware: Some("/f".into()),
@@ -217,6 +232,24 @@ mod tests {
             Connections { qmp: open.as_fd(), console: open.as_fd(), share: share.then(|| open.as_fd()) };
         let words = of(launch, connections);
         words.iter().map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn a_machine_for_arm64_is_virt() {
+        let mut launch = launch(MachineType::Microvm);
+        let line = text(&launch, true);
+        assert!(
+            line.contains("-M microvm,") && line.contains("-bios /f") && line.contains("ttyS0"),
+            "{line}"
+        );
+        (launch.parts.architecture, launch.parts.firmware) = (Architecture::Aarch64, None);
+        let line = text(&launch, true);
+        for part in ["-M virt,", "accel=tcg", "-cpu cortex-a72", "console=ttyAMA0", "vhost-user-fs-device"] {
+            assert!(line.contains(part), "{part}: {line}");
+        }
+        assert!(!line.contains("-bios") && !line.contains("tsc") && !line.contains("isa"), "{line}");
+        launch.accelerator = Accelerator::Kvm;
+        assert!(text(&launch, true).contains("-cpu host"));
     }
 
     #[test]

@@ -1,10 +1,9 @@
-//! QEMU: its machines `microvm` and `q35` on x86_64, spoken to over QMP.
+//! QEMU: its machines `microvm` and `q35` on x86_64 and `virt` on arm64, spoken to over QMP.
 //!
 //! The process has no network (its tap comes as a descriptor), no capability, QEMU's own seccomp filter, and dies with
 //! the process that started it. All its connections are socket pairs made beforehand: nothing of it has a name.
 
 mod arguments;
-mod console;
 mod hotplug;
 mod qmp;
 
@@ -15,11 +14,11 @@ use std::os::unix::net::UnixStream;
 use async_trait::async_trait;
 use serde_json::json;
 
+use super::console::Console;
 use super::{Capabilities, Launch, Monitor, MonitorError, Nic, Place, ShareSocket, checked, excerpt};
 use crate::config::MachineType;
 use crate::sys::process::{Child, Program};
 use arguments::Connections;
-use console::Console;
 use hotplug::Ports;
 use qmp::Qmp;
 

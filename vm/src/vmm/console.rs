@@ -5,8 +5,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::io::AsyncReadExt;
-use tokio::net::UnixStream;
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -26,7 +25,7 @@ pub struct Console {
 
 impl Console {
     /// Reads all that comes from `stream`, until its end or the value's.
-    pub fn follow(stream: UnixStream) -> Self {
+    pub fn follow(stream: impl AsyncRead + Send + Unpin + 'static) -> Self {
         let tail = Arc::new(Mutex::new(VecDeque::with_capacity(KEPT)));
         let (told, ended) = watch::channel(false);
         let mut reader = JoinSet::new();
@@ -51,7 +50,7 @@ impl Console {
     }
 }
 
-async fn read(mut stream: UnixStream, kept: &Mutex<VecDeque<u8>>) {
+async fn read(mut stream: impl AsyncRead + Unpin, kept: &Mutex<VecDeque<u8>>) {
     let mut buffer = vec![0; CHUNK];
     while let Ok(count @ 1..) = stream.read(&mut buffer).await {
         let mut tail = kept.lock().unwrap_or_else(PoisonError::into_inner);
@@ -66,6 +65,7 @@ async fn read(mut stream: UnixStream, kept: &Mutex<VecDeque<u8>>) {
 mod tests {
     use super::*;
     use tokio::io::AsyncWriteExt;
+    use tokio::net::UnixStream;
 
     #[tokio::test]
     async fn the_end_is_kept_and_no_more() {
