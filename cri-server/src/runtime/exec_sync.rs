@@ -203,12 +203,13 @@ impl Run {
         tracing::warn!("process of an exec that must end could not be killed");
     }
 
-    /// With the cgroup that our shim gives each exec; of others' execs the tree. As long as the shim hangs, the process's
-    /// number is nobody else's.
+    /// With the cgroup that our shim gives each exec on this node; of others' execs the tree. As long as the shim hangs, the
+    /// process's number is nobody else's.
     async fn kill_without_shim(&self) {
         let Some(&pid) = self.pid.get() else { return };
         tracing::warn!("the shim does not end an exec that must end: it is killed without it");
         let folder = format!("exec-{}", self.exec_id);
+        let own = self.shim.endpoint().kind == ShimKind::Own;
         let killing = move || {
             let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
             let mut paths = Hierarchies::detect()?.paths_of_process(&text);
@@ -216,6 +217,9 @@ impl Run {
             paths.unified = paths.unified.filter(|path| path.ends_with(&folder));
             if paths.exist() {
                 kill_all(&paths)?;
+            } else if own {
+                // A machine's: the number is that of the whole pod.
+                tracing::warn!("an exec that must end has no cgroup on this node: it is left to the shim");
             } else {
                 process_tree::kill(pid);
             }
