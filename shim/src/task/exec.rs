@@ -13,7 +13,6 @@ use super::io::{self, Stdio};
 use super::process::Process;
 use super::state::{Exit, Lifecycle};
 use super::{Task, check_id, exit};
-use crate::cgroup::kill;
 use crate::error::ShimError;
 use crate::launch;
 use crate::publish::to_timestamp;
@@ -141,7 +140,7 @@ impl Task {
 
     fn remove_exec_cgroup(&self, exec_id: &str) {
         if let Some(folder) = self.created.cgroups.exec(exec_id) {
-            drop(kill::remove_folder(&folder));
+            self.busy_cgroups.remove(folder);
         }
     }
 

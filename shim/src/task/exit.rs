@@ -70,8 +70,7 @@ pub fn watch_exec(
         exec.streams.drain().await;
         drop(timeout(START_FIRST, exec.starting.lock()).await);
         if let Some(folder) = task.created.cgroups.exec(&id) {
-            // Stays while something that the exec left in the background lives; it goes with the container then.
-            drop(kill::remove_folder(&folder));
+            task.busy_cgroups.remove(folder);
         }
         task.tell_oom();
         failpoint!("shim.exec.exited", infallible);

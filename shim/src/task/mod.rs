@@ -6,6 +6,7 @@
 mod checkpoint;
 pub mod console;
 mod exec;
+mod exec_cgroup;
 mod exit;
 pub mod io;
 pub mod log;
@@ -80,6 +81,7 @@ pub struct Task {
     images: Option<PathBuf>,
     around: Surroundings,
     execs: Mutex<HashMap<String, Arc<Process>>>,
+    busy_cgroups: Arc<exec_cgroup::Busy>,
     until_exec: Mutex<Option<UntilExec>>,
     oom_told: Mutex<u64>,
     /// Held while what the container left is removed; the exit once it is.
@@ -148,6 +150,7 @@ impl Task {
             images,
             around,
             execs: Mutex::default(),
+            busy_cgroups: Arc::default(),
             until_exec: Mutex::new(Some(until_exec)),
             oom_told: Mutex::new(0),
             deleted: tokio::sync::Mutex::default(),
