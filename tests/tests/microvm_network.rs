@@ -76,10 +76,10 @@ async fn ports_on_the_loopback_of_a_machine_are_forwarded_and_each_connection_fa
     let Some(mut node) = microvm::builder(image.path()).start().await else { return };
     let base = node.base_image().await;
     let pod = microvm::pod_in(&node, "forward").await;
-    // Nothing of it listens where others could reach it.
+    // What gives the page listens on the loopback alone; the nc of busybox cannot.
     let script = format!(
-        "nc -ll -s 127.0.0.1 -p {ECHO} -e cat & nc -ll -s 127.0.0.1 -p {COUNT} -e wc -c & \
-         nc -ll -s 127.0.0.1 -p {SILENT} -e sleep 1000 & httpd -p [::1]:{PAGE6} -h /www; \
+        "nc -ll -p {ECHO} -e cat & nc -ll -p {COUNT} -e wc -c & \
+         nc -ll -p {SILENT} -e sleep 1000 & httpd -p [::1]:{PAGE6} -h /www; \
          until [ $(netstat -ltn | grep -c ':700') = 4 ]; do sleep 0.1; done; echo ready; wait"
     );
     let main = node.run_container(&pod, build::shell("main", &base, &script)).await;
