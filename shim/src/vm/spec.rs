@@ -279,7 +279,7 @@ mod tests {
             let mut all = deeper.mounts().clone().unwrap();
             all[3].set_options(Some(vec!["rbind".into(), deep.into()]));
             deeper.set_mounts(Some(all));
-            let mut got = translate(deeper, "c1", Role::Pause, None).unwrap();
+            let mut got = translate(deeper, "c1", Role::Pause, Some(Path::new("/host/shm"))).unwrap();
             assert!(got.items[0].read_only);
             assert_eq!(got.items[0].below.read_only, deep == "rro");
             leave_to_the_node(&mut got.spec, "c1", &got.items, |_| mounts);
