@@ -18,7 +18,7 @@ PEER_PACKAGES := docker-registry busybox-static containernetworking-plugins cont
 VM_CACHE := $(or $(COFFERDAM_VM_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/cofferdam-vm)
 VM_PACKAGES := qemu-system-x86 kmod cpio busybox-static nftables
 
-.PHONY: help build shim failpoints setup setup-build setup-vm vm-test vm-systemd vm-selinux vm-critest microvm-ten bench-vm arm64-build arm64-test arm64-boot demo demo-vm test unit e2e soak power-cut lint ci bench fuzz install clean
+.PHONY: help build shim failpoints setup setup-build setup-vm vm-test vm-systemd vm-selinux vm-critest microvm-ten bench-vm arm64-build arm64-test arm64-boot demo demo-vm test unit e2e crash-matrix soak power-cut lint ci bench fuzz install clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | column -t -s "$$(printf '\t')"
@@ -84,14 +84,20 @@ unit: ## the tests of the crates; needs `make build`
 	LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=/usr/lib/$(ARCH)-linux-gnu \
 	RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" \
 	COFFERDAM_GUEST_DIR=$(CURDIR)/target/release COFFERDAM_VM_CACHE=$(VM_CACHE) \
-	$(AS_ROOT) cargo test --profile shim --locked -p cofferdam-shim -p cofferdam-vm --target $(TARGET)
+	$(AS_ROOT) cargo test --profile shim-test --locked -p cofferdam-shim -p cofferdam-vm --target $(TARGET)
 
 # The tests of the shape and the licences belong to lint and need neither root nor a build of the daemon.
 E2E := $(patsubst tests/tests/%.rs,--test %,$(filter-out %/arch.rs %/licences.rs,$(wildcard tests/tests/*.rs)))
 e2e: ## the tests through the socket
 	$(AS_ROOT) COFFERDAM_BIN_DIR=$(CURDIR)/target/release COFFERDAM_VM_CACHE=$(VM_CACHE) \
-	SOAK_SECONDS=$(or $(SOAK_SECONDS),300) \
+	SOAK_SECONDS=$(or $(SOAK_SECONDS),300) COFFERDAM_CRASH_SHARE=$(or $(COFFERDAM_CRASH_SHARE),8) \
 	cargo test --release --locked $(QUICK) -p cofferdam-tests --lib --bins $(E2E)
+	$(PROGRAMS)
+
+# Some 600 deaths; CI tries every eighth.
+crash-matrix: setup setup-vm build failpoints ## death and failure at every step of every operation (a quarter of an hour)
+	$(AS_ROOT) COFFERDAM_BIN_DIR=$(CURDIR)/target/release COFFERDAM_VM_CACHE=$(VM_CACHE) \
+	cargo test --release --locked $(QUICK) -p cofferdam-tests --test crash_matrix -- --nocapture
 	$(PROGRAMS)
 
 # The seed is printed; SEED=N does the same work again. The daemon's log of a failure is kept in target/soak.

@@ -6,7 +6,8 @@
 //! the pod may be left, by the kernel's own account. A point that is not reached fails the test.
 //!
 //! `COFFERDAM_CRASH_POINT` tries the cases only whose description holds that text, `COFFERDAM_CRASH_NODES` says how
-//! many are tried side by side.
+//! many are tried side by side, `COFFERDAM_CRASH_SHARE=8` tries every eighth: which ones is told, and chosen by the clock or
+//! `COFFERDAM_CRASH_FIRST`.
 
 #[path = "crash_matrix/life.rs"]
 mod life;
@@ -21,7 +22,7 @@ mod trial;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cofferdam_failpoints::POINTS;
 use cofferdam_tests::harness::{attached, binaries};
@@ -34,6 +35,18 @@ const MACHINE_LIMIT: Duration = Duration::from_secs(240);
 
 fn number(name: &str, default: usize) -> usize {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// Every so manieth of the cases, where not all of them are wanted.
+fn share(cases: Vec<Case>) -> Vec<Case> {
+    let share = number("COFFERDAM_CRASH_SHARE", 1).max(1);
+    if share == 1 {
+        return cases;
+    }
+    let clock = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is before 1970").as_secs();
+    let first = number("COFFERDAM_CRASH_FIRST", usize::try_from(clock).expect("64 bits")) % share;
+    println!("every {share}th case of {}, beginning with COFFERDAM_CRASH_FIRST={first}", cases.len());
+    cases.into_iter().skip(first).step_by(share).collect()
 }
 
 type Queue = Arc<Mutex<VecDeque<Case>>>;
@@ -90,10 +103,12 @@ fn death_at_every_step_loses_nothing_and_leaves_nothing() {
         return println!("skipped: this test needs a daemon of its own");
     }
     let wanted = std::env::var("COFFERDAM_CRASH_POINT").unwrap_or_default();
-    let all: Vec<Case> =
-        plan::cases().into_iter().filter(|case| case.to_string().contains(&wanted)).collect();
+    let planned = plan::cases();
+    let points: BTreeSet<_> = planned.iter().map(|case| case.point.name).collect();
+    assert_eq!(points.len(), POINTS.len(), "the plan leaves points out");
+    let asked = planned.into_iter().filter(|case| case.to_string().contains(&wanted));
+    let all: Vec<Case> = share(asked.collect());
     let points: BTreeSet<_> = all.iter().map(|case| case.point.name).collect();
-    assert!(!wanted.is_empty() || points.len() == POINTS.len(), "the plan leaves points out");
     let (count, since) = (all.len(), Instant::now());
     let nodes = number("COFFERDAM_CRASH_NODES", 3);
     let queues = [Net::Plugin, Net::Machine, Net::Builtin].map(|net| {

@@ -237,8 +237,23 @@ impl ImageService {
     }
 
     /// Records an image whose parts are all there. Its tags leave other images.
-    async fn record(&self, mut image: ImageRecord) -> Result<Arc<ImageRecord>, ImageError> {
+    async fn record(&self, image: ImageRecord) -> Result<Arc<ImageRecord>, ImageError> {
         let _changing = self.changes.lock().await;
+        self.record_locked(image).await
+    }
+
+    /// Records an image that was made whole, unless it was removed meanwhile; answers whether.
+    async fn record_repaired(&self, image: ImageRecord) -> Result<bool, ImageError> {
+        let _changing = self.changes.lock().await;
+        if !self.catalogue.load().broken.contains_key(&image.id) {
+            return Ok(false);
+        }
+        self.record_locked(image).await?;
+        Ok(true)
+    }
+
+    /// With `changes` held.
+    async fn record_locked(&self, mut image: ImageRecord) -> Result<Arc<ImageRecord>, ImageError> {
         let mut catalogue = Catalogue::clone(&self.catalogue.load());
         let known = catalogue.images.get(&image.id).or_else(|| catalogue.broken.get(&image.id));
         if let Some(known) = known {

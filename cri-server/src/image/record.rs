@@ -138,12 +138,14 @@ impl ImageRecord {
     }
 }
 
+type Images = std::collections::BTreeMap<Digest, Arc<ImageRecord>>;
+
 /// All records, as one immutable value that readers share.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Catalogue {
-    pub images: std::collections::BTreeMap<Digest, Arc<ImageRecord>>,
+    pub images: Images,
     /// Records whose layers or configuration are gone; a pull makes them whole.
-    pub broken: std::collections::BTreeMap<Digest, Arc<ImageRecord>>,
+    pub broken: Images,
 }
 
 /// Shortest beginning of an id that is taken for one.
@@ -159,38 +161,48 @@ pub(super) enum Found {
 impl Catalogue {
     /// Finds an image by id, reference or the beginning of an id, in this order.
     pub fn find(&self, text: &str) -> Found {
-        let hex = text.strip_prefix("sha256:").unwrap_or(text);
-        if let Some(image) = Digest::parse(&format!("sha256:{hex}")).ok().and_then(|id| self.images.get(&id))
-        {
-            return Found::One(image.clone());
-        }
-        if let Some(image) =
-            crate::registry::Reference::parse(text).ok().and_then(|r| self.find_reference(&r))
-        {
-            return Found::One(image.clone());
-        }
-        if hex.len() < MIN_PREFIX || !hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
-            return Found::None;
-        }
-        let mut fitting = self.images.values().filter(|image| image.id.hex().starts_with(hex));
-        match (fitting.next(), fitting.next()) {
-            (None, _) => Found::None,
-            (Some(image), None) => Found::One(image.clone()),
-            (Some(_), Some(_)) => Found::Several,
-        }
+        search(&self.images, text)
     }
 
-    fn find_reference(&self, reference: &crate::registry::Reference) -> Option<&Arc<ImageRecord>> {
-        match reference.digest() {
-            // With a digest the tag is only a comment.
-            Some(digest) => {
-                let name = reference.with_digest(digest.clone()).to_string();
-                self.images.values().find(|image| image.repo_digests.contains(&name))
-            }
-            None => {
-                let name = reference.to_string();
-                self.images.values().find(|image| image.repo_tags.contains(&name))
-            }
+    /// The same among those that are not whole.
+    pub fn find_broken(&self, text: &str) -> Found {
+        search(&self.broken, text)
+    }
+}
+
+fn search(images: &Images, text: &str) -> Found {
+    let hex = text.strip_prefix("sha256:").unwrap_or(text);
+    if let Some(image) = Digest::parse(&format!("sha256:{hex}")).ok().and_then(|id| images.get(&id)) {
+        return Found::One(image.clone());
+    }
+    let reference = crate::registry::Reference::parse(text).ok();
+    if let Some(image) = reference.and_then(|reference| search_reference(images, &reference)) {
+        return Found::One(image.clone());
+    }
+    if hex.len() < MIN_PREFIX || !hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+        return Found::None;
+    }
+    let mut fitting = images.values().filter(|image| image.id.hex().starts_with(hex));
+    match (fitting.next(), fitting.next()) {
+        (None, _) => Found::None,
+        (Some(image), None) => Found::One(image.clone()),
+        (Some(_), Some(_)) => Found::Several,
+    }
+}
+
+fn search_reference<'a>(
+    images: &'a Images,
+    reference: &crate::registry::Reference,
+) -> Option<&'a Arc<ImageRecord>> {
+    match reference.digest() {
+        // With a digest the tag is only a comment.
+        Some(digest) => {
+            let name = reference.with_digest(digest.clone()).to_string();
+            images.values().find(|image| image.repo_digests.contains(&name))
+        }
+        None => {
+            let name = reference.to_string();
+            images.values().find(|image| image.repo_tags.contains(&name))
         }
     }
 }

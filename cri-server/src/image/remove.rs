@@ -59,7 +59,12 @@ impl ImageService {
     pub(super) async fn forget(&self, text: &str) -> Result<bool, ImageError> {
         let changing = self.changes.lock().await;
         let mut catalogue = Catalogue::clone(&self.catalogue.load());
-        let image = match catalogue.find(text) {
+        let found = match catalogue.find(text) {
+            // One that is not whole is not made whole any more either.
+            Found::None => catalogue.find_broken(text),
+            found @ (Found::One(_) | Found::Several) => found,
+        };
+        let image = match found {
             Found::One(image) => image,
             Found::None => return Ok(false),
             Found::Several => return Err(ImageError::Ambiguous(text.to_owned())),
@@ -70,6 +75,7 @@ impl ImageService {
         self.store.delete(Table::Images, image.id.as_str()).await?;
         failpoint!("image.remove.record_deleted", infallible);
         catalogue.images.remove(&image.id);
+        catalogue.broken.remove(&image.id);
         self.catalogue.store(Arc::new(catalogue));
         drop(changing);
         self.want_sweep();

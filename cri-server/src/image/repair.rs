@@ -73,7 +73,11 @@ impl ImageService {
         })
         .await??;
         failpoint!("image.repair.synced");
-        self.record(ImageRecord::clone(image)).await?;
-        Ok(true)
+        let is_wanted = self.record_repaired(ImageRecord::clone(image)).await?;
+        if !is_wanted {
+            // What was unpacked for it is nobody's.
+            self.want_sweep();
+        }
+        Ok(is_wanted)
     }
 }

@@ -72,7 +72,7 @@ impl ImageService {
         }
         let standing = self.snapshots.standing();
         let mut stored = Stored::default();
-        for image in catalogue.images.values() {
+        for image in records {
             let mut row = ImageUsage {
                 image: Arc::clone(image),
                 bytes: 0,

@@ -205,6 +205,26 @@ async fn an_image_whose_layer_and_blob_are_damaged_is_pulled_again_before_anythi
 }
 
 #[tokio::test]
+async fn an_image_that_is_removed_while_it_is_not_whole_does_not_come_back() {
+    let Some(mut node) = Node::builder().start().await else { return };
+    let image = node.registry.push("greeting", "1", &greeting());
+    node.cri.pull(&image, None).await.unwrap();
+    node.kill9();
+    std::fs::write(unpacked(&node, "greeting"), "bad").unwrap();
+    blobs(&node).iter().for_each(|blob| spoil(blob));
+    node.restart().await;
+    verified(&node).await;
+    assert!(node.cri.image_status(&image).await.unwrap().is_none(), "a broken image is shown");
+    node.cri.remove_image(&image).await.unwrap();
+    node.cri.prune().await.unwrap();
+    assert!(blobs(&node).is_empty(), "its blobs are left");
+    node.kill9();
+    node.restart().await;
+    assert_eq!(node.cri.list_images().await.unwrap(), []);
+    node.assert_clean().await;
+}
+
+#[tokio::test]
 async fn missing_parts_come_back_without_a_registry_or_with_it() {
     let Some(mut node) = Node::builder().start().await else { return };
     let image = node.registry.push("greeting", "1", &greeting());
