@@ -153,7 +153,7 @@ microvm-ten: setup setup-vm build ## ten pods in virtual machines at once
 lint: ## formatting, clippy with warnings denied, licences
 	cargo fmt --all --check
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
-	cargo test --release --locked -p cofferdam-tests --test licences --test arch
+	cargo test --release --locked $(QUICK) -p cofferdam-tests --test licences --test arch
 
 ci: test lint ## what CI runs
 
