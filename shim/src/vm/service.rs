@@ -33,6 +33,9 @@ use crate::task::log::StreamName;
 use crate::task::state::Exit;
 use crate::work::Work;
 
+/// The pod's machine, and the first process of its pause in the guest.
+type Booted = (Arc<Pod>, u32);
+
 /// Its clones are one.
 #[derive(Clone)]
 pub struct Service {
@@ -42,7 +45,7 @@ pub struct Service {
     probes: Arc<Path>,
     /// None stands for one that is being made.
     tasks: Arc<Mutex<HashMap<String, Option<Arc<VmTask>>>>>,
-    pod: Arc<tokio::sync::Mutex<Option<(Arc<Pod>, u32)>>>,
+    pod: Arc<tokio::sync::Mutex<Option<Booted>>>,
     /// What is seen to its end, whoever asked for it and hung up.
     work: Arc<Work>,
 }
