@@ -13,7 +13,7 @@ AS_ROOT := $(if $(SUDO),CARGO_TARGET_$(shell echo $(TARGET) | tr a-z- A-Z_)_RUNN
 BUILD_PACKAGES := gcc libc6-dev make pkg-config libseccomp-dev ca-certificates
 # To run the demo and the tests: a registry, a root filesystem, real plugins and a real foreign shim, and what looks on.
 PEER_PACKAGES := docker-registry busybox-static containernetworking-plugins containerd runc \
-                 iproute2 nftables procps apache2-utils openssl
+                 iproute2 nftables procps apache2-utils openssl e2fsprogs
 # To boot virtual machines: for pods, and to run the main job on Debian's kernel and cgroup v2 alone.
 VM_CACHE := $(or $(COFFERDAM_VM_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/cofferdam-vm)
 VM_PACKAGES := qemu-system-x86 kmod cpio busybox-static nftables

@@ -176,8 +176,9 @@ mod tests {
         assert_eq!(parse_start_time("12 (a"), None);
     }
 
-    /// A stand-in that reads its FIFO, appends to its log and opens it anew on SIGHUP.
-    const WRITER: &str = r#"#!/bin/bash
+    /// A stand-in that reads its FIFO, appends to its log and opens it anew on SIGHUP; also where that is ignored, as below
+    /// nohup.
+    const WRITER: &str = r#"#!/usr/bin/env -S --default-signal=HUP bash
 while [ $# -gt 0 ]; do case $1 in --log) log=$2; shift;; --stdout) out=$2; shift;; esac; shift; done
 case $log in *refuse*) echo "no such folder" >&2; exit 1;; esac
 exec 4>>"$log"
