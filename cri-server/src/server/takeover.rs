@@ -1,7 +1,7 @@
 //! Waits for the daemon before this one: it may be about to end, and holds the state folder and the store until it has.
 //!
 //! Invariant: one that does not end keeps this one from its folders for good: sweeps of a second daemon would take away what
-//! the first one's pods have. So the wait is bounded, and then refused in words; at once, where the other one serves.
+//! the first one's pods have. So the wait is bounded, and then refused in words; after a moment, where the other one serves.
 
 use std::fs::File;
 use std::path::Path;

@@ -15,7 +15,6 @@ pub mod kubelet;
 pub mod leak;
 pub mod limits;
 pub mod log;
-pub mod machines;
 pub mod microvm;
 pub mod netns;
 pub mod node;

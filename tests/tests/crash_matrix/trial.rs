@@ -10,7 +10,7 @@ use cofferdam_tests::fixtures::checkpoint;
 use cofferdam_tests::fixtures::image::{Config, Image};
 use cofferdam_tests::fixtures::layer::Layer;
 use cofferdam_tests::harness::crash::failpoint_binaries;
-use cofferdam_tests::harness::{Node, eventually, machines};
+use cofferdam_tests::harness::{Node, eventually, microvm};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -66,9 +66,8 @@ impl Stage {
         }
         let mut machine = None;
         if net == Net::Machine {
-            let folder = machines::image()?;
-            builder = builder.config("runtimes.vm", machines::HANDLER);
-            builder = builder.config("runtimes.vm.vm", &machines::config(folder.path()));
+            let folder = microvm::image()?;
+            builder = microvm::builder(folder.path());
             machine = Some(folder);
         }
         let path = checkpoint::fake_criu(programs.path(), CRIU).unwrap();
